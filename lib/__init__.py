@@ -1,0 +1,1 @@
+"""Recurrent cells, their training and their comparison: the library behind the notebooks."""
