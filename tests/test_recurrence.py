@@ -1,0 +1,198 @@
+"""The fast path against the reference, the seed axis, and a user's own cell on both paths."""
+
+import types
+
+import pytest
+import torch
+
+from lib import cells, recurrence
+from lib.recurrence import SequenceClassifier, resolve_backend
+
+torch.set_num_threads(1)
+EVERY = cells.names("all,dale")
+
+OWN_CELL = '''
+class Pair(NamedTuple):
+    h: torch.Tensor
+    m: torch.Tensor
+
+
+@register
+class TwoSignals(Cell):
+    """h' = tanh(W h + V m + P x + b); m' = m + k (h - m)."""
+
+    name, label, variables = "two_signals", "two signals", ("h", "m")
+
+    def initialise(self, initialisation, generator):
+        for key in ("W", "V"):
+            setattr(self, key, self.uniform(self.hidden_size, self.hidden_size, generator=generator))
+        self.P = self.uniform(self.hidden_size, self.input_size, generator=generator)
+        self.b, self.k = (self.uniform(self.hidden_size, generator=generator) for _ in range(2))
+
+    def input_weights(self):
+        return self.P, self.b
+
+    def recurrent_weights(self):
+        return self.W, self.V
+
+    def pointwise(self):
+        return {"k": torch.sigmoid(self.k)}
+
+    def initial_state(self, batch, theta):
+        return Pair(self.b.new_zeros(batch, self.hidden_size), theta["k"].expand(batch, self.hidden_size))
+
+    def presynaptic(self, state, theta):
+        return state.h, state.m
+
+    def update(self, state, a, g, theta):
+        return Pair(torch.tanh(a[0] + a[1] + g), state.m + theta["k"] * (state.h - state.m))
+'''
+
+
+@pytest.fixture
+def own_cell():
+    cells.register_source(OWN_CELL)
+    yield "two_signals"
+    cells.CELLS.pop("two_signals")
+    cells.SOURCES.pop("two_signals")
+
+
+def uncompiled(steps):
+    """The two functions of the fast path as they are, without the compiler: their algebra is tested for every cell in no time."""
+
+    def graphs(tape):
+        forward, backward = recurrence._graphs(tape.cell, type(tape.initial), tuple(tape.theta), steps)
+        return types.SimpleNamespace(forward=forward, backward=backward, steps=steps)
+
+    return graphs
+
+
+def both(name, x, seeds=None, dtype=torch.float64, hidden=7, generic=False, **options):
+    """Logits, trace and gradients of the reference and of the fast path."""
+    results = []
+    for backend in ("reference", "fast"):
+        model = SequenceClassifier(name, x.shape[-1], hidden, 4, x.shape[-2], seeds=seeds, backend=backend, **options).to(dtype)
+        if generic:
+            for method in ("saved", "pullback"):
+                setattr(model.cell, method, types.MethodType(getattr(cells.Cell, method), model.cell))
+        logits, trace = model(x, record=True)
+        assert torch.equal(logits, model(x))
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), logits, rtol=0, atol=0)
+        logits.square().sum().backward()
+        results.append({"logits": logits, **trace, **{key: p.grad for key, p in model.named_parameters()}})
+    return results
+
+
+def assert_equal(results, tolerance):
+    reference, fast = results
+    assert reference.keys() == fast.keys()
+    for key in reference:
+        torch.testing.assert_close(fast[key], reference[key], rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", [*EVERY, "two_signals"])
+@pytest.mark.parametrize("seeds", [None, (0, 3)])
+@pytest.mark.parametrize("generic", [False, True])
+def test_structured_backward_equals_autograd(name, seeds, generic, monkeypatch, own_cell):
+    monkeypatch.setattr(recurrence, "_compiled", uncompiled(4))
+    assert_equal(both(name, torch.randn(3, 10, 6, dtype=torch.float64), seeds, generic=generic), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["cb", "stp_dale_cb", "gru", "two_signals"])
+def test_compiled_equals_reference(name, monkeypatch, own_cell):
+    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    x = torch.randn(1, 5, 3)  # batch 1, odd hidden size, a last chunk that is not full
+    assert_equal(both(name, x, dtype=torch.float32), 1e-5)
+
+
+def test_compiled_float64_and_seeds(monkeypatch):
+    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    assert_equal(both("stp", torch.randn(2, 3, 5, 3, dtype=torch.float64), (0, 1)), 1e-10)
+
+
+def test_compiled_gives_the_same_bits_twice(monkeypatch):
+    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    x = torch.randn(3, 5, 3)
+    first, again = (both("cb", x, dtype=torch.float32)[1] for _ in range(2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["rnn", "stp_dale_cb"])
+def test_seeds_side_by_side_equal_seeds_alone(name):
+    x = torch.randn(2, 4, 9, 3, dtype=torch.float64)
+    together = SequenceClassifier(name, 3, 6, 4, 9, seeds=(2, 5)).double()
+    logits, trace = together(x, record=True)
+    shared = together(x[0])
+    for i, seed in enumerate((2, 5)):
+        alone = SequenceClassifier(name, 3, 6, 4, 9, seed=seed).double()
+        expected, expected_trace = alone(x[i], record=True)
+        torch.testing.assert_close(logits[i], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(shared[i], alone(x[0]), rtol=0, atol=1e-12)
+        for variable, values in expected_trace.items():
+            torch.testing.assert_close(trace[variable][i], values, rtol=0, atol=1e-12)
+
+
+def test_one_poisoned_seed_leaves_the_others_alone():
+    x = torch.randn(4, 9, 3)
+    clean, poisoned = (SequenceClassifier("cb", 3, 6, 4, 9, seeds=(0, 1, 2)) for _ in range(2))
+    with torch.no_grad():
+        poisoned.cell.W[1, 0, 0] = float("nan")
+    for model in (clean, poisoned):
+        model(x).square().sum((1, 2)).sum().backward()
+    for a, b in zip(clean.parameters(), poisoned.parameters(), strict=True):
+        assert torch.equal(a.grad[[0, 2]], b.grad[[0, 2]])
+    assert poisoned.cell.W.grad[1].isnan().any()
+
+
+def test_a_changed_step_loses_the_derivative_by_hand():
+    class Rectified(cells.CB):
+        name = "rectified"
+
+        def presynaptic(self, state, theta):
+            return (torch.relu(state.v),)
+
+    assert Rectified.pullback is cells.Cell.pullback and not Rectified.additive
+
+
+def test_gradient_of_the_input_is_at_hand():
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    SequenceClassifier("cb", 3, 6, 4, 5, backend="fast")(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_states_are_what_the_readout_reads():
+    model = SequenceClassifier("dale_cb", 3, 6, 4, 5)
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(model.readout(model.states(x)[:, -1]), model(x))
+
+
+def test_backend_is_resolved(monkeypatch):
+    assert resolve_backend("auto", 100) == "reference"
+    assert resolve_backend("auto", 10**7) == "fast"
+    with pytest.raises(ValueError, match="backend is 'quick'"):
+        resolve_backend("quick")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(recurrence.shutil, "which", lambda _: None)
+    with pytest.warns(UserWarning, match=r"needs a C\+\+ compiler"):
+        assert resolve_backend("fast") == "reference"
+
+
+@pytest.mark.parametrize(("seeds", "message"), [((-1,), "Seed -1"), ((1, 1), "given 2 times"), ((0.5,), "Seed 0.5")])
+def test_bad_seeds_are_refused(seeds, message):
+    with pytest.raises(ValueError, match=message):
+        SequenceClassifier("cb", 3, 6, 4, 5, seeds=seeds)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize("name", EVERY)
+def test_gpu_equals_cpu(name):
+    x = torch.randn(3, 10, 6)
+    results = []
+    for device, backend in (("cpu", "reference"), ("cuda", "fast")):
+        model = SequenceClassifier(name, 6, 7, 4, 10, seeds=(0, 1), backend=backend).to(device)
+        logits = model(x.to(device))
+        logits.square().sum().backward()
+        results.append([logits.cpu(), *(p.grad.cpu() for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
