@@ -1,0 +1,487 @@
+"""Where results live: run folders, atomic publishing, tidy frames, compact bundles.
+
+    <results>/runs/<key>/attempt-<id>/   config, environment, status, curves, history, log, checkpoints
+    <results>/runs/<key>/result/         an attempt folder, published by one rename, with a manifest
+    <results>/<bundle>/                  finished runs packed for git; read like live ones
+
+One attempt has one writer, so correctness needs no lock: the first rename wins.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lib import checkpoint, paths
+from lib.attempt import CONFIGURATION, FINISHED, RESULTS, TABLES, describe, publish, read_json, to_json, to_parquet
+from lib.checkpoint import StoreError, digest
+from lib.config import RunConfig
+
+# pandas, torch and the cells are imported where they are needed: workers and `status` start without them.
+
+STALE = 60  # seconds without a heartbeat after which a running attempt reads as interrupted
+
+
+class Store:
+    """All runs and bundles under one results folder.
+
+    Parameters
+    ----------
+    root : path, optional
+        Default `paths.results_dir`.
+    """
+
+    def __init__(self, root=None):
+        self.root = Path(root or paths.results_dir()).expanduser().absolute()
+        self._read_bundles = {}  # manifest and time of its last change -> entries
+
+    def __repr__(self):
+        return f"Store({str(self.root)!r})"
+
+    def folder(self, key):
+        """Folder of a run, ``<results>/runs/<key>``."""
+        return self.root / "runs" / key
+
+    # Writing
+
+    def check_writable(self):
+        """Refuse a results folder that cannot be written, before any training.
+
+        Raises
+        ------
+        StoreError
+        """
+        probe = self.root / "runs" / f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"x" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"The results folder {self.root} cannot be written ({error.strerror}); make it writable, make room, "
+                f"or name another one in the environment variable WORKBOOK_RESULTS."
+            ) from error
+
+    def mark(self, config, state, message=""):
+        """Note QUEUED, CANCELLED or FAILED of a run that no process works on."""
+        folder = self.folder(config.key())
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {**describe(config), "state": state, "message": message, "progress": 0.0, "started": time.time(), "config": config.to_dict()}
+        checkpoint.write(folder / "status.json", to_json(row), sync=False)
+
+    def finished(self, key):
+        """Whether the result of a run is here, live or in a bundle."""
+        return (self.folder(key) / "result").is_dir() or any(key in rows for _, rows in self._bundles())
+
+    def finished_keys(self):
+        """Keys of all finished runs, in one look: for plans of many runs."""
+        runs = self.root / "runs"
+        live = {key for key in (os.listdir(runs) if runs.is_dir() else ()) if (runs / key / "result").is_dir()}
+        return live.union(*(entries for _, entries in self._bundles()))
+
+    def adopt(self, key):
+        """Publish an attempt whose process was killed between its manifest and the rename; True if there was one."""
+        attempts = [path.parent for path in self.folder(key).glob("attempt-*/MANIFEST.json")]
+        return any(not _damaged(attempt) and publish(attempt) for attempt in attempts)
+
+    def resumable(self, keys, log=print):
+        """Newest checkpoints of a group of runs, all of one step.
+
+        A checkpoint that fails its checksum is set aside, and the one before is used.
+
+        Returns
+        -------
+        list of dict or None
+            The checkpoints' contents in the order of `keys`; None without a step that all share.
+        """
+        found = [self._checkpoints(key) for key in keys]
+        for step in sorted(set.intersection(*(set(steps) for steps in found)), reverse=True):
+            contents = [self._first_valid(key, steps[step], log) for key, steps in zip(keys, found, strict=True)]
+            if None not in contents:
+                return contents
+        return None
+
+    def _checkpoints(self, key):
+        """step -> paths, over all attempts."""
+        steps = {}
+        for attempt in sorted(self.folder(key).glob("attempt-*")):
+            for step, path in checkpoint.checkpoints(attempt / "checkpoints"):
+                steps.setdefault(step, []).append(path)
+        return steps
+
+    def _first_valid(self, key, candidates, log):
+        for path in candidates:
+            try:
+                content = checkpoint.load_checkpoint(path)
+                if content["key"] != key:
+                    raise ValueError(f"{path.name} belongs to run {content['key']}")
+                return content
+            except FileNotFoundError:  # its writer moved on
+                continue
+            except ValueError as error:
+                log(f"checkpoint set aside in {path.parent.parent.name}: {error}")
+                path.rename(path.with_name(f"damaged-{path.name}"))
+        return None
+
+    def prune(self, keys=None, unfinished=False):
+        """Remove the attempts that finished runs left behind; with `unfinished` also those of runs without a result.
+
+        Attempts that a process still works on stay.
+
+        Parameters
+        ----------
+        keys : list of str, optional
+            Default all runs.
+        unfinished : bool
+
+        Returns
+        -------
+        list of Path
+            What was removed.
+        """
+        removed = []
+        for folder in sorted((self.root / "runs").glob("*")):
+            if keys is not None and folder.name not in keys:
+                continue
+            if not (unfinished or (folder / "result").is_dir()):
+                continue
+            for attempt in sorted(folder.glob("attempt-*")):
+                row = read_json(attempt / "status.json")
+                if row is None or _state(row) != "RUNNING":
+                    shutil.rmtree(attempt, ignore_errors=True)
+                    removed.append(attempt)
+            if not (folder / "result").is_dir() and not any(folder.glob("attempt-*")):
+                shutil.rmtree(folder)
+        return removed
+
+    # Reading
+
+    def status(self, key):
+        """What is known of one run: its row, and while it runs also pid, host, step, steps, heartbeat; None for an unknown key."""
+        return self._row(key, {k: entry for _, entries in self._bundles() for k, entry in entries.items()})
+
+    def _row(self, key, packed):
+        folder = self.folder(key)
+        for _ in range(2):  # an attempt may be published between two looks
+            if (folder / "result").is_dir():
+                return json.loads(_verified(folder / "result", "status.json"))
+            if row := packed[key]["status"] if key in packed else self._unfinished(folder):
+                return row
+        return None
+
+    def _unfinished(self, folder):
+        """Row of the newest attempt, unless a newer mark overrules it."""
+        attempts = [row for row in map(read_json, folder.glob("attempt-*/status.json")) if row]
+        newest, mark = max(attempts, key=lambda row: row["started"], default=None), read_json(folder / "status.json")
+        if newest is None:
+            return mark
+        newest["state"] = _state(newest)
+        failed = sum(row["state"] == "FAILED" for row in attempts)
+        if newest["state"] == "FAILED" and failed > 1:
+            newest["message"] = f"{failed} failed attempts; the last: {newest['message']}"
+        if mark and mark["started"] > newest["started"] and (mark["state"], newest["state"]) != ("QUEUED", "RUNNING"):
+            newest |= {"state": mark["state"], "message": mark["message"]}
+        return newest
+
+    def runs(self, **filters):
+        """One row for each run, finished or not.
+
+        Parameters
+        ----------
+        **filters
+            column=value or column=[values]; None stands for missing.
+
+        Returns
+        -------
+        DataFrame
+            `CONFIGURATION` with ``state`` after the key, and results (accuracies in 0..1).
+
+        Raises
+        ------
+        ValueError
+            A filter names no column.
+        """
+        import pandas as pd
+
+        packed = {key: entry for _, entries in self._bundles() for key, entry in entries.items()}
+        known = {*packed, *(os.listdir(self.root / "runs") if (self.root / "runs").is_dir() else ())}
+        if "key" in filters:  # read only these
+            known &= set(_values(filters["key"]))
+        rows = [row for row in (self._row(key, packed) for key in known) if row]
+        columns = [CONFIGURATION[0], "state", *CONFIGURATION[1:], *RESULTS]
+        frame = pd.DataFrame.from_records([[row.get(name) for name in columns] for row in rows], columns=columns)
+        for name in ("best_epoch", "validation_accuracy", "test_accuracy", "test_loss", "seconds", "ms_per_step", "progress", "parameters"):
+            frame[name] = frame[name].astype(float)
+        order = ["dataset", "permuted", "input_length", "stride", "cell", "hidden_size", "seed", "key"]
+        return _filter(frame, filters).sort_values(order, ignore_index=True)
+
+    def curves(self, **filters):
+        """Learning curves, one row for each validation of each run; by default of finished runs (``state="RUNNING"`` for others)."""
+        return self._table("curves", filters)
+
+    def history(self, **filters):
+        """Parameters and dynamics over training in long form: variable, statistic, value; filters as `curves`, also on these columns."""
+        return self._table("history", filters)
+
+    def predictions(self, key):
+        """Predictions of the test set by the best state: image (its number in the test set), label, prediction, probability."""
+        self._require(key)
+        table = self._tables("predictions", [key]).get(key)
+        if table is None:
+            raise ValueError(f"Run {key} holds no predictions; only runs that are DONE do.")
+        return table.to_pandas()
+
+    def config(self, key):
+        """The `RunConfig` of a key.
+
+        Raises
+        ------
+        ValueError
+            The key is unknown.
+        """
+        folder = self.folder(key)
+        for values in (read_json(path) for path in (folder / "result" / "config.json", *folder.glob("attempt-*/config.json"))):
+            if values:
+                return RunConfig.from_dict(values)
+        for _, rows in self._bundles():
+            if key in rows:
+                return RunConfig.from_dict(rows[key]["config"])
+        return RunConfig.from_dict(self._require(key)["config"])
+
+    def environment(self, key):
+        """What a finished run was made with: backend, device, threads, versions, commit, fingerprint of the code."""
+        self._require(key)
+        return self._entry(key)["environment"]
+
+    def load(self, key, which="best"):
+        """The trained model of a run, a `SequenceClassifier` on the reference path.
+
+        Parameters
+        ----------
+        key : str
+        which : {"best", "initial", "final"}
+
+        Raises
+        ------
+        ValueError
+            The key is unknown, or these weights were not kept.
+        StoreError
+            The file does not match its checksum.
+        """
+        from safetensors.torch import load
+
+        from lib import train
+
+        self._require(key)
+        result = self.folder(key) / "result"
+        places = [(result, f"{which}.safetensors", "MANIFEST.json")]
+        places += [(folder, f"weights/{key}/{which}.safetensors", "BUNDLE.json") for folder, rows in self._bundles() if key in rows]
+        for folder, name, manifest in places:
+            if (folder / name).exists():
+                config = self.config(key)
+                train.check(config)
+                model = train.build(config)
+                model.load_state_dict(load(_verified(folder, name, manifest)))
+                return model
+        raise ValueError(f"Run {key} holds no {which!r} weights here; train it (load_or_run), or pack it with weights.")
+
+    def verify(self, key):
+        """Names of the files of a finished run that do not match its manifest; empty when all is well."""
+        return _damaged(self.folder(key) / "result")
+
+    def _require(self, key):
+        row = self.status(key)
+        if row is None:
+            raise ValueError(f"No run has the key {key!r} under {self.root}; Store().runs() lists those there are.")
+        return row
+
+    def _table(self, name, filters):
+        import pandas as pd
+
+        schema = TABLES[name]
+        own = {column: value for column, value in filters.items() if column in schema.names and column not in RESULTS}
+        runs = self.runs(**{"state": list(FINISHED), **{k: v for k, v in filters.items() if k not in own}})
+        tables = self._tables(name, list(runs.key))
+        runs = runs.loc[runs.key.isin(list(tables)), ["key", "state", *CONFIGURATION[1:]]].reset_index(drop=True)
+        joined = pa.concat_tables([tables[key] for key in runs.key]) if len(runs) else schema.empty_table()
+        index = pa.array(np.repeat(np.arange(len(runs)), [len(tables[key]) for key in runs.key]))
+        for column, value in own.items():
+            chosen = pc.is_in(joined[column], pa.array(_values(value), schema.field(column).type))
+            joined, index = joined.filter(chosen), index.filter(chosen.combine_chunks())
+        return pd.concat([runs.take(index.to_numpy(zero_copy_only=False)).reset_index(drop=True), joined.to_pandas()], axis=1)
+
+    def _tables(self, name, keys):
+        """key -> arrow table, of results, running attempts and bundles."""
+        tables, file = {}, f"{name}.parquet"
+        for key in keys:
+            table = self._live_table(self.folder(key), file)
+            if table is not None:
+                tables[key] = table
+        for folder, rows in self._bundles():
+            wanted = {key for key in keys if key in rows and key not in tables}
+            if wanted and (folder / file).exists():
+                table, start = _table(_verified(folder, file, "BUNDLE.json")), 0
+                for part in pc.value_counts(table["key"]).to_pylist():  # keys stand in order, each in one piece
+                    if part["values"] in wanted:
+                        tables[part["values"]] = table.slice(start, part["counts"]).drop_columns("key")
+                    start += part["counts"]
+        return tables
+
+    def _live_table(self, folder, file):
+        for _ in range(2):  # an attempt may be published between two looks
+            if (folder / "result").is_dir():
+                return _table(_verified(folder / "result", file)) if (folder / "result" / file).exists() else None
+            try:
+                newest = max(folder.glob(f"attempt-*/{file}"), key=lambda path: path.stat().st_mtime, default=None)
+                return newest and _table(newest.read_bytes())
+            except FileNotFoundError:
+                continue
+            except pa.ArrowInvalid:  # cut short by a power failure
+                return None
+        return None
+
+    # Bundles
+
+    def pack(self, keys, folder, weights=()):
+        """Write finished runs as a compact bundle that git can hold; the same runs give the same bytes.
+
+        Parameters
+        ----------
+        keys : list of str
+        folder : path
+            Relative to the results folder; anywhere below it the bundle is read like live runs.
+        weights : list of str
+            Keys whose best weights are included.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        ValueError
+            A run is unknown or unfinished, or weights are asked of one that is not packed.
+        """
+        from safetensors.torch import save
+
+        keys, folder = sorted(set(keys)), self.root / folder
+        for key in {*keys, *weights}:
+            if self._require(key)["state"] not in FINISHED or key not in keys:
+                raise ValueError(f"Run {key} is not finished, or not among those to pack; pack finished runs, and weights of packed runs.")
+        files = {"runs.json": to_json([self._entry(key) for key in keys])}
+        for name in TABLES:
+            tables = self._tables(name, keys)
+            parts = [tables[key].add_column(0, "key", pa.array([key] * len(tables[key]), pa.string())) for key in keys if key in tables]
+            if parts:
+                files[f"{name}.parquet"] = to_parquet(pa.concat_tables(parts))
+        for key in sorted(set(weights)):
+            files[f"weights/{key}/best.safetensors"] = save({name: value.data for name, value in self.load(key).named_parameters()})
+        folder.mkdir(parents=True, exist_ok=True)
+        old = read_json(folder / "BUNDLE.json") or {"files": {}}
+        (folder / "BUNDLE.json").unlink(missing_ok=True)  # no bundle while its files change
+        for name in set(old["files"]) - set(files):
+            (folder / name).unlink(missing_ok=True)
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(folder / name, data)
+        checkpoint.write(folder / "BUNDLE.json", to_json({"format": 1, "files": {name: digest(data) for name, data in files.items()}}))
+        return folder
+
+    def _entry(self, key):
+        for _, rows in self._bundles():
+            if key in rows and not (self.folder(key) / "result").is_dir():
+                return rows[key]
+        result = self.folder(key) / "result"
+        return {name: json.loads(_verified(result, f"{name}.json")) for name in ("status", "config", "environment")}
+
+    def _bundles(self):
+        """(folder, key -> entry) of every bundle under the root."""
+        found = []
+        for folder, subfolders, names in os.walk(self.root):
+            if Path(folder) == self.root and "runs" in subfolders:
+                subfolders.remove("runs")
+            subfolders.sort()
+            if "BUNDLE.json" in names:
+                folder = Path(folder)
+                stamp = (folder, (folder / "BUNDLE.json").stat().st_mtime_ns)
+                if stamp not in self._read_bundles:
+                    entries = json.loads(_verified(folder, "runs.json", "BUNDLE.json"))
+                    self._read_bundles[stamp] = {entry["status"]["key"]: entry for entry in entries}
+                found.append((folder, self._read_bundles[stamp]))
+        return found
+
+    def load_or_run(self, configs, **options):
+        """Rows of these runs; those without a result are trained first. See `lib.sweep.load_or_run`."""
+        from lib import sweep
+
+        return sweep.load_or_run(configs, self, **options)
+
+
+def _state(row):
+    """State as it reads now: a running attempt without a process or a recent heartbeat was interrupted."""
+    if row["state"] in FINISHED:  # written, but not published
+        return "INTERRUPTED"
+    if row["state"] != "RUNNING":
+        return row["state"]
+    alive = time.time() - row["heartbeat"] < STALE
+    if alive and row["host"] == socket.gethostname():
+        alive = _lives(row["pid"])
+    return "RUNNING" if alive else "INTERRUPTED"
+
+
+def _lives(pid):
+    """Whether a process works; one that ended counts as dead even where nobody reaps it, as in many containers."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except (PermissionError, FileNotFoundError):  # it lives, under another user, or on a system without /proc
+        return True
+
+
+def _filter(frame, filters):
+    for name, value in filters.items():
+        if name not in frame:
+            raise ValueError(f"There is no column {name!r} to filter by; columns are {', '.join(frame.columns)}.")
+        values = _values(value)
+        frame = frame[frame[name].isin(values) | (frame[name].isna() if None in values else False)]
+    return frame
+
+
+def _values(value):
+    """The values of a filter: one, or any collection of them."""
+    return [value] if value is None or isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
+
+
+def _table(data):
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # small files: threads would only wait
+
+
+def _verified(folder, name, manifest="MANIFEST.json"):
+    """Bytes of a file that match the manifest of its folder.
+
+    Raises
+    ------
+    StoreError
+        They do not.
+    """
+    data = (folder / name).read_bytes()
+    expected = json.loads((folder / manifest).read_bytes())["files"].get(name)
+    if digest(data) != expected:
+        raise StoreError(f"{folder / name} does not match its manifest: it was changed or damaged; move {folder} away and run again.")
+    return data
+
+
+def _damaged(folder):
+    manifest = read_json(folder / "MANIFEST.json") or {"files": {"MANIFEST.json": ""}}
+    files = {name: folder / name for name in manifest["files"]}
+    return [name for name, path in files.items() if not path.is_file() or digest(path.read_bytes()) != manifest["files"][name]]

@@ -1,0 +1,236 @@
+"""The store: tidy frames, states, bundles; what was published stays as it is."""
+
+import json
+import time
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from lib import attempt, checkpoint, train
+from lib.checkpoint import StoreError
+from lib.config import CellSpec, RunConfig
+from lib.store import Store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with four finished runs: cb and gru, seeds 0 and 1; those of gru were trained side by side."""
+    root = tmp_path_factory.mktemp("results")
+    for seed in (0, 1):
+        tiny.execute(tiny.config("cb", seed), root)
+    tiny.execute([tiny.config("gru", 0), tiny.config("gru", 1)], root)
+    return Store(root)
+
+
+KEY = tiny.config("cb", 0).key()
+
+
+def test_one_row_for_each_run(trained):
+    runs = trained.runs()
+    assert list(runs.columns) == ["key", "state", *attempt.CONFIGURATION[1:], *attempt.RESULTS]
+    assert len(runs) == 4 and set(runs.state) == {"DONE"} and runs.key.is_unique
+    row = runs.set_index("key").loc[KEY]
+    assert (row.dataset, row.window, row.convention, row.sequence_length, row.cell, row.label) == ("digits", "8/8", "", 32, "cb", "CB")
+    assert (row.epochs, row.seed, row.options, row.backend, row.progress) == (1, 0, "{}", "reference", 1.0)
+    assert 0 < row.test_accuracy < 1 and row.seconds > 0 and row.ms_per_step > 0
+    assert row.parameters == sum(p.numel() for p in trained.load(KEY).parameters())
+
+
+def test_filters(trained):
+    assert len(trained.runs(cell="cb")) == 2
+    assert list(trained.runs(cell=["cb", "gru"], seed=1).cell) == ["cb", "gru"]
+    assert len(trained.runs(last_rows=None)) == 4 and trained.runs(last_rows=4).empty
+    assert len(trained.history(cell="cb", seed=0, variable="K", statistic="q50")) == 3
+    with pytest.raises(ValueError, match="no column 'colour'"):
+        trained.runs(colour="red")
+
+
+def test_curves_and_history_are_what_training_reported(trained):
+    outcome = train.fit(tiny.config("cb"), backend="reference")[0]
+    curves, history = trained.curves(key=KEY), trained.history(key=KEY)
+    expected = pd.DataFrame(outcome.curves)
+    pd.testing.assert_frame_equal(curves[list(attempt.TABLES["curves"].names)], expected[list(attempt.TABLES["curves"].names)])
+    pd.testing.assert_frame_equal(history[list(attempt.TABLES["history"].names)], pd.DataFrame(outcome.history), check_dtype=False)
+    assert list(curves.columns) == ["key", "state", *attempt.CONFIGURATION[1:], *attempt.TABLES["curves"].names]
+    assert len(trained.curves()) == 12
+
+
+def test_load_gives_the_weights_that_made_the_predictions(trained):
+    data, config = train.datasets.load(tiny.config().task), tiny.config()
+    assert trained.config(KEY) == config
+    images, labels = data.batch("test", torch.arange(len(data.labels["test"])))
+    logits = trained.load(KEY)(train.windows.to_sequence(images, 8, 8))
+    predictions = trained.predictions(KEY)
+    assert (predictions.prediction.to_numpy() == logits.argmax(1).numpy()).all() and (predictions.label.to_numpy() == labels.numpy()).all()
+    row = trained.runs(key=KEY).iloc[0]
+    assert row.test_accuracy == pytest.approx((predictions.label == predictions.prediction).mean())
+    initial = train.build(config).state_dict()
+    assert all(torch.equal(value, initial[name]) for name, value in trained.load(KEY, "initial").state_dict().items())
+    with pytest.raises(ValueError, match="no 'middle' weights"):
+        trained.load(KEY, "middle")
+
+
+def test_unknown_key_and_empty_store(tmp_path, trained):
+    empty = Store(tmp_path / "nothing")
+    assert empty.runs().empty and empty.curves().empty and empty.history(cell="cb").empty and empty.prune() == []
+    for read in (empty.load, empty.config, empty.predictions, lambda key: empty.pack([key], "bundle")):
+        with pytest.raises(ValueError, match="No run has the key"):
+            read("0123456789abcdef")
+    assert empty.status("0123456789abcdef") is None
+
+
+def test_a_changed_file_is_noticed(trained, tmp_path):
+    tiny.copy(trained.root, tmp_path)
+    store = Store(tmp_path)
+    for name in ("best.safetensors", "curves.parquet", "status.json"):
+        path = store.folder(KEY) / "result" / name
+        good = path.read_bytes()
+        path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+        assert store.verify(KEY) == [name]
+        with pytest.raises(StoreError, match=f"{name} does not match its manifest"):
+            (store.load if "best" in name else store.curves)(**{"key": KEY})
+        path.write_bytes(good)
+    assert store.verify(KEY) == [] and len(store.curves()) == 12
+
+
+def test_bundle_reads_like_live_runs(trained, tmp_path):
+    tiny.copy(trained.root, tmp_path)
+    store, keys = Store(tmp_path), list(trained.runs().key)
+    first = tiny.contents(store.pack(keys, "digits", weights=[KEY]))
+    assert tiny.contents(store.pack(keys[::-1], "digits", weights=[KEY])) == first, "the same runs give the same bytes"
+    assert sum(map(len, first.values())) < 100_000
+    assert not any(word in text for text in first.values() for word in (b"/tmp", b"/home", b'"host"', b'"pid"', str(tmp_path).encode()))
+    live = {name: getattr(store, name)() for name in ("runs", "curves", "history")}
+    predictions, weights = store.predictions(KEY), store.load(KEY).state_dict()
+    tiny.remove(tmp_path / "runs")
+    packed = Store(tmp_path)
+    for name, frame in live.items():
+        pd.testing.assert_frame_equal(getattr(packed, name)(), frame)
+    pd.testing.assert_frame_equal(packed.predictions(KEY), predictions)
+    assert all(torch.equal(value, weights[name]) for name, value in packed.load(KEY).state_dict().items())
+    assert packed.config(KEY) == tiny.config() and packed.finished(KEY)
+    with pytest.raises(ValueError, match="holds no 'best' weights here"):
+        packed.load(next(key for key in keys if key != KEY))
+    again = tiny.contents(packed.pack(keys, "copy", weights=[KEY]))
+    assert again == first, "a bundle can be packed again"
+    tiny.remove(tmp_path / "copy")
+    smaller = packed.pack(keys[:1], "digits")
+    assert "weights" not in {path.name for path in smaller.rglob("*.safetensors")} and len(packed.runs()) == 1
+
+
+def test_a_live_run_wins_over_its_bundle(trained, tmp_path):
+    tiny.copy(trained.root, tmp_path)
+    store = Store(tmp_path)
+    bundle = store.pack([KEY], "digits")
+    entries = json.loads((bundle / "runs.json").read_text())
+    entries[0]["status"]["test_accuracy"] = 0.123
+    (bundle / "runs.json").write_text(json.dumps(entries))
+    with pytest.raises(StoreError, match=r"runs\.json does not match"):
+        Store(tmp_path).runs()
+    manifest = json.loads((bundle / "BUNDLE.json").read_text())
+    manifest["files"]["runs.json"] = checkpoint.digest((bundle / "runs.json").read_bytes())
+    (bundle / "BUNDLE.json").write_text(json.dumps(manifest))
+    assert Store(tmp_path).runs(key=KEY).test_accuracy.item() == trained.runs(key=KEY).test_accuracy.item()
+    tiny.remove(tmp_path / "runs")
+    assert Store(tmp_path).runs(key=KEY).test_accuracy.item() == 0.123
+
+
+def test_only_finished_runs_are_packed(trained):
+    attempt.Attempt(trained.folder(tiny.config("rnn").key()), tiny.config("rnn"))
+    with pytest.raises(ValueError, match="not finished"):
+        trained.pack([tiny.config("rnn").key()], "digits")
+    assert trained.prune(unfinished=True) == [] and trained.status(tiny.config("rnn").key())["state"] == "RUNNING"  # it lives: this process
+    tiny.remove(trained.folder(tiny.config("rnn").key()))
+
+
+def test_states(tmp_path):
+    store, config = Store(tmp_path), tiny.config()
+
+    def state():
+        row = store.runs(key=config.key()).iloc[0]
+        return row.state, row.message
+
+    store.mark(config, "QUEUED")
+    assert state()[0] == "QUEUED" and store.config(config.key()) == config
+    first = attempt.Attempt(store.folder(config.key()), config)
+    assert state()[0] == "RUNNING"
+    store.mark(config, "QUEUED")
+    assert state()[0] == "RUNNING", "another sweep's queue does not hide a running attempt"
+    first.status(progress=0.5)
+    assert store.runs().progress.item() == 0.5
+    first.status(pid=2**22 + 1)  # no such process on this host
+    store.folder(config.key()).joinpath("status.json").unlink()
+    assert state()[0] == "INTERRUPTED"
+    first.status(pid=1, host="elsewhere")
+    assert state()[0] == "RUNNING"
+    path = first.folder / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": time.time() - 61}))
+    assert state()[0] == "INTERRUPTED", "no heartbeat for a minute"
+    first.status(state="PAUSED", message="Stopped.")
+    assert state() == ("PAUSED", "Stopped.")
+    store.mark(config, "CANCELLED", "by hand")
+    assert state() == ("CANCELLED", "by hand")
+    second = attempt.Attempt(store.folder(config.key()), config)
+    assert state()[0] == "RUNNING"
+    for one in (first, second):
+        one.status(state="FAILED", message="ValueError: no")
+    assert state() == ("FAILED", "2 failed attempts; the last: ValueError: no")
+    path.write_text("")  # a power failure
+    assert state() == ("FAILED", "ValueError: no")
+    assert len(store.prune()) == 0 and len(store.prune(unfinished=True)) == 2 and store.runs().empty
+
+
+def test_prune_leaves_results(trained, tmp_path):
+    tiny.copy(trained.root, tmp_path)
+    store = Store(tmp_path)
+    before = tiny.contents(tmp_path)
+    left = attempt.Attempt(store.folder(KEY), tiny.config())
+    left.status(state="CANCELLED")
+    (left.folder / ".status.json.abc.tmp").write_bytes(b"x")
+    assert store.prune(keys=["other"]) == [] and store.prune() == [left.folder]
+    assert tiny.contents(tmp_path) == before
+
+
+def test_running_curves_are_readable(tmp_path):
+    store, seen = Store(tmp_path), []
+
+    def look():
+        seen.append((store.runs().state.item(), len(store.curves()), len(store.curves(state="RUNNING")), store.runs().progress.item()))
+
+    tiny.execute(tiny.config(), tmp_path, tiny.At(20, look))
+    assert seen == [("RUNNING", 0, 2, 0.5)]
+    assert len(store.curves()) == 3
+
+
+def test_execute_reuses_results(trained, tmp_path):
+    tiny.copy(trained.root, tmp_path)
+    before = tiny.contents(tmp_path)
+    assert tiny.execute([tiny.config("cb", seed) for seed in (0, 1)], tmp_path) == ["DONE", "DONE"]
+    assert tiny.contents(tmp_path) == before
+
+
+def test_load_or_run_reads_what_is_finished(trained, tmp_path, capsys):
+    tiny.copy(trained.root, tmp_path)
+    before = tiny.contents(tmp_path)
+    runs = Store(tmp_path).load_or_run([tiny.config("cb", 0), tiny.config("gru", 1)])
+    assert list(runs.cell) == ["cb", "gru"] and set(runs.state) == {"DONE"}
+    assert capsys.readouterr().out == "" and tiny.contents(tmp_path) == before
+    with pytest.raises(ValueError, match="Unknown cell"):
+        trained.load_or_run(RunConfig(cell=CellSpec("lstm")))
+
+
+def test_the_name_of_a_users_cell_is_not_enough(trained):
+    text = "@register\nclass Mine(CB):\n    name, label = 'mine', 'Mine'\n"
+    one, other = (RunConfig(cell=CellSpec("mine", 6, source=source)) for source in (text, text + "# changed\n"))
+    train.check(one)
+    assert attempt.describe(one)["source"] != attempt.describe(other)["source"] and attempt.describe(tiny.config())["source"] == ""
+
+
+def test_a_thousand_runs_are_read_without_an_index(tmp_path):
+    """How fast is for the benchmark to say; here that a thousand runs come back whole."""
+    tiny.many(tmp_path, 1000)
+    store = Store(tmp_path)
+    runs, curves = store.runs(), store.curves()
+    assert len(runs) == 1000 and len(curves) == 41_000 and curves.key.nunique() == 1000

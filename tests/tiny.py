@@ -1,0 +1,87 @@
+"""Runs small enough to train inside a test, and what a result must not change."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+
+from lib import run
+from lib.attempt import RESULTS, TABLES, Attempt
+from lib.config import CellSpec, RunConfig, Training, Window
+from lib.store import Store
+from lib.train import Outcome
+
+torch.set_num_threads(1)  # as child processes do
+FAMILIES = ("gru", "cb", "dale_cb", "stp_dale_cb")  # baseline, free, reversal potentials, all constraints with plasticity
+COMPARED = ("initial.safetensors", "best.safetensors", "final.safetensors", "curves.parquet", "history.parquet", "predictions.parquet")
+
+
+def config(cell="cb", seed=0, epochs=1, **options):
+    """28 steps an epoch, validations at 14 and 28, 32 time steps: under a second."""
+    return RunConfig(window=Window(8, 8), cell=CellSpec(cell, 6, options=options), training=Training(epochs=epochs), seed=seed)
+
+
+def execute(configs, root, *callbacks):
+    return run.execute(configs, Store(root), backend="reference", callbacks=callbacks)
+
+
+def bits(root, key):
+    """What two equal runs share to the last bit: weights, metrics, predictions (wall-clock times and logs do not)."""
+    result = Store(root).folder(key) / "result"
+    return {name: (result / name).read_bytes() for name in COMPARED if (result / name).exists()}
+
+
+def contents(folder):
+    """Every file below a folder, byte for byte."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+class At:
+    """Callback that acts once, after a given step."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step(self, state):
+        if state.step == self.step:
+            self.action()
+
+    def on_start(self, state): ...
+    def on_validation(self, state, record): ...
+    def on_end(self, state): ...
+
+
+def train_until(configs, root, step, number=signal.SIGKILL):
+    """In a child process: train and send this process a signal after a step; ends with the exit code of `lib.run`."""
+    try:
+        execute(configs, root, At(step, lambda: os.kill(os.getpid(), number)))
+    except KeyboardInterrupt:
+        os._exit(run.PAUSED)
+
+
+def copy(source, target):
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def remove(folder):
+    shutil.rmtree(folder)
+
+
+def many(root, count, validations=40):
+    """A store of synthetic finished runs, written without waiting for the disk."""
+    fsync, os.fsync = os.fsync, lambda descriptor: None
+    curves = [{name: 0.5 for name in TABLES["curves"].names} | {"step": 14 * k, "epoch": k / 2} for k in range(validations + 1)]
+    history = [{"step": 14 * k, "epoch": k / 2, "variable": "K", "statistic": "q50", "value": 0.1} for k in range(validations + 1)]
+    try:
+        for number in range(count):
+            one = config(FAMILIES[number % 4], seed=number)
+            attempt = Attempt(Store(root).folder(one.key()), one)
+            attempt.log("made up")
+            attempt.environment({})
+            results = {name: 0.5 for name in RESULTS} | {"message": "", "backend": "reference"}
+            attempt.finish(Outcome(one, "DONE", results, curves, history, {"best": {"w": torch.zeros(4, 4)}}, None))
+            assert attempt.publish()
+    finally:
+        os.fsync = fsync
