@@ -1,0 +1,646 @@
+"""Many runs: a grid planned against the store, each run in a child process, through Dask on this machine or a cluster.
+
+A slot is a thread of a Dask worker. It holds one child process at a time and reads nothing but its end: the child trains,
+saves and publishes by itself (`lib.run`), so whatever dies here, the store knows how far every run came. One code path
+serves all places; only where the workers come from differs.
+"""
+
+import contextlib
+import inspect
+import itertools
+import math
+import os
+import queue
+import signal
+import socket
+import statistics
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from pathlib import Path
+
+from lib import checkpoint, paths, run
+from lib.attempt import FINISHED, describe, read_json, to_json
+from lib.checkpoint import StoreError
+from lib.children import Children
+from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.store import Store
+
+# torch, the cells and Dask are imported where they are needed: workers start without torch, `status` and `cancel` without both.
+
+ASK_ABOVE = 600  # estimated seconds above which `load_or_run` wants confirm=True
+START_UP = 1  # seconds of a run beside its training
+POLL = 0.2  # seconds between two looks at a child process
+GRACE = 3  # seconds a child has to save its state before it is killed
+_TRAINING = Training()
+
+
+# The grid
+
+
+def grid(
+    dataset="digits",
+    permuted=False,
+    last_rows=None,
+    data_seed=0,
+    input_length=(8,),
+    stride=(4,),
+    scan="raster",
+    cells="all",
+    hidden_size=48,
+    initialisation="balanced",
+    options=None,
+    seeds=(0, 1, 2),
+    epochs=_TRAINING.epochs,
+    learning_rate=_TRAINING.learning_rate,
+    batch_size=_TRAINING.batch_size,
+    clip_norm=_TRAINING.clip_norm,
+    validations_per_epoch=_TRAINING.validations_per_epoch,
+):
+    """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair comparison.
+
+    Parameters
+    ----------
+    input_length : int or sequence of int
+        Pixels.
+    stride : int, "fixed", "half" or sequence of these
+        Pixels, or a convention that is resolved for each input length; a window that comes up twice counts once.
+    cells : str or sequence of str
+        As `lib.cells.names`; a cell of the user's own takes its text along.
+    options : dict, optional
+        Options of cells, given to those cells that have them.
+    seeds : sequence of int
+    dataset, permuted, last_rows, data_seed, scan, hidden_size, initialisation, epochs, ... :
+        As the fields of `lib.config`, the same for all runs.
+
+    Returns
+    -------
+    list of RunConfig
+        All cells at the first window with the first seed first, then the other seeds, then the next window.
+
+    Raises
+    ------
+    ValueError
+        A value cannot be used, or an option belongs to none of the cells; one sentence.
+    """
+    from lib import cells as registry
+    from lib import datasets, recurrence, train, windows
+
+    options = _mapping(options)
+    chosen = registry.names(cells if isinstance(cells, str) else ",".join(map(str, cells)))
+    for option in options:
+        if not any(option in registry.get(name).defaults for name in chosen):
+            known = ", ".join(sorted({option for name in chosen for option in registry.get(name).defaults})) or "none"
+            raise ValueError(f"options name {option!r}, which none of the cells {', '.join(chosen)} has; their options are: {known}.")
+    pairs = [(length, windows.resolve_stride(step, length)) for length in _several(input_length) for step in _several(stride)]
+    if not isinstance(seeds, list | tuple | range) or not seeds:
+        raise ValueError(f"seeds is {seeds!r}, but must be a list, such as [0, 1, 2].")
+    recurrence.check_seeds(seeds)
+    task = Task(dataset, permuted, last_rows, data_seed, datasets.TEXTS.get(dataset))
+    training = Training(epochs, batch_size, learning_rate, clip_norm, validations_per_epoch)
+    configs = []
+    for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
+        own = {option: value for option, value in options.items() if option in registry.get(name).defaults}
+        cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
+        configs.append(RunConfig(task, Window(length, step, scan), cell, training, seed))
+        train.check(configs[-1])
+    return _unique(configs)
+
+
+def read_grid(path):
+    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings.
+
+    Raises
+    ------
+    ValueError
+        The file, a field or a value cannot be used; names the file, the field and the value.
+    """
+    known, configs, content = inspect.signature(grid).parameters, [], _read_yaml(path, "grid file")
+    for values in content if isinstance(content, list) else [content]:
+        if not isinstance(values, dict) or not values:
+            raise ValueError(f"{path}: {values!r} is no grid; write one field a line, such as 'cells: all'.")
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{path}: unknown field {name!r}; known fields are {', '.join(known)}.")
+        try:
+            configs += grid(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return _unique(configs)
+
+
+def read_cluster(path):
+    """Settings of a SLURM cluster from a YAML file, for ``sweep(..., cluster=...)``."""
+    content = _read_yaml(path, "file of cluster settings")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {content!r} are no settings; write one field a line, such as 'jobs: 4'.")
+    return content
+
+
+def _read_yaml(path, kind):
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no {kind}: {' '.join(str(error).split())}.") from error
+
+
+def _several(value):
+    return list(value) if isinstance(value, list | tuple | range) else [value]
+
+
+def _mapping(options):
+    if options is None or isinstance(options, dict):
+        return options or {}
+    raise ValueError(f"options is {options!r}, but must be a mapping, such as {{'dt': 0.3}}.")
+
+
+def _unique(configs):
+    return list({config.key(): config for config in configs}.values())
+
+
+# Before and beside the training
+
+
+def plan(configs, store=None):
+    """The runs that have no result yet, in their order, each once."""
+    done = (store or Store()).finished_keys()
+    return [config for config in _unique(configs) if config.key() not in done]
+
+
+def estimate(configs, store=None, slots=1):
+    """Seconds that these runs take on so many slots, from finished runs; nan without a finished run on the same data set.
+
+    Training time is taken as proportional to epochs x time steps, for each cell and hidden size.
+    """
+    return _remaining([describe(config) for config in configs], _pace((store or Store()).runs(state="DONE").to_dict("records")), slots)
+
+
+def _pace(rows):
+    """Median seconds of an epoch and a time step: (dataset, cell, hidden size) -> seconds, and dataset -> seconds."""
+    times = {}
+    for row in rows:
+        pace = row["seconds"] / (row["epochs"] * row["sequence_length"])
+        times.setdefault((row["dataset"], row["cell"], row["hidden_size"]), []).append(pace)
+        times.setdefault(row["dataset"], []).append(pace)
+    return {kind: statistics.median(values) for kind, values in times.items()}
+
+
+def _remaining(rows, pace, slots):
+    times = [pace.get((row["dataset"], row["cell"], row["hidden_size"]), pace.get(row["dataset"], math.nan)) for row in rows]
+    return sum(START_UP + row["epochs"] * row["sequence_length"] * time for row, time in zip(rows, times, strict=True)) / slots
+
+
+def preview(configs, store=None, slots=None, device="cpu"):
+    """What a sweep would train and how long it would take, as text."""
+    store, configs = store or Store(), _unique(configs)
+    missing = plan(configs, store)
+    slots = slots or _slots(missing, device)
+    lines = [f"{len(configs)} runs, {len(configs) - len(missing)} finished, {len(missing)} to train."]
+    rows = Counter((row["dataset"], row["window"], row["cell"]) for row in map(describe, missing))
+    lines += [f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds" for (dataset, window, cell), count in rows.items()]
+    if missing:
+        lines.append(f"Estimated time on {slots} slots: {duration(estimate(missing, store, slots))}.")
+    return "\n".join(lines)
+
+
+def duration(seconds):
+    """A length of time in words."""
+    if math.isnan(seconds):
+        return "unknown, as nothing on this data set ran before"
+    if seconds < 60:
+        return "under a minute"
+    return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
+
+
+def status(configs=None, store=None):
+    """State, progress and accuracies of runs, read from the store, whoever trains them; by default of all runs."""
+    store = store or Store()
+    runs = store.runs() if configs is None else store.runs(key=[config.key() for config in configs])
+    runs["message"] = runs.message.fillna("").str.partition("\n")[0]
+    shown = [
+        "key",
+        "state",
+        "dataset",
+        "window",
+        "cell",
+        "hidden_size",
+        "seed",
+        "progress",
+        "validation_accuracy",
+        "test_accuracy",
+        "message",
+    ]
+    return runs[shown]
+
+
+def watch(configs, store=None, every=2.0):
+    """Yield `status` every so many seconds until all these runs have ended."""
+    while True:
+        runs = status(configs, store)
+        yield runs
+        if len(runs) and not runs.state.isin(["QUEUED", "RUNNING"]).any():
+            return
+        time.sleep(every)
+
+
+def cancel(key, store=None):
+    """Stop a run, wherever it is trained, or take it off the queue; its state stays saved, and the next sweep goes on from it.
+
+    Raises
+    ------
+    ValueError
+        The key is unknown, or the run is finished.
+    """
+    store = store or Store()
+    config, row = store.config(key), store.status(key)
+    if row["state"] in FINISHED:
+        raise ValueError(f"Run {key} is finished ({row['state']}); there is nothing to cancel.")
+    mark = {**row, "state": "CANCELLED", "message": "Cancelled.", "started": time.time(), "config": config.to_dict()}
+    checkpoint.write(store.folder(key) / "status.json", to_json(mark))
+    if row["state"] == "RUNNING" and row["host"] == socket.gethostname():  # elsewhere its worker reads the mark
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(row["pid"], signal.SIGTERM)
+
+
+# The sweep
+
+
+def sweep(
+    configs,
+    store=None,
+    *,
+    where="local",
+    slots=None,
+    data=None,
+    device="cpu",
+    backend="auto",
+    threads=1,
+    retries=2,
+    progress=True,
+    cluster=None,
+    stop=None,
+):
+    """Train the runs that have no result; what is interrupted at any point goes on at the next call.
+
+    Parameters
+    ----------
+    configs : sequence of RunConfig
+    store : Store, optional
+        On a cluster its folder must be one that all machines see.
+    where : "local", "slurm", or the address of a Dask scheduler ("tcp://...", "tls://...")
+    slots : int, optional
+        Child processes side by side: on this machine (default: one for each core, one on a GPU), or for each SLURM job (default 1).
+        The workers of a scheduler that runs already bring their own threads, which are the slots.
+    data : path, optional
+        Folder of the data sets.
+    device : str
+        On "cuda" the seeds of one configuration are trained side by side in one child process.
+    backend : str
+    threads : int
+        Threads of one child process; part of what its result depends on.
+    retries : int
+        A run fails after this many further attempts in a row that came no further. A run that diverges is a result.
+    progress : bool or callable
+        True shows a bar; a callable gets a dict with done, failed, total, running and seconds (left; nan while unknown).
+    cluster : dict, optional
+        Settings of dask_jobqueue.SLURMCluster, and ``jobs``, their number.
+    stop : threading.Event, optional
+        Set it to save the running trainings and return.
+
+    Returns
+    -------
+    DataFrame
+        `Store.runs` of these configurations; failed runs are among them, with the end of what they printed.
+
+    Raises
+    ------
+    ValueError
+        A configuration, the place or the data cannot be used.
+    StoreError
+        The results folder cannot be used, or is full.
+    """
+    from lib import train
+
+    store, configs = store or Store(), _unique(configs)
+    for config in configs:
+        train.check(config)
+    if where not in ("local", "slurm") and "://" not in where:
+        raise ValueError(f"where is {where!r}, but must be local, slurm, or the address of a Dask scheduler such as tcp://10.0.0.1:8786.")
+    store.check_writable()
+    missing = plan(configs, store)
+    if missing:
+        for config in missing:
+            store.mark(config, "QUEUED")
+        groups = _groups(missing, device)
+        request = {"results": str(store.root), "data": str(Path(data or paths.data_dir()).absolute()), "device": device}
+        request |= {"backend": backend, "threads": threads, "since": time.time()}
+        place = {"local": _local, "slurm": _slurm}.get(where, _remote)
+        slots = slots or (_slots(groups, device) if where == "local" else 1)
+        with _Report(missing, store, progress) as report, place(where, slots, store, cluster or {}) as (client, renew):
+            _drive(client, renew, groups, store, request, retries, report, stop or threading.Event())
+    return store.runs(key=[config.key() for config in configs])
+
+
+def start(configs, store=None, **options):
+    """`sweep` in a thread, so that a notebook stays free to watch.
+
+    Returns
+    -------
+    Started
+        Its ``stop()`` saves the running trainings and ends the sweep, ``wait()`` returns what `sweep` returns, or raises its error.
+    """
+    return Started(configs, store, options)
+
+
+class Started:
+    def __init__(self, configs, store, options):
+        self._stop, self._result, self._error = threading.Event(), None, None
+        self._thread = threading.Thread(target=self._run, args=(configs, store, options), daemon=True)
+        self._thread.start()
+
+    def _run(self, configs, store, options):
+        try:
+            self._result = sweep(configs, store, stop=self._stop, **{"progress": False, **options})
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def running(self):
+        return self._thread.is_alive()
+
+    def wait(self):
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._result
+
+    def stop(self):
+        self._stop.set()
+        return self.wait()
+
+
+def load_or_run(configs, store=None, confirm=False, progress=True, **options):
+    """Rows of these runs; those without a result are trained first.
+
+    Parameters
+    ----------
+    configs : RunConfig or sequence of RunConfig
+    store : Store, optional
+    confirm : bool
+        Wanted when the missing runs are estimated to take more than ten minutes.
+    progress : bool
+        Say what is missing and show a bar.
+    **options
+        As `sweep`.
+
+    Returns
+    -------
+    DataFrame
+        As `Store.runs`, of these configurations.
+
+    Raises
+    ------
+    ValueError
+        As `sweep`, or confirmation is wanted.
+    RuntimeError
+        A run failed; the sentence ends with its last message.
+    """
+    from lib import train
+
+    store, configs = store or Store(), _unique([configs] if isinstance(configs, RunConfig) else configs)
+    for config in configs:
+        train.check(config)
+    if missing := plan(configs, store):
+        slots = options.get("slots") or _slots(missing, options.get("device", "cpu"))
+        seconds = estimate(missing, store, slots)
+        if progress:
+            print(f"{len(missing)} of {len(configs)} runs are missing; estimated time: {duration(seconds)}.")
+        if seconds > ASK_ABOVE and not confirm:
+            raise ValueError(f"{len(missing)} missing runs would take {duration(seconds)}; pass confirm=True to train them.")
+        sweep(missing, store, progress=progress, **options)
+    runs = store.runs(key=[config.key() for config in configs])
+    failed = runs[~runs.state.isin(FINISHED)]
+    if len(failed):
+        first = failed.iloc[0]
+        said = first.message.partition("\n")[0]
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs did not finish; the first, {first.key}, is {first.state}: {said}")
+    return runs
+
+
+def _groups(configs, device):
+    """Runs that share a child process: each alone on a CPU, equal but for the seed together on a GPU."""
+    if not device.startswith("cuda"):
+        return [[config] for config in configs]
+    groups = {}
+    for config in configs:
+        groups.setdefault(config.with_seed(0).key(), []).append(config)
+    return list(groups.values())
+
+
+def _slots(groups, device):
+    return max(1, min(len(groups), 1 if device.startswith("cuda") else len(os.sched_getaffinity(0))))
+
+
+# Where the workers come from: each place yields a Dask client and a function that replaces workers that were lost
+
+
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+
+
+@contextlib.contextmanager
+def _local(where, slots, store, settings):
+    import dask
+    from distributed import Client, LocalCluster
+
+    # One worker process with a thread for each slot: it only waits for its children. That it is killed is no fault of a run.
+    # An interrupt is for the process of the scheduler alone, which then asks the children to save their state.
+    options = {"host": "127.0.0.1", "scheduler_kwargs": NO_DASHBOARD, "memory_limit": 0, "silence_logs": "CRITICAL"}
+    with dask.config.set({"distributed.scheduler.allowed-failures": 10**6}):
+        ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+        workers = LocalCluster(n_workers=1, threads_per_worker=slots, preload=[ignore], **options)
+    with workers, Client(workers, set_as_default=False) as client:
+        yield client, lambda: None
+
+
+@contextlib.contextmanager
+def _slurm(where, slots, store, settings):
+    import dask
+    from dask_jobqueue import SLURMCluster
+    from distributed import Client
+
+    with tempfile.TemporaryDirectory(prefix=".slurm-", dir=store.root) as folder:  # certificates; only its owner may read it
+        usual = {"cores": slots, "memory": "4GB", "walltime": "08:00:00", "log_directory": folder, "local_directory": tempfile.gettempdir()}
+        settings = {**usual, "shared_temp_directory": folder, "scheduler_options": {}, **settings}
+        jobs = settings.pop("jobs", 1)
+        settings["scheduler_options"] = {**NO_DASHBOARD, **settings["scheduler_options"]}
+        with dask.config.set({"distributed.scheduler.allowed-failures": 10**6}):
+            workers = SLURMCluster(processes=1, security=True, **settings)
+        with workers, Client(workers, set_as_default=False) as client:
+            try:
+                yield client, lambda: workers.scale(jobs=jobs)  # also asks for a new job in place of one whose time was up
+            finally:
+                for name, file in vars(workers).items():
+                    if name.startswith("_job_") and hasattr(file, "close"):  # certificates, else removed at some later time
+                        file.close()
+
+
+@contextlib.contextmanager
+def _remote(where, slots, store, settings):
+    from distributed import Client
+
+    with Client(where, set_as_default=False) as client:
+        yield client, lambda: None
+
+
+# The loop beside the scheduler
+
+
+def _drive(client, renew, groups, store, request, retries, report, stop):
+    """Keep every slot busy, in order, until all runs have ended; on the way out children save their state and end."""
+    waiting, running, finished = deque(groups), {}, queue.SimpleQueue()
+    spent, reached = Counter(), {}
+    while (waiting or running) and not stop.is_set():
+        renew()
+        while waiting and len(running) < max(1, sum(client.nthreads().values())):
+            group = [config for config in waiting.popleft() if not store.finished(config.key())]
+            future = client.submit(
+                _work, [config.to_dict() for config in group], request, key=f"{group[0].key() if group else 'none'}-{uuid.uuid4().hex}"
+            )
+            running[future.key] = future, group
+            future.add_done_callback(finished.put)
+        try:
+            future = finished.get(timeout=1)
+        except queue.Empty:
+            report(waiting, running)
+            continue
+        future, group = running.pop(future.key)
+        code, message, step = _ending(future)
+        if code == run.UNUSABLE:
+            raise StoreError(message)
+        if code == run.INVALID:
+            raise ValueError(message)
+        left = [config for config in group if not (store.finished(config.key()) or _cancelled(store, config.key(), request["since"]))]
+        if code == BUSY:
+            waiting.append(left)
+        elif left:
+            name = left[0].key()
+            spent[name] = 0 if step > reached.get(name, -1) else spent[name] + (code != run.PAUSED)
+            reached[name] = step
+            if spent[name] <= retries and code != run.CHANGED:
+                waiting.appendleft(left)
+            else:
+                for config in left:
+                    last = message.rpartition("\n")[2]
+                    store.mark(config, "FAILED", f"{spent[name]} failed attempts; the last: {last}\n\n{message}".strip())
+                report.failed += len(left)
+        report(waiting, running)
+
+
+def _ending(future):
+    """(exit code, message, step reached) of a task."""
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        return run.FAILED, str(error), -1
+
+
+BUSY = "busy"  # instead of an exit code: another process trains this run
+
+
+def _work(values, request):
+    """On a worker: one attempt at a group of runs in a child process.
+
+    The child is asked to stop, and killed if it does not, when a run of its group is cancelled, when the sweep gave the task up
+    and when the worker closes; it ends by itself when this process dies.
+
+    Returns
+    -------
+    tuple
+        Exit code of `lib.run` (negative for a signal) or `BUSY`, the end of what it printed, the newest checkpoint's step.
+    """
+    from distributed import get_worker
+
+    store, configs = Store(request["results"]), [RunConfig.from_dict(value) for value in values]
+    configs = [config for config in configs if not _cancelled(store, config.key(), request["since"])]
+    if not configs:
+        return run.DONE, "", -1
+    if any((store.status(config.key()) or {}).get("state") == "RUNNING" for config in configs):
+        time.sleep(1)
+        return BUSY, "", -1
+    # One server of children for a worker; of two threads that come first at once, both get the same.
+    children = vars(get_worker()).setdefault("_children", Children(request["threads"]))
+    child = children.spawn({**request, "configs": [config.to_dict() for config in configs]})
+    try:
+        while child.wait(POLL) is None and _wanted() and not any(_cancelled(store, config.key(), request["since"]) for config in configs):
+            pass
+        if child.poll() is None:
+            child.terminate()
+            child.wait(GRACE)
+        child.kill()
+        code = child.wait()
+        return code, child.errors() or f"ended by signal {-code}", _reached(store, configs[0].key())
+    finally:
+        child.close()
+
+
+def _wanted():
+    """Whether this worker goes on and its scheduler still waits for this task."""
+    from distributed import Status, get_worker
+
+    worker = get_worker()
+    task = worker.state.tasks.get(worker.get_current_task())
+    return worker.status in (Status.running, Status.paused) and task is not None and task.state == "executing"
+
+
+def _cancelled(store, key, since):
+    mark = read_json(store.folder(key) / "status.json")
+    return mark is not None and mark["state"] == "CANCELLED" and mark["started"] > since
+
+
+def _reached(store, key):
+    """Step of a run's newest checkpoint, -1 without one."""
+    names = store.folder(key).glob("attempt-*/checkpoints/[0-9]*.pt")
+    return max((int(path.name.split("-")[0]) for path in names), default=-1)
+
+
+class _Report:
+    """Counts, time left and bar of a sweep."""
+
+    def __init__(self, configs, store, progress):
+        self.store, self.failed, self.rows = store, 0, {config.key(): describe(config) for config in configs}
+        self.known = store.runs(state="DONE")[["dataset", "cell", "hidden_size", "sequence_length", "epochs", "seconds"]].to_dict("records")
+        self.total, self.progress, self.bar = len(configs), progress, None
+        if progress is True:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=self.total, unit="run")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, waiting, running):
+        if not self.progress:
+            return
+        open_ = {config.key() for group in (*waiting, *(group for _, group in running.values())) for config in group}
+        for key in self.rows.keys() - open_:
+            row = self.store.status(key)
+            if row and row["state"] == "DONE":
+                self.known.append(row)
+            del self.rows[key]
+        seconds = _remaining(self.rows.values(), _pace(self.known), max(1, len(running))) if self.rows else 0.0
+        done = self.total - len(self.rows)
+        if self.bar is None:
+            self.progress({"done": done, "failed": self.failed, "total": self.total, "running": len(running), "seconds": seconds})
+            return
+        self.bar.update(done - self.bar.n)
+        self.bar.set_postfix_str(f"{self.failed} failed, time left: {duration(seconds)}")

@@ -1,0 +1,210 @@
+"""Rows of the fault table that need a sweep: kill what you like, finished runs stay, byte for byte, and the rest goes on.
+
+How to stop a training at one certain point, and what it resumes to, stands in test_reliability_run.py.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lib import sweep
+from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.store import Store
+
+CRASH = """
+@register
+class Crash(RNN):
+    name, label = "crash", "Crash"
+
+    def initialise(self, *_):
+        raise OSError("no luck")
+"""
+NAN = """
+@register
+class Endless(RNN):
+    name, label = "endless", "Endless"
+
+    def update(self, *arguments):
+        state = super().update(*arguments)
+        return type(state)(*(part / 0 for part in state))
+"""
+
+
+def until(condition, seconds=90):
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def working(store, config, step=0):
+    """Status of a run that has trained beyond a step, else None."""
+    row = store.status(config.key())
+    return row if row and row["state"] == "RUNNING" and row.get("step", -1) > step else None
+
+
+def family(store, config):
+    """(training process, server of the training processes, Dask worker, its parent) of a run that trains."""
+    pids = [until(lambda: working(store, config, step=-1))["pid"]]
+    for _ in range(3):
+        pids.append(parent(pids[-1]))
+    return pids
+
+
+def results(root):
+    """Every published file."""
+    return {name: data for name, data in tiny.contents(root).items() if "/result/" in name}
+
+
+def in_a_process(configs, root, **options):
+    """A sweep in a process of its own, as a notebook's kernel would run it."""
+    code = (
+        "import json, sys; from lib import sweep; from lib.config import RunConfig; from lib.store import Store\n"
+        "configs, root, options = json.loads(sys.argv[1])\n"
+        "sweep.sweep([RunConfig.from_dict(c) for c in configs], Store(root), progress=False, **options)"
+    )
+    options = {"backend": "reference", "slots": 2, **options}
+    request = sweep.to_json([[config.to_dict() for config in configs], str(root), options]).decode()
+    return subprocess.Popen([sys.executable, "-c", code, request], stderr=subprocess.PIPE, text=True)
+
+
+def options(**more):
+    return {"backend": "reference", "progress": False, "slots": 2, **more}
+
+
+def test_5_a_sweep_finishes_around_a_run_that_crashes(tmp_path):
+    store, (first, second) = Store(tmp_path / "results"), [tiny.config("gru", seed) for seed in (0, 1)]
+    crash = RunConfig(window=Window(8, 8), cell=CellSpec("crash", 4, source=CRASH), training=Training(1))
+    diverging = RunConfig(window=Window(8, 8), cell=CellSpec("endless", 4, source=NAN), training=Training(1))
+    seen = []
+    runs = sweep.sweep([crash, first, diverging, second], store, **options(retries=1, progress=seen.append)).set_index("key")
+    assert list(runs.state[[c.key() for c in (crash, first, diverging, second)]]) == ["FAILED", "DONE", "DIVERGED", "DONE"]
+    assert runs.message[crash.key()].startswith("2 failed attempts") and "no luck" in runs.message[crash.key()]
+    assert len(list(store.folder(crash.key()).glob("attempt-*"))) == 2, "crashes are tried again"
+    assert not list(store.folder(diverging.key()).glob("attempt-*")), "divergence is a result"
+    assert seen[-1]["done"] == seen[-1]["total"] == 4 and seen[-1]["failed"] == 1 and seen[-1]["seconds"] == 0
+    tiny.execute(first, tmp_path / "alone")
+    assert tiny.bits(tmp_path / "alone", first.key()) == tiny.bits(store.root, first.key()), "the same bits as without a sweep"
+    before, third = results(store.root), tiny.config("gru", 2)
+    assert sweep.plan([first, second, third], store) == [third], "a seed added later is the only one to train"
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs did not finish; the first, .* is FAILED: .*no luck"):
+        sweep.load_or_run([first, crash], store, **options(retries=0))
+    assert results(store.root) == before
+
+
+def test_3_14_15_worker_killed_run_cancelled_sweep_stopped(tmp_path):
+    store, configs = Store(tmp_path / "results"), [tiny.config("cb", seed, epochs=20) for seed in range(3)]
+    started = sweep.start(configs, store, **options())
+    one, two, three = configs
+    child, server, worker, _ = family(store, one)
+    other = family(store, two)[0]
+    until(lambda: working(store, one) and working(store, two))
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: not any(map(alive, (child, other, server))), 2)
+    again = until(lambda: (row := working(store, one)) and row["pid"] != child and row)
+    until(lambda: working(store, two))
+    sweep.cancel(one.key(), store)
+    until(lambda: not alive(again["pid"]), 5)
+    assert store.status(one.key())["state"] == "CANCELLED"
+    until(lambda: working(store, three))
+    assert store.status(one.key())["state"] == "CANCELLED", "the sweep leaves it alone"
+    states = started.stop().set_index("seed").state
+    assert states[0] == "CANCELLED" and set(states[1:]) <= {"PAUSED", "DONE"} and "PAUSED" in set(states)
+    assert not started.running
+    before = results(store.root)
+    assert set(sweep.sweep(configs, store, **options()).state) == {"DONE"}
+    after = results(store.root)
+    assert {name: after[name] for name in before} == before
+    assert "resumed at step" in (store.folder(one.key()) / "result" / "log.txt").read_text()
+    tiny.execute(one, tmp_path / "alone")
+    assert tiny.bits(tmp_path / "alone", one.key()) == tiny.bits(store.root, one.key())
+
+
+def test_4_scheduler_killed(tmp_path):
+    store, short, long = Store(tmp_path), tiny.config("rnn"), [tiny.config("cb", seed, epochs=20) for seed in range(2)]
+    kernel = in_a_process([short, *long], tmp_path)
+    pids = family(store, long[0])
+    assert pids[-1] == kernel.pid
+    until(lambda: store.finished(short.key()) and working(store, long[0]) and working(store, long[1]))
+    pids.append(store.status(long[1].key())["pid"])
+    kernel.kill()
+    kernel.communicate()
+    until(lambda: not any(map(alive, pids)), 5)
+    before = results(tmp_path)
+    assert sweep.plan([short, *long], store) == long and set(store.runs(cell="cb").state) == {"INTERRUPTED"}
+    assert set(sweep.sweep([short, *long], store, **options()).state) == {"DONE"}
+    after = results(tmp_path)
+    assert before and {name: after[name] for name in before} == before
+    assert all("resumed at step" in (store.folder(c.key()) / "result" / "log.txt").read_text() for c in long)
+
+
+def test_6_two_notebooks_run_the_same_grid(tmp_path):
+    configs = [tiny.config(cell, seed, epochs=3) for seed in (0, 1) for cell in ("rnn", "gru")]
+    both = [in_a_process(configs, tmp_path, slots=1) for _ in range(2)]
+    assert [(kernel.communicate()[1], kernel.returncode)[1] for kernel in both] == [0, 0]
+    store = Store(tmp_path)
+    assert set(store.runs().state) == {"DONE"} and len(store.runs()) == len(configs)
+    assert all(store.verify(config.key()) == [] for config in configs)
+
+
+def test_12_damaged_data_stop_the_sweep(tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (raw / name).write_bytes(b"\0\0\x08\x03")
+    config = RunConfig(Task("mnist"), Window(8, 8))
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
+        sweep.sweep([config], Store(tmp_path / "results"), **options(data=tmp_path / "data"))
+
+
+@pytest.mark.chaos
+def test_18_chaos(tmp_path):
+    """A kill every few seconds, of trainings, their server, workers and kernels, until all runs are there."""
+    configs = [tiny.config(cell, seed, epochs=30) for seed in range(3) for cell in tiny.FAMILIES]
+    store, draw, end, kills = Store(tmp_path / "chaos"), random.Random(0), time.monotonic() + 600, []
+    kernel, finished = None, {}
+    while sweep.plan(configs, store):
+        assert time.monotonic() < end, f"not done after kills of {kills}"
+        if kernel is None or kernel.poll() is not None:
+            kernel = in_a_process(configs, store.root, retries=10)
+        time.sleep(draw.uniform(3, 6))
+        rows = [row for row in map(store.status, (c.key() for c in configs)) if row and row["state"] == "RUNNING"]
+        if rows and kernel.poll() is None:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                pids = [rows[0]["pid"]]
+                for _ in range(3):
+                    pids.append(parent(pids[-1]))
+                kind = draw.choices(range(4), (8, 1, 2, 1))[0]
+                os.kill(pids[kind], signal.SIGKILL)
+                kills.append(("training", "server", "worker", "kernel")[kind])
+        now = results(store.root)
+        assert {name: now[name] for name in finished} == finished, "a finished run changed"
+        finished = now
+    kernel.communicate(timeout=60)
+    runs = store.runs()
+    assert len(runs) == len(configs) and set(runs.state) == {"DONE"} and len(kills) >= 5
+    for config in configs[: len(tiny.FAMILIES)]:
+        tiny.execute(config, tmp_path / "calm")
+        assert tiny.bits(tmp_path / "calm", config.key()) == tiny.bits(store.root, config.key())
+    print(f"{len(kills)} kills ({', '.join(sorted(kills))}); training time kept: {runs.seconds.sum():.0f} s")

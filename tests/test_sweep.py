@@ -1,0 +1,208 @@
+"""Grids, plans and the rules of the sweep, without a process; what needs processes stands in test_reliability_sweep.py."""
+
+import math
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lib import cells, run, sweep
+from lib.checkpoint import StoreError
+from lib.config import CellSpec, Task
+from lib.store import Store
+
+GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
+
+
+def test_a_part_of_a_grid_is_a_fair_comparison():
+    configs = sweep.grid("cifar10", input_length=[4, 8, 16], stride=["fixed", "half"], seeds=(0, 1))
+    windows = list(dict.fromkeys(config.window.label for config in configs))
+    assert windows == ["4/4", "4/2", "8/4", "16/4", "16/8"] and len(configs) == 9 * 5 * 2
+    assert [config.cell.name for config in configs[:9]] == cells.names("all")
+    assert {(config.window.label, config.seed) for config in configs[:9]} == {("4/4", 0)}
+    assert {(config.window.label, config.seed) for config in configs[9:18]} == {("4/4", 1)}
+    assert len({config.key() for config in configs}) == len(configs)
+
+
+def test_options_go_to_the_cells_that_have_them():
+    configs = sweep.grid(cells="rnn,cb,dale_cb", options={"excitatory_fraction": 0.75}, seeds=[0])
+    assert [config.cell.options for config in configs] == [{}, {}, {"excitatory_fraction": 0.75}]
+    with pytest.raises(ValueError, match="options name 'speed', which none of the cells rnn, cb has"):
+        sweep.grid(cells=["rnn", "cb"], options={"speed": 1})
+
+
+def test_a_users_cell_takes_its_text_along():
+    text = "@register\nclass Mine(CB):\n    name, label = 'mine', 'Mine'\n"
+    cells.register_source(text)
+    mine, cb = sweep.grid(cells="mine,cb", seeds=[0])
+    assert mine.cell.source == text and cb.cell.source is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stride: 0", "stride is 0"),
+        ("stride: 9", "stride is 9"),
+        ("input_length: 17", "input_length is 17"),
+        ("stride: third", "stride is 'third'"),
+        ("cells: rnn,lstm", "lstm"),
+        ("cells: dale_cb\nhidden_size: 1", "leaves no"),
+        ("seeds: [0, -1]", "seed is -1"),
+        ("seeds: 3", "seeds is 3, but must be a list"),
+        ("options: [0.3]", r"options is \[0.3\], but must be a mapping"),
+        ("epochs: many", "epochs is 'many'"),
+        ("learning_rate: .nan", "learning_rate is nan"),
+        ("dataset: imagenet", "imagenet"),
+        ("windows: 8/4", "unknown field 'windows'; known fields are dataset"),
+        ("- cells: rnn\n- cells: rnn\n  epochs: 0", "epochs is 0"),
+        ("just words", "is no grid"),
+        ("cells: [", "is no grid file"),
+    ],
+)
+def test_a_grid_file_is_refused_whole_with_field_and_value(tmp_path, text, message):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        sweep.read_grid(tmp_path / "grid.yaml")
+    assert str(error.value).startswith(str(tmp_path / "grid.yaml"))
+
+
+def test_the_grid_files_of_the_workbook():
+    full = sweep.read_grid(GRIDS / "full.yaml")
+    assert {(config.cell.hidden_size, config.training.batch_size, config.task) for config in full} == {(48, 40, Task("cifar10"))}
+    assert len({(config.window.label, config.cell.name) for config in full}) == 45
+    assert len(sweep.read_grid(GRIDS / "smoke.yaml")) == 9
+    assert {"jobs", "cores", "walltime"} <= sweep.read_cluster(GRIDS / "slurm.yaml").keys()
+
+
+def test_several_grids_in_one_file(tmp_path):
+    (tmp_path / "grid.yaml").write_text("- {cells: 'rnn,cb', seeds: [0]}\n- {cells: cb, seeds: [0, 1]}\n")
+    assert [(c.cell.name, c.seed) for c in sweep.read_grid(tmp_path / "grid.yaml")] == [("rnn", 0), ("cb", 0), ("cb", 1)]
+
+
+def test_a_plan_is_what_has_no_result(tmp_path):
+    tiny.many(tmp_path, 4, validations=1)  # four cells, each one seed
+    store, done = Store(tmp_path), [tiny.config(tiny.FAMILIES[seed], seed) for seed in range(4)]
+    added = [tiny.config("gru", 4), tiny.config("cb", 5)]
+    assert sweep.plan(done, store) == [] and sweep.plan([*done[:2], *added, added[0]], store) == added
+    store.pack([done[0].key()], "bundle")
+    tiny.remove(store.folder(done[0].key()))
+    assert sweep.plan(done, Store(tmp_path)) == [], "a packed run is finished, too"
+
+
+def test_time_is_estimated_from_finished_runs(tmp_path):
+    tiny.many(tmp_path, 4, validations=1)  # 0.5 s for each
+    store, one = Store(tmp_path), tiny.config("cb", 9)
+    longer = replace(one, training=replace(one.training, epochs=10))
+    start = sweep.START_UP
+    assert sweep.estimate([longer], store) == pytest.approx(start + 5)
+    assert sweep.estimate([one, longer], store, slots=2) == pytest.approx((2 * start + 5.5) / 2)
+    other = replace(one, cell=CellSpec("stp", 6))
+    assert sweep.estimate([other], store) == pytest.approx(start + 0.5), "an unknown cell is taken for an average one"
+    assert math.isnan(sweep.estimate([replace(one, task=Task("mnist"))], store))
+    text = sweep.preview([one, tiny.config("gru", 0)], store, slots=1)
+    assert "2 runs, 1 finished, 1 to train." in text and "under a minute" in text and "8/8" in text
+
+
+def test_seeds_share_a_child_on_a_gpu_only():
+    configs = [tiny.config(cell, seed) for seed in (0, 1) for cell in ("rnn", "cb")]
+    assert sweep._groups(configs, "cpu") == [[config] for config in configs]
+    assert sweep._groups(configs, "cuda") == [[configs[0], configs[2]], [configs[1], configs[3]]]
+
+
+def test_words_for_times():
+    assert [sweep.duration(seconds) for seconds in (5, 600, 3 * 3600)] == ["under a minute", "about 10 min", "about 3.0 h"]
+
+
+def test_bad_requests(tmp_path):
+    with pytest.raises(ValueError, match="where is 'moon'"):
+        sweep.sweep([tiny.config()], Store(tmp_path), where="moon")
+    with pytest.raises(ValueError, match="No run has the key"):
+        sweep.cancel("0123456789abcdef", Store(tmp_path))
+    tiny.many(tmp_path, 2, validations=1)
+    with pytest.raises(ValueError, match="is finished"):
+        sweep.cancel(tiny.config("gru", 0).key(), Store(tmp_path))
+    long = replace(tiny.config("cb", 9), training=replace(tiny.config().training, epochs=100_000))
+    with pytest.raises(ValueError, match="pass confirm=True"):
+        sweep.load_or_run(long, Store(tmp_path), progress=False)
+
+
+def test_the_sweep_imports_no_torch():
+    code = "import sys; from lib import sweep; sweep.status(); print('torch' in sys.modules, 'distributed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+
+
+# The loop, with a client whose answers are scripted
+
+
+class Client:
+    def __init__(self, store, answers):
+        self.store, self.asked, self.answers = store, [], {config.key(): list(values) for config, values in answers}
+
+    def nthreads(self):
+        return {"worker": 1}
+
+    def submit(self, function, values, request, key):
+        config = run.RunConfig.from_dict(values[0])
+        self.asked.append(config)
+        answer = self.answers[config.key()].pop(0)
+        if answer == "done":
+            (self.store.folder(config.key()) / "result").mkdir(parents=True)
+            answer = (run.DONE, "", 28)
+        future = Future()
+        future.key = key
+        future.set_result(answer)
+        return future
+
+
+@pytest.fixture
+def drive(tmp_path):
+    def drive(*answers, retries=2):
+        store = Store(tmp_path)
+        client, configs = Client(store, answers), [config for config, _ in answers]
+        with sweep._Report(configs, store, False) as report:
+            sweep._drive(client, lambda: None, [[c] for c in configs], store, {"since": 0}, retries, report, threading.Event())
+        assert not any(client.answers.values()), "every answer was asked for"
+        return client.asked, report.failed, store
+
+    return drive
+
+
+ONE, TWO = tiny.config("rnn"), tiny.config("cb")
+
+
+def test_a_run_that_crashes_again_and_again_fails_and_the_rest_goes_on(drive):
+    crash = (run.FAILED, "it broke", -1)
+    asked, failed, store = drive((ONE, [crash] * 3), (TWO, ["done"]), retries=2)
+    assert asked == [ONE, ONE, ONE, TWO] and failed == 1
+    row = store.status(ONE.key())
+    assert (row["state"], row["message"]) == ("FAILED", "3 failed attempts; the last: it broke\n\nit broke")
+
+
+def test_attempts_that_come_further_are_not_counted(drive):
+    assert drive((ONE, [*((-9, "killed", step) for step in (-1, 14, 14, 28, 42)), "done"]), retries=1)[1] == 0
+
+
+def test_attempts_that_come_no_further_are(drive):
+    asked, failed, _ = drive((TWO, [(-9, "killed", 14)] * 3), retries=1)
+    assert failed == 1 and len(asked) == 3
+
+
+def test_a_paused_or_busy_run_waits_for_its_turn(drive):
+    asked, failed, _ = drive((ONE, [(sweep.BUSY, "", -1), (run.PAUSED, "Stopped", -1), "done"]), (TWO, ["done"]), retries=0)
+    assert asked == [ONE, TWO, ONE, ONE] and not failed
+
+
+def test_other_code_is_not_tried_again(drive):
+    asked, failed, store = drive((ONE, [(run.CHANGED, "made by other code", 14)]), (TWO, ["done"]))
+    assert asked == [ONE, TWO] and failed == 1 and "other code" in store.status(ONE.key())["message"]
+
+
+@pytest.mark.parametrize("code, kind", [(run.UNUSABLE, StoreError), (run.INVALID, ValueError)])
+def test_a_full_disk_or_bad_data_stop_the_sweep(drive, code, kind):
+    with pytest.raises(kind, match="make room"):
+        drive((ONE, [(code, "make room", -1)]), (TWO, []))
