@@ -1,0 +1,203 @@
+"""How a cell looks, everywhere: one palette and one set of sizes for matplotlib and plotly alike.
+
+Hue says how W is made, line style and marker say whether there is STP, shade tells cells of one kind apart. The hues are
+Okabe and Ito's or close to them, moved apart in lightness so that they also differ in print without colour.
+"""
+
+import colorsys
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib as mpl
+
+from lib import cells
+
+# Order of families and of cells in every figure and table; a user's own cells follow the built-in ones of their kind.
+ORDER = ("rnn", "simple_gru", "gru", "cb", "cb_gru", "dale", "dale_cb", "stp", "stp_dale", "stp_dale_cb")
+HUES = {"baseline": "#667C95", "free": "#E69F00", "sign": "#AA3377", "reversal": "#009E73", "unknown": "#56B4E9"}
+SHADES = {"rnn": "#9AABBF", "gru": "#24323F", "cb_gru": "#A65E00"}  # second and third cells of one kind
+KINDS = {"baseline": "baseline", "free": "free", "sign": "sign-constrained", "reversal": "reversal potentials", "unknown": "unknown"}
+CONTEXT, INK, GRID = "#D5D8DC", "#222222", "#E8EAED"  # other cells, text, grid
+SEQUENTIAL, DIVERGING = "viridis", "RdBu"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one cell is drawn; ``line``, ``marker`` and ``hatch`` for matplotlib, ``dash`` and ``symbol`` for plotly."""
+
+    name: str
+    label: str
+    weights: str
+    stp: bool
+    colour: str
+
+    @property
+    def line(self):
+        return (0, (3.2, 1.3)) if self.stp else "-"
+
+    @property
+    def marker(self) -> str:
+        return "D" if self.stp else "o"
+
+    @property
+    def face(self) -> str:
+        """Fill of markers: open with STP."""
+        return "white" if self.stp else self.colour
+
+    @property
+    def hatch(self) -> str:
+        return "/////" if self.stp else ""
+
+    @property
+    def dash(self) -> str:
+        return "dash" if self.stp else "solid"
+
+    @property
+    def symbol(self) -> str:
+        return "diamond-open" if self.stp else "circle"
+
+
+def look(name: str, label: str | None = None) -> Look:
+    """Look of a cell, built-in or a user's own; it depends on the cell alone, never on what else a figure shows.
+
+    A cell that this process does not know (stored results of someone's own cell) keeps its name and takes a hue of its own.
+    """
+    cell = cells.CELLS.get(name)
+    weights = getattr(cell, "weights", "unknown")
+    hue = HUES.get(weights, HUES["unknown"])
+    colour = SHADES.get(name) or (hue if name in ORDER else _shade(hue, name))
+    return Look(name, label or getattr(cell, "label", name), weights, bool(getattr(cell, "stp", False)), colour)
+
+
+def _shade(hue: str, name: str) -> str:
+    """A hue made lighter or darker by an amount that the name fixes."""
+    tone, light, full = colorsys.rgb_to_hls(*mpl.colors.to_rgb(hue))
+    factor = (0.62, 0.74, 1.16, 1.3)[zlib.crc32(name.encode()) % 4]
+    return mpl.colors.to_hex(colorsys.hls_to_rgb(tone, min(light * factor, 0.72), full))
+
+
+def rank(name: str) -> tuple:
+    """Sorting key: baselines, without STP, with STP; the fixed order, then a user's own cells by name."""
+    own = look(name)
+    family = 0 if own.weights == "baseline" else 2 if own.stp else 3 if own.weights == "unknown" else 1
+    return family, ORDER.index(name) if name in ORDER else len(ORDER), name
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Page of a document class: widths in inches, size of the text in points, family of its font."""
+
+    column: float
+    text: float
+    size: int = 10
+    family: tuple = ("cmr10", "STIXGeneral", "DejaVu Serif")  # bundled with matplotlib; the later ones lend missing glyphs
+    mathtext: str = "cm"
+
+
+TIMES = {"family": ("STIXGeneral", "DejaVu Serif"), "mathtext": "stix"}
+JOURNALS = {
+    "article": Journal(200 / 72.27, 345 / 72.27),  # column: of the option twocolumn; text: of the one-column page
+    "neurips": Journal(5.5, 5.5, **TIMES),
+    "icml": Journal(3.25, 6.75, **TIMES),
+    "elsarticle": Journal(252 / 72.27, 522 / 72.27),  # options 5p, twocolumn
+    "revtex": Journal(246 / 72.27, 510 / 72.27),  # revtex4-2, option twocolumn
+    "report": Journal(8.2 / 2.54, 17 / 2.54),  # main.tex of `lib.export`: A4, two columns
+    "notebook": Journal(5.5, 10.0, 11, ("DejaVu Sans",), "dejavusans"),
+}
+
+
+def journal_page(journal: str) -> Journal:
+    """Page of a journal by name; ValueError names the known ones."""
+    if journal not in JOURNALS:
+        raise ValueError(f"Unknown journal {journal!r}; known are {', '.join(JOURNALS)}.")
+    return JOURNALS[journal]
+
+
+def width_of(journal: str, width: str | float) -> float:
+    """Width in inches of ``"column"``, ``"text"`` or a number of inches.
+
+    Raises
+    ------
+    ValueError
+        The width is none of these.
+    """
+    page = journal_page(journal)
+    if width in ("column", "text"):
+        return getattr(page, width)
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0.5 <= width <= 20:
+        raise ValueError(f"width is {width!r}, but must be 'column', 'text' or a number of inches between 0.5 and 20.")
+    return float(width)
+
+
+def rc(journal: str = "report", width: str | float = "text", height: float = 2.2) -> dict:
+    """matplotlib's settings for a figure of one journal, sizes in inches and points.
+
+    Labels take the document's footnote size (8 pt in a 10 pt text), ticks its script size (7 pt), so nothing is below 7 pt.
+    """
+    page = journal_page(journal)
+    label, small = page.size - 2, page.size - 3
+    return {
+        "figure.figsize": (width_of(journal, width), height),
+        "figure.constrained_layout.use": True,
+        "figure.constrained_layout.w_pad": 0.03,
+        "figure.constrained_layout.h_pad": 0.03,
+        "font.family": list(page.family),
+        "mathtext.fontset": page.mathtext,
+        "axes.formatter.use_mathtext": True,
+        "font.size": label,
+        "axes.labelsize": label,
+        "axes.titlesize": label,
+        "figure.titlesize": label,
+        "xtick.labelsize": small,
+        "ytick.labelsize": small,
+        "legend.fontsize": small,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "axes.titlepad": 4.0,
+        "axes.labelpad": 2.5,
+        "axes.axisbelow": True,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.major.pad": 2.0,
+        "ytick.major.pad": 2.0,
+        "xtick.minor.visible": False,
+        "ytick.minor.visible": False,
+        "lines.linewidth": 1.2,
+        "lines.markersize": 3.5,
+        "hatch.linewidth": 0.5,
+        "grid.color": GRID,
+        "grid.linewidth": 0.5,
+        "pdf.fonttype": 42,  # TrueType outlines; journals refuse type 3
+        "ps.fonttype": 42,
+        "savefig.dpi": 300,
+        "pgf.texsystem": "pdflatex",
+        "pgf.rcfonts": False,  # the document's own font
+        "pgf.preamble": r"\usepackage{lmodern}\usepackage[T1]{fontenc}",
+    }
+
+
+@contextmanager
+def context(journal: str = "report", width: str | float = "text", height: float = 2.2):
+    """Draw in the style of a journal: ``with style.context("neurips", "column"): ...``; the settings before come back."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **rc(journal, width, height), "backend": mpl.rcParams["backend"]}):
+        yield
+
+
+def plotly_template():
+    """The same look for plotly's figures, as a template: ``figure.update_layout(template=style.plotly_template())``."""
+    import plotly.graph_objects as go
+
+    axis = {"gridcolor": GRID, "linecolor": INK, "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False}
+    layout = {"font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK}, "xaxis": axis, "yaxis": axis}
+    layout |= {"paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": [look(name).colour for name in ORDER]}
+    layout |= {"colorscale": {"sequential": "Viridis", "diverging": DIVERGING}, "hovermode": "closest"}
+    return go.layout.Template(layout={**layout, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}})

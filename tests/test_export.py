@@ -1,0 +1,335 @@
+"""Export: LaTeX takes every file, nothing depends on the day or the process, and what is missing is said in a sentence."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import frames
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import analysis, cells, export, paper, plots, style
+
+mpl.use("Agg")
+
+TESTS = Path(__file__).parent
+NASTY = r"a_b & 50% #1 ~^ {x} \ $2"
+needs_tex = [pytest.mark.tex, pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")]
+COMMIT = "0123abc"
+CONTROLS = (
+    {"options": '{"excitatory_fraction": 0.8}'},
+    {"options": '{"stp_dt": 0.1}'},
+    {"permuted": True},
+    {"last_rows": 8},
+    {"hidden_size": 61},
+)
+
+
+def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
+    """The runs of a whole study: nine cells in five windows, `dale` in one, a learning-rate scan, controls."""
+    parts = [frames.runs(frames.NINE, seeds=seeds), frames.runs(["dale"], ["8/4"], seeds), frames.scan(), *extra]
+    parts += [frames.runs(["cb", "dale_cb"], ["8/4"], seeds, initialisation="notes")]
+    parts += [frames.runs(["stp_dale_cb", "gru"], ["8/4"], seeds, **change) for change in CONTROLS]
+    runs = pd.concat(parts, ignore_index=True)
+    main = paper.comparison(runs)
+    main = main[main["window"] == "8/4"]
+    made = {"commit": COMMIT, "python": "3.11.2", "numpy": "2.3.0", "backend": "fast", "fingerprint": {"torch": "2.13.0"}}
+    return paper.Frames(runs, frames.curves(main), frames.history(main), dict.fromkeys(runs["key"], made))
+
+
+@pytest.fixture(scope="module")
+def study():
+    return complete()
+
+
+@pytest.fixture(scope="module")
+def overleaf(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    archive, left_out = paper.overleaf(study, out)
+    return archive, left_out, out / "overleaf"
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def a_figure(label="vanilla RNN"):
+    with style.context("article", "column", 1.6):
+        ax = plots.bars(frames.runs(["rnn", "stp"], ["8/4"]))
+        ax.set_yticks(ax.get_yticks(), [label] * 2)
+    return ax.figure
+
+
+def digests(folder):
+    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- figures
+
+
+@pytest.mark.parametrize("journal", [name for name in style.JOURNALS if name != "notebook"])
+def test_a_figure_takes_width_font_and_size_of_the_document(tmp_path, journal):
+    with mpl.rc_context({"font.size": 20, "font.family": "DejaVu Sans"}):  # drawn without the style
+        fig, ax = plt.subplots(figsize=(9, 2))
+        ax.plot([0, 1], label="x")
+        ax.set_xlabel("Training (epochs)")
+    (path,) = export.export_figure(fig, "a_name-1", "text", journal, folder=tmp_path, formats=["pdf"])
+    data = path.read_bytes()
+    width = float(re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", data)[1]) / 72
+    assert width == pytest.approx(style.width_of(journal, "text"), abs=1e-3)
+    assert b"/Type3" not in data and b"/FontFile2" in data and b"CreationDate" not in data
+    assert (b"STIXGeneral" if journal in ("neurips", "icml") else b"Cmr10") in data
+    assert ax.xaxis.label.get_fontsize() == 20 and ax.xaxis.label.get_fontfamily() == ["DejaVu Sans"]  # the figure itself is as before
+
+
+def test_only_heat_maps_are_rasterised(tmp_path):
+    with style.context("report", "column"):
+        heat, bars = plots.heatmap(frames.runs(["cb", "gru"])).figure, plots.bars(frames.runs(["cb"], ["8/4"])).figure
+    assert b"/Subtype /Image" in export.export_figure(heat, "heat", folder=tmp_path, formats=["pdf"])[0].read_bytes()
+    assert b"/Subtype /Image" not in export.export_figure(bars, "bars", folder=tmp_path, formats=["pdf"])[0].read_bytes()
+
+
+def test_export_twice_gives_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        export.export_figure(a_figure(), "bars", folder=tmp_path / folder, formats=["pdf", "png"])
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_without_tex_everything_but_pgf_works_and_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "has_tex", lambda: False)
+    written = export.export_figure(a_figure(), "bars", folder=tmp_path)
+    assert [path.name for path in written] == ["bars.pdf"]
+    said = capsys.readouterr().out.strip().splitlines()
+    assert len(said) == 1 and "PGF is left out" in said[0]
+    left_out = paper.write(complete([0]), tmp_path / "all", formats=("pdf", "pgf"))
+    assert [line for line in left_out if "pdflatex is not installed" in line] and not list(tmp_path.rglob("*.pgf"))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda fig, to: export.export_figure(fig, "a/b", folder=to), "no plain file name"),
+    (lambda fig, to: export.export_figure(fig, "a.pdf", folder=to), "no plain file name"),
+    (lambda fig, to: export.export_figure(fig, "", folder=to), "no plain file name"),
+    (lambda fig, to: export.export_figure(fig, "a", "wide", folder=to), "width is 'wide'"),
+    (lambda fig, to: export.export_figure(fig, "a", journal="nature", folder=to), "known are article, neurips"),
+    (lambda fig, to: export.export_figure(fig, "a", folder=to, formats=["svg"]), "Unknown format 'svg'"),
+])  # fmt: skip
+def test_bad_requests_are_one_sentence(tmp_path, call, words):
+    with pytest.raises(ValueError, match=words) as error:
+        call(a_figure(), tmp_path)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+# ---- tables and numbers
+
+
+def test_table_has_booktabs_intervals_bold_best_and_escaped_text(tmp_path):
+    frame = pd.DataFrame({"Cell": [NASTY, "CB"], "x": [41.26, 50.0], "x low": [40.0, np.nan], "x high": [42.5, np.nan], "n": [3, 1]})
+    frame["loss"] = [-1.25, 2.0]
+    text = export.export_table(frame, "t", "50 % of $H$ & more", "tab:t", best=["x", "-loss"], folder=tmp_path).read_text()
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:t}", r"50 \% of $H$ \& more"))
+    assert r"a\_b \& 50\% \#1 \textasciitilde{}\textasciicircum{} \{x\} \textbackslash{} \textdollar{}2" in text
+    assert r"41.3 [40.0, 42.5]" in text and r"\textbf{50.0}" in text and r"\textbf{$-$1.2}" in text
+    assert r"\usepackage" not in text and "multirow" not in text
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"frame": pd.DataFrame({"Cell": []})}, "no row"),
+    ({"name": "a b"}, "no plain file name"),
+    ({"label": "tab{x}"}, "label is"),
+    ({"best": ["accuracy"]}, "Unknown column 'accuracy' in best"),
+])  # fmt: skip
+def test_bad_tables_are_one_sentence(tmp_path, change, words):
+    values = {"frame": pd.DataFrame({"Cell": ["CB"]}), "name": "t", "caption": "c", "label": "tab:t"} | change
+    with pytest.raises(ValueError, match=words):
+        export.export_table(**values, folder=tmp_path)
+
+
+def test_numbers_become_commands(tmp_path):
+    text = export.export_numbers({"GruAccuracy": "54.5", "Gain": "−1.2 %", "Runs": 27}, folder=tmp_path).read_text()
+    assert text.splitlines()[1:] == [
+        r"\newcommand{\GruAccuracy}{54.5}",
+        r"\newcommand{\Gain}{$-$1.2 \%}",
+        r"\newcommand{\Runs}{27}",
+    ]
+    for name in ("gruAccuracy", "Gru1", "Gru_a", "", "Gru Accuracy", "Gr"):
+        with pytest.raises(ValueError, match="must start with a capital"):
+            export.export_numbers({name: 1}, folder=tmp_path)
+    with pytest.raises(ValueError, match="'Large' belongs to LaTeX"):
+        export.export_numbers({"Large": 1}, folder=tmp_path)
+
+
+def test_names_of_commands_are_letters():
+    assert export.command_name("stp_dale 8/4") == "StpDaleEightFour"
+    assert export.COMMAND.fullmatch(export.command_name("my cell 2, dt 0.3"))
+
+
+# ---- which runs are shown
+
+
+def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(study, monkeypatch):
+    main = paper.comparison(study.runs)
+    assert set(main["cell"]) == set(frames.TEN) and set(main["seed"]) == {0, 1, 2}
+    assert set(main["options"]) == {"{}"} and set(main["initialisation"]) == {"balanced"} and not main["permuted"].any()
+    assert len(main) == 9 * 5 * 3 + 3
+    monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
+
+    class Mine(cells.get("cb")):
+        name, label = "mine_export", "mine"
+
+    cells.register(Mine)
+    part, full = (paper.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)])) for s in (["8/4"], frames.WINDOWS))
+    assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
+    others = paper.controls(study.runs, "8/4")
+    assert len(others) == 12 * 3 and 100 not in set(others["seed"])
+    assert set(paper.scan(study.runs)["seed"]) == {100}
+
+
+def test_a_rate_of_its_own_for_each_cell_is_kept():
+    runs = pd.concat([frames.runs(["cb"], ["8/4"], learning_rate=0.01), frames.runs(["gru"], ["8/4"]), frames.scan(["cb", "gru"])])
+    main = paper.comparison(runs)
+    assert {"cb": 0.01, "gru": 0.003} == main.groupby("cell")["learning_rate"].unique().map(lambda rates: rates[0]).to_dict()
+    assert set(main["group"]) == {"CB", "full GRU"}
+
+
+def test_missing_runs_and_an_empty_store_are_said(tmp_path):
+    few = frames.runs(["gru"], ["8/4"], [0])
+    left_out = paper.write(paper.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
+    for name in ("paired_differences", "effects", "input_length", "learning_rate_scan"):
+        assert len([line for line in left_out if line.startswith(name)]) == 1
+    assert (tmp_path / "figures/accuracy_bars.pdf").exists() and "| full GRU |" in (tmp_path / "tables/summary.md").read_text()
+    empty = few.iloc[:0]
+    for call in (paper.write, paper.overleaf):
+        with pytest.raises(ValueError, match="No finished run to export; train some first"):
+            call(paper.Frames(empty, empty, empty, {}), tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
+    found = paper.numbers(study)
+    main = paper.comparison(study.runs)
+    for window, place in (("8/4", ""), ("16/8", "AtOneSixEight")):
+        table = analysis.summarise(main[main["window"] == window], "cell").set_index("cell") * [1, 1, *[100] * 4, 1]
+        assert found[f"GruAccuracy{place}"] == f"{table.at['gru', 'mean']:.1f}"
+        assert found[f"StpDaleCbInterval{place}"] == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
+    gate = analysis.contrasts(main[main["window"] == "8/4"]).set_index("contrast").loc["gate"]
+    assert found["GateDifference"] == f"{gate['mean'] * 100:.1f}" and found["GateP"] == f"{gate['p_holm']:.3f}"
+    assert all(export.COMMAND.fullmatch(name) for name in found)
+    summary = {item.name: item.frame for item in paper.tables(study)}["summary"].set_index("Cell")
+    assert summary.at["full GRU", "Accuracy (%)"] == pytest.approx(
+        100 * main.query("cell == 'gru' and window == '8/4'").test_accuracy.mean()
+    )
+
+
+# ---- the folder and the zip
+
+
+def test_overleaf_folder_is_complete_and_its_manifest_true(overleaf, study):
+    archive, left_out, folder = overleaf
+    assert not [line for line in left_out if "PGF" not in line]
+    manifest = json.loads((folder / "MANIFEST.json").read_text())["files"]
+    files = digests(folder)
+    assert set(manifest) == set(files) - {"MANIFEST.json", "main.tex", "README.md"}
+    for name, entry in manifest.items():
+        assert entry["sha256"] == files[name]
+        assert entry["commit"] == [COMMIT] and entry["torch"] == ["2.13.0"] and set(entry["runs"]) <= set(study.runs["key"])
+        assert entry["configuration"]["dataset"] == ["cifar10"] and entry["configuration"]["hidden_size"] == [48]
+    assert manifest["figures/accuracy_bars.pdf"]["configuration"]["window"] == ["8/4"]
+    assert len(manifest["figures/accuracy_bars.pdf"]["runs"]) == 30
+    text = (folder / "main.tex").read_text()
+    for name in manifest:
+        if name.endswith(".pdf"):
+            assert f"\\figurefile{{{Path(name).stem}}}" in text
+        if name.startswith("tables/") and name.endswith(".tex"):
+            assert f"\\input{{{name[:-4]}}}" in text
+    captions = re.findall(r"\\caption\{(.*)\}", text) + [
+        re.search(r"\\caption\{(.*)\}", p.read_text())[1] for p in folder.glob("tables/*.tex")
+    ]
+    for caption in captions:
+        assert "CIFAR-10" in caption and "window" in caption and "H = 48" in caption and "10 epochs" in caption and "n = " in caption
+        assert "interval" in caption
+    with zipfile.ZipFile(archive) as packed:
+        assert {name: sha256(packed.read(name)).hexdigest() for name in packed.namelist()} == files
+
+
+def test_another_process_rebuilds_every_byte(overleaf, tmp_path):
+    code = "import sys; from test_export import complete; from lib import paper; paper.overleaf(complete(), sys.argv[1])"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=TESTS)
+    assert digests(tmp_path / "overleaf") == digests(overleaf[2])
+    assert (tmp_path / "overleaf.zip").read_bytes() == overleaf[0].read_bytes()
+
+
+def test_what_is_no_longer_exported_is_removed(tmp_path):
+    paper.write(complete([0]), tmp_path)
+    (tmp_path / "figures/mine.pdf").write_bytes(b"a person's own file stays")
+    assert (tmp_path / "figures/effects.pdf").exists()
+    few = frames.runs(["gru"], ["8/4"], [0])
+    paper.write(paper.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
+    assert not (tmp_path / "figures/effects.pdf").exists() and (tmp_path / "figures/mine.pdf").exists()
+
+
+def compiled(archive, folder, pgf):
+    """Unpack and compile twice; the log of the second run."""
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(folder)
+    main = folder / "main.tex"
+    if pgf:
+        main.write_text(main.read_text().replace("\n\\figurespgffalse", "\n\\figurespgftrue"))
+    for _ in range(2):
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"], cwd=folder, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    return (folder / "main.log").read_text(errors="replace")
+
+
+def check_document(folder, log, pages):
+    assert not re.search(r"^!|undefined|multiply defined", log, re.MULTILINE)
+    assert all(float(wide) <= 5 for wide in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt", log))
+    fonts = subprocess.run(["pdffonts", "main.pdf"], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    assert fonts and not any("Type 3" in line for line in fonts)
+    assert all(line.split()[-5] == "yes" for line in fonts)  # emb, sub, uni, object, generation
+    info = subprocess.run(["pdfinfo", "main.pdf"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert re.search(rf"Pages: +{pages}\n", info)
+
+
+@pytest.mark.tex
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@pytest.mark.parametrize("pgf", [False, True])
+def test_zip_compiles_to_two_pages(overleaf, tmp_path, pgf):
+    assert len(list(overleaf[2].glob("figures/*.pgf"))) == 10
+    check_document(tmp_path, compiled(overleaf[0], tmp_path, pgf), pages=2)
+
+
+@pytest.mark.tex
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@pytest.mark.parametrize("journal, pgf", [("neurips", False), ("icml", True), ("article", False), ("revtex", False)])
+def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, journal, pgf):
+    monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
+
+    class Mine(cells.get("dale_cb")):
+        name, label = "mine_2", NASTY
+
+    cells.register(Mine)
+    runs = pd.concat(
+        [
+            frames.runs([*frames.NINE, "mine_2"], ["8/4", "4/4", "16/8", "4/2", "16/4"]),
+            frames.runs(["mine_2"], ["8/4"], initialisation="notes"),
+        ]
+    )
+    main = paper.comparison(runs).query("window == '8/4'")
+    archive, _ = paper.overleaf(paper.Frames(runs, frames.curves(main), frames.history(main), {}), tmp_path, journal=journal)
+    folder = tmp_path / "unpacked"
+    check_document(folder, compiled(archive, folder, pgf), pages=r"\d")

@@ -1,0 +1,339 @@
+"""Figures: what they must let a reader see, measured on the drawn artists, and one look for a cell everywhere."""
+
+import frames
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.text import Text
+
+from lib import analysis, cells, plots, style
+from lib.config import Window
+
+mpl.use("Agg")
+
+RUNS = frames.runs(frames.TEN)
+MAIN = RUNS[RUNS["window"] == "8/4"]
+CURVES = frames.curves(MAIN)
+IMAGE = np.random.default_rng(0).integers(0, 256, (3, 32, 32))
+WINDOW = Window(8, 4)
+STEPS = 255
+TRACE = frames.trace(STEPS, 24)
+HISTORY = frames.history(MAIN[MAIN["cell"].isin(["cb", "stp_dale_cb"])])
+
+FIGURES = {
+    "learning_curves": ("text", lambda: plots.learning_curves(CURVES)),
+    "curve_panel": ("column", lambda: plots.curve_panel(CURVES, metric="train_loss")),
+    "bars": ("column", lambda: plots.bars(MAIN)),
+    "dots": ("column", lambda: plots.dot_and_interval(MAIN)),
+    "paired": ("column", lambda: plots.paired_differences(MAIN, "cb")),
+    "heatmap": ("column", lambda: plots.heatmap(RUNS)),
+    "differences": ("column", lambda: plots.heatmap(RUNS, baseline="cb")),
+    "input_length": ("text", lambda: plots.accuracy_vs_input_length(RUNS)),
+    "effects": ("column", lambda: plots.effects(MAIN)),
+    "scan": ("text", lambda: plots.learning_rate_scan(frames.scan())),
+    "saturation": ("column", lambda: plots.statistic_over_training(HISTORY, "z", "saturated")),
+    "parameters": ("text", lambda: plots.parameters_over_training(HISTORY[HISTORY["cell"] == "stp_dale_cb"])),
+    "conductance": ("text", lambda: plots.conductance(TRACE, IMAGE, WINDOW, 0.1)),
+    "quantiles": ("column", lambda: plots.quantiles_over_sequence(TRACE["v"], "v", WINDOW, 32, lines={"$v_e$": 2.7})),
+    "units": ("text", lambda: plots.units_over_sequence(TRACE, IMAGE, WINDOW, (0, 3, 9), step=40)),
+    "plasticity": ("column", lambda: plots.plasticity(TRACE, WINDOW, 32)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def drawn(name, journal="report"):
+    width, draw = FIGURES[name]
+    with style.context(journal, width, 2.6):
+        result = draw()
+        fig = result if isinstance(result, mpl.figure.Figure) else result.figure
+        fig.draw_without_rendering()
+    return fig
+
+
+# ---- every figure
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_has_the_width_units_and_text_of_a_paper(name):
+    fig = drawn(name)
+    assert fig.get_figwidth() == style.width_of("report", FIGURES[name][0])
+    texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    assert min(text.get_fontsize() for text in texts) >= 7
+    assert not fig.legends or name == "input_length"  # lines are labelled at their ends
+    above = " ".join(text.get_text() for text in (fig._supxlabel, fig._supylabel) if text)
+    for ax in fig.axes:
+        said = " ".join([ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_title(loc="left"), above])
+        assert any(unit in said for unit in ("(", "How", "Image row", "per step")), f"{name}: an axis says only {said!r}"
+
+
+@pytest.mark.parametrize("name", ["learning_curves", "scan", "effects", "saturation"])
+def test_labels_at_line_ends_do_not_collide(name):
+    fig = drawn(name)
+    renderer = fig.canvas.get_renderer()
+    for ax in fig.axes:
+        boxes = [text.get_window_extent(renderer) for text in ax.texts if isinstance(text, mpl.text.Annotation) and text.arrowprops]
+        for number, box in enumerate(boxes):
+            assert box.x1 <= fig.bbox.x1 + 1, "a label leaves the figure"
+            assert not any(box.y0 < other.y1 - 2 and other.y0 < box.y1 - 2 for other in boxes[number + 1 :])
+
+
+# ---- style
+
+
+def test_hue_says_how_w_is_made_and_line_and_marker_say_stp():
+    looks = {name: style.look(name) for name in style.ORDER}
+    for with_stp, without in (("stp", "cb"), ("stp_dale", "dale"), ("stp_dale_cb", "dale_cb")):
+        a, b = looks[with_stp], looks[without]
+        assert a.colour == b.colour and a.line != b.line and a.marker != b.marker and a.symbol != b.symbol and a.dash != b.dash
+    assert len({look.colour for look in looks.values()}) == 7
+    assert len({(look.colour, look.marker) for look in looks.values()}) == len(looks)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, in linear RGB
+BLINDNESS = {
+    "none": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def lab(colour, kind="none"):
+    red = np.array(mpl.colors.to_rgb(colour))
+    linear = np.clip(BLINDNESS[kind] @ np.where(red <= 0.04045, red / 12.92, ((red + 0.055) / 1.055) ** 2.4), 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_differ_for_every_eye(kind):
+    colours = [*sorted({style.look(name).colour for name in style.ORDER}), style.CONTEXT]
+    points = [lab(colour, kind) for colour in colours]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[i + 1 :]) > 10  # 2.3 is just noticeable
+
+
+def test_colours_of_one_panel_differ_in_greyscale():
+    for panel in (("rnn", "simple_gru", "gru"), ("cb", "cb_gru", "dale_cb"), ("stp", "stp_dale", "stp_dale_cb")):
+        light = sorted(lab(style.look(name).colour)[0] for name in panel)
+        assert min(np.diff(light)) > 9 and light[-1] < lab(style.CONTEXT)[0] - 9
+
+
+def test_own_cells_have_a_look_of_their_kind(monkeypatch):
+    monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
+
+    class Mine(cells.get("stp_dale_cb")):
+        name, label = "mine_test", "my cell"
+
+    cells.register(Mine)
+    own, twin = style.look("mine_test"), style.look("stp_dale_cb")
+    assert own == style.look("mine_test") and own.label == "my cell"
+    assert (own.line, own.marker) == (twin.line, twin.marker) and own.colour != twin.colour
+    assert style.look("never_registered", "from a file").label == "from a file"
+    frame = pd.concat([MAIN, frames.runs(["mine_test", "never_registered"], ["8/4"])])
+    with style.context():
+        labels = [text.get_text() for text in plots.bars(frame).get_yticklabels()]
+    assert labels[-2:] == ["my cell", "never_registered"]
+
+
+def test_context_gives_settings_back_and_refuses_unknown_pages():
+    before = dict(mpl.rcParams)
+    with style.context("neurips", "column"):
+        assert mpl.rcParams["pdf.fonttype"] == 42 and mpl.rcParams["figure.figsize"][0] == 5.5
+    assert dict(mpl.rcParams) == before
+    with pytest.raises(ValueError, match="known are article"):
+        style.rc("nature")
+    for width in ("page", 0, True):
+        with pytest.raises(ValueError, match="width is"):
+            style.width_of("icml", width)
+
+
+def test_plotly_shares_the_palette():
+    template = style.plotly_template()
+    assert list(template.layout.colorway) == [style.look(name).colour for name in style.ORDER]
+
+
+# ---- which runs
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-50, 150), min_size=1, max_size=9), st.floats(0.1, 10))
+def test_spread_keeps_order_gap_and_bounds(positions, gap):
+    moved = plots.spread(positions, gap, 0, 100)
+    ordered = moved[np.argsort(positions, kind="stable")]
+    assert np.all(np.diff(ordered) >= gap - 1e-9) and moved.min() >= -1e-9 and moved.max() <= 100 + 1e-9
+    if len(positions) == 1 or (np.diff(np.sort(positions)).min() >= gap and min(positions) >= 0 and max(positions) <= 100):
+        assert np.allclose(moved, np.clip(positions, 0, 100))
+
+
+def test_groups_say_what_differs():
+    parts = [frames.runs(["cb"], ["8/4"]), frames.runs(["cb"], ["8/4"], options='{"dt": 0.3}')]
+    parts += [frames.runs(["dale_cb"], ["8/4"], initialisation="notes"), frames.runs(["gru"], ["8/4"], permuted=True)]
+    parts += [frames.runs(["gru"], ["8/4"], last_rows=8), frames.runs(["rnn"], ["8/4"], hidden_size=48)]
+    parts += [frames.runs(["rnn"], ["8/4"], hidden_size=61), frames.runs(["cb"], ["8/4"], seeds=[3], state="FAILED")]
+    found = plots.grouped(pd.concat(parts))
+    assert list(found["group"].unique()) == [
+        *("vanilla RNN, H 48", "vanilla RNN, H 61", "full GRU, permuted", "full GRU, last 8 rows"),
+        *("CB", "CB, dt 0.3", "DaleCB, notes"),
+    ]
+    assert 3 not in set(found["seed"])
+
+
+def test_nothing_to_show_is_one_sentence():
+    for frame in (RUNS.iloc[:0], RUNS.assign(state="FAILED")):
+        with pytest.raises(ValueError, match="No finished run to show"):
+            plots.bars(frame)
+    with pytest.raises(ValueError, match="shows one window, but the frame holds"):
+        plots.bars(RUNS)
+    with pytest.raises(ValueError, match="share"):
+        plots.bars(pd.concat([MAIN, MAIN.assign(key=MAIN["key"] + "x", batch_size=20)]))
+
+
+def test_captions_name_data_window_size_epochs_seeds_and_interval():
+    assert plots.caption(MAIN, "Bars.") == (
+        "Bars. Data: sequential CIFAR-10; window 8/4 pixels (input length/stride); H = 48; 10 epochs; n = 3 seeds; "
+        "95 % Student t intervals."
+    )
+    digits = plots.caption(frames.runs(["cb", "gru"], ["8/4"], [0], dataset="digits", epochs=30))
+    assert "digits, demonstration" in digits and "n = 1 seed; no interval" in digits
+    mixed = plots.caption(pd.concat([frames.runs(["cb"], ["4/2", "8/4"], range(12)), frames.runs(["gru"], ["8/4"], range(5))]))
+    assert (
+        "windows 4/2, 8/4" in mixed
+        and "n = 5 to 12" in mixed
+        and "95 % Student t and 95 % bootstrap" in mixed.replace(" intervals and", " and")
+    )
+
+
+# ---- single figures
+
+
+def test_learning_curves_group_by_family_with_the_others_behind():
+    fig = drawn("learning_curves")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["baselines", "without STP", "with STP"]
+    names = [[line.get_label() for line in ax.lines if not line.get_label().startswith("_")] for ax in fig.axes]
+    assert names[0] == ["vanilla RNN", "simple GRU", "full GRU"] and names[2] == ["STP nonDale", "STP Dale", "STPDaleCB"]
+    grey = [sum(line.get_color() == style.CONTEXT for line in ax.lines) for ax in fig.axes]
+    assert grey == [7, 6, 7]
+    assert fig.axes[0].get_ylim() == fig.axes[2].get_ylim()
+
+
+def test_band_is_the_interval_of_the_statistics():
+    fig = drawn("learning_curves")
+    band = fig.axes[0].collections[0].get_paths()[0].vertices
+    rnn = CURVES[CURVES["cell"] == "rnn"]
+    expected = analysis.summarise(rnn, ["epoch"], "validation_accuracy")
+    last = band[band[:, 0] == expected["epoch"].max()][:, 1]
+    assert np.allclose([last.min(), last.max()], expected[["low", "high"]].iloc[-1] * 100)
+
+
+def test_one_seed_has_no_band_and_says_so():
+    with style.context():
+        fig = plots.learning_curves(CURVES[CURVES["seed"] == 0])
+    assert not any(ax.collections for ax in fig.axes)
+    assert all("n = 1 seed" in [text.get_text() for text in ax.texts] for ax in fig.axes)
+
+
+def test_bars_start_at_zero_with_chance_in_the_fixed_order():
+    ax = drawn("bars").axes[0]
+    assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
+    assert [text.get_text() for text in ax.get_yticklabels()] == [style.look(name).label for name in style.ORDER]
+    assert [line.get_xdata()[0] for line in ax.lines if list(line.get_ydata()) == [0, 1]] == [pytest.approx(10)]
+    assert np.isclose(ax.patches[0].get_width(), 100 * MAIN[MAIN["cell"] == "rnn"]["test_accuracy"].mean())
+    assert [bool(bar.get_hatch()) for bar in ax.patches] == [style.look(name).stp for name in style.ORDER]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert len(dots) == 10 and all(len(line.get_xdata()) == 3 for line in dots)
+
+
+def test_dots_are_sorted_and_zoomed():
+    ax = drawn("dots").axes[0]
+    means = MAIN.groupby("label")["test_accuracy"].mean().sort_values(ascending=False)
+    assert [text.get_text() for text in ax.get_yticklabels()] == list(means.index)
+    assert ax.get_xlim()[0] > 10
+
+
+def test_paired_differences_are_those_of_the_statistics():
+    frame = plots.differences(MAIN, "cb")
+    table = plots.summary(frame).set_index("cell")
+    expected = analysis.differences(MAIN, "cb").set_index("cell")
+    for name in ("mean", "low", "high"):
+        assert np.allclose(table[name], expected.loc[table.index, name] * 100)
+    with pytest.raises(ValueError, match="baseline 'lstm' has no finished run"):
+        plots.paired_differences(MAIN, "lstm")
+    with pytest.raises(ValueError, match="pairs need the same seeds"):
+        plots.differences(pd.concat([frames.runs(["cb"], ["8/4"], [0]), frames.runs(["gru"], ["8/4"], [1])]), "cb")
+
+
+def test_heatmap_prints_numbers_by_convention_and_says_not_run():
+    lacking = RUNS[~((RUNS["cell"] == "gru") & (RUNS["window"] == "4/2"))]
+    with style.context():
+        ax = plots.heatmap(lacking)
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["4/4", "8/4", "16/4", "4/2", "8/4", "16/8"]
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("not run") == 1 and {"stride always 4", "stride length/2"} <= set(texts)
+    assert f"{100 * MAIN[MAIN['cell'] == 'rnn']['test_accuracy'].mean():.1f}" in texts
+    low, high = drawn("differences").axes[0].collections[0].get_clim()
+    assert low == -high  # zero is the middle of the colours
+
+
+def test_conventions_share_one_point():
+    fig = drawn("input_length")
+    points = [line for line in fig.axes[0].lines if line.get_linestyle() == "None" and line.get_marker() == "o"]
+    assert sum(list(line.get_xdata()).count(8) for line in points) == 1
+    assert sum(len(line.get_xdata()) for line in points) == 5
+
+
+def test_effects_need_one_kind_of_run_per_cell():
+    ax = drawn("effects").axes[0]
+    assert {line.get_label() for line in ax.lines if not line.get_label().startswith("_")} == {"without STP", "with STP"}
+    with pytest.raises(ValueError, match="one kind of run a cell"):
+        plots.effects(pd.concat([MAIN, frames.runs(["cb"], ["8/4"], initialisation="notes")]))
+
+
+def test_conductance_has_fixed_range_sorted_units_and_ticks_at_rows():
+    fig = drawn("conductance")
+    picture, heat = fig.axes[:2]
+    shown = heat.images[0]
+    assert shown.get_clim() == (0, 0.1) and shown.get_array().shape == (24, STEPS)
+    slow = analysis.time_constant(np.asarray(shown.get_array()).clip(1e-9, 1 - 1e-9)).mean(1)
+    assert np.all(np.diff(slow) <= 1e-9)
+    ticks = heat.get_xticks()
+    assert np.allclose(np.diff(ticks) % 8, 0)  # 32 pixels a row, stride 4
+    assert picture.images[0].get_array().shape == (32, 32, 3)
+    with style.context():
+        assert "Sequence" in plots.conductance(TRACE, IMAGE, WINDOW, 0.1, permuted=True).axes[1].get_xlabel()
+
+
+def test_time_constants_are_pixels_on_a_logarithmic_axis():
+    fig = drawn("plasticity")
+    assert [ax.get_yscale() for ax in fig.axes] == ["log", "linear", "linear", "linear"]
+    median = fig.axes[0].lines[0].get_ydata()
+    assert np.allclose(median, np.median(-4 / np.log1p(-TRACE["z"]), axis=1))
+    efficacy = fig.axes[3].lines[0].get_ydata()
+    assert np.allclose(efficacy, np.median(TRACE["U"] * TRACE["X"], axis=1))
+    with style.context():
+        assert len(plots.plasticity(frames.trace(STEPS, stp=False), WINDOW, 32).axes) == 1
+
+
+def test_single_units_frame_the_window_that_is_read():
+    with style.context():
+        picture = plots.units_over_sequence(TRACE, IMAGE, WINDOW, (0,), step=7).axes[0]
+    boxes = [(box.get_x(), box.get_y(), box.get_width()) for box in picture.patches]
+    assert boxes == [(27.5, -0.5, 4), (-0.5, 0.5, 4)]  # pixels 28 to 35 lie in rows 0 and 1
+
+
+def test_parameters_follow_one_cell():
+    titles = [ax.get_title(loc="left") for ax in drawn("parameters").axes]
+    assert len(titles) == 12 and any("cap" in title for title in titles)
+    with pytest.raises(ValueError, match="shows one group"):
+        plots.parameters_over_training(HISTORY)
+    with pytest.raises(ValueError, match="None of the variables"):
+        plots.parameters_over_training(HISTORY[HISTORY["cell"] == "cb"], variables=["U_cap"])
