@@ -31,7 +31,7 @@ class _Forgiving(Store):
         super().__init__(root)
         self.problems = {}
 
-    def row_of(self, key, packed):
+    def _row(self, key, packed):
         return self._attempt(key, super()._row, key, packed)
 
     def _live_table(self, folder, file):
@@ -146,7 +146,8 @@ class WindowControls:
         held = {*zip(runs["input_length"], runs["stride"], strict=True), *own}
         columns = datasets.image_shape(self.tasks[self.task][0])[2]
         offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in sorted({*lengths(columns), *(n for n, _ in held)})])
-        other = sorted({int(stride) for n, stride in held if not windows.conventions(n, stride)})
+        longest = self.controls["input_length"].value
+        other = sorted({int(stride) for n, stride in held if not windows.conventions(n, stride) and stride <= longest})
         offer(self.controls["stride"], [*STRIDES, *((f"{stride} pixels", stride) for stride in other)])
         self.message.value = say(self.report())
 
@@ -245,11 +246,13 @@ class Checks(widgets.HBox):
 
 
 def dropdown(label, options=()):
-    return widgets.Dropdown(options=options, description=label, style={"description_width": "initial"}, layout={"width": "max-content", "margin": SPACE})
+    layout = {"width": "max-content", "margin": SPACE}
+    return widgets.Dropdown(options=options, description=label, style={"description_width": "initial"}, layout=layout)
 
 
 def integer(label):
-    return widgets.BoundedIntText(0, 0, 10**6, description=label, style={"description_width": "initial"}, layout={"width": "130px", "margin": SPACE})
+    layout = {"width": "130px", "margin": SPACE}
+    return widgets.BoundedIntText(0, 0, 10**6, description=label, style={"description_width": "initial"}, layout=layout)
 
 
 def button(label):

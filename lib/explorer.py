@@ -61,7 +61,8 @@ class Explorer:
     def __init__(self, controls, state, window=None):
         self.window, self.frame, self._held = window, None, False
         self.controls = {**(window.controls if window else {}), **controls}
-        self.figure = go.FigureWidget(layout={"template": style.plotly_template(), "height": 430, "autosize": True})
+        self.figure = go.FigureWidget(layout={"template": style.plotly_template(), "height": 440, "autosize": True, "margin": {"b": 65}})
+        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False}  # as wide as its place
         self.message, code, export = widgets.HTML(), button("Show code"), button("Export CSV and PDF")
         code.on_click(lambda _: self._tell(self.state()))
         export.on_click(lambda _: self._try(lambda: f"Written: {' and '.join('/'.join(path.parts[-3:]) for path in self.export())}."))
@@ -262,8 +263,8 @@ class BarExplorer(_RunsExplorer):
         colours = [own.colour if group in self.front else style.CONTEXT for group, own in zip(table.index, looks, strict=True)]
         error = {
             "type": "data",
-            "array": table["high"] - table["mean"],
-            "arrayminus": table["mean"] - table["low"],
+            "array": np.nan_to_num(table["high"] - table["mean"]),
+            "arrayminus": np.nan_to_num(table["mean"] - table["low"]),
             "thickness": 1.2,
             "width": 0,
         }
@@ -294,7 +295,13 @@ class BarExplorer(_RunsExplorer):
         )
         at = 0 if paired else plots.chance(shown) if metric.endswith("accuracy") and bars else None
         axes = {"xaxis": {"title": {"text": words}, "rangemode": "tozero" if bars else "normal", "autorange": True}}
-        axes["yaxis"] = {"categoryorder": "array", "categoryarray": list(table.index)[::-1], "autorange": True, "ticks": ""}
+        axes["yaxis"] = {
+            "categoryorder": "array",
+            "automargin": True,
+            "categoryarray": list(table.index)[::-1],
+            "autorange": True,
+            "ticks": "",
+        }
         panels.show(self.figure, specs, {**axes, "shapes": [] if at is None else [panels.line(at, "x")], "bargap": 0.3})
         return self.caption(self.frame)
 
@@ -316,7 +323,7 @@ class SequenceExplorer(Explorer):
 
     def __init__(self, split="test", data=None, **state):
         self.split, self.source, self._data = split, data, {}
-        step = widgets.IntSlider(value=0, min=0, max=1, description="Step", continuous_update=False)
+        step = widgets.IntSlider(value=0, min=0, max=1, description="Step", continuous_update=False, style={"description_width": "initial"})
         controls = {
             "dataset": dropdown("Data set", datasets.names()),
             "image": integer("Image"),
@@ -426,8 +433,8 @@ class TraceExplorer(Explorer):
         self.count, self.source, self.trace = images, data, None
         window = placed(store, window, {name: state.pop(name) for name in PLACE if name in state})
         step, slider = (
-            widgets.IntSlider(value=0, min=0, max=1, description="Step", continuous_update=False),
-            {"continuous_update": False, "min": 0, "max": 1},
+            widgets.IntSlider(value=0, min=0, max=1, description="Step", continuous_update=False, style={"description_width": "initial"}),
+            {"continuous_update": False, "min": 0, "max": 1, "style": {"description_width": "initial"}},
         )
         controls = {
             "cell": dropdown("Cell"),
@@ -449,7 +456,7 @@ class TraceExplorer(Explorer):
         rows = [("task", "input_length", "stride", "cell", "run"), ("view", "variable", "show", "of_class", "image")]
         return [
             *(row_of(self.controls[name] for name in row) for row in rows),
-            row_of([self.controls["units"], self.controls["time"], self.play, self.controls["step"]]),
+            row_of([self.controls["units"], self.controls["time"], widgets.HBox([self.play, self.controls["step"]])]),
         ]
 
     @property

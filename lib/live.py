@@ -32,9 +32,10 @@ class View:
         self.rows = {config.key(): describe(config) for config in configs}
         self.figure, self.message, self._best, self._tenth = None, "", {}, -1
         if getattr(get_ipython(), "kernel", None) is not None:
-            self._widgets()
+            self.widgets()
 
-    def _widgets(self):
+    def widgets(self):
+        """Show bar, line of text and curves in the notebook."""
         import ipywidgets
         import plotly.graph_objects as go
 

@@ -13,6 +13,9 @@ HIDDEN = {"image": {"type": "image", "z": None, "visible": False}, "heatmap": {"
 
 def show(figure, specs, layout):
     """Bring a figure to these traces and layout in place; traces that are not needed now stay, hidden."""
+    for spec in specs:
+        if spec.get("customdata") is not None:  # JSON knows no NaN
+            spec["customdata"] = np.where(pd.isna(spec["customdata"]), None, np.asarray(spec["customdata"], object))
     with figure.batch_update():
         if any(old.type != new["type"] for old, new in zip(figure.data, specs, strict=False)):
             figure.data = ()
@@ -20,7 +23,8 @@ def show(figure, specs, layout):
             old.update({"visible": True, **new})
         for old in figure.data[len(specs) :]:
             old.visible = False
-        figure.update_layout({"annotations": [], "shapes": [], **layout})
+        figure.layout.annotations, figure.layout.shapes = layout.pop("annotations", []), layout.pop("shapes", [])  # an update would merge
+        figure.update_layout(layout)
     if len(specs) > len(figure.data):
         figure.add_traces([{"visible": True, **new} for new in specs[len(figure.data) :]])
 

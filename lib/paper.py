@@ -167,13 +167,13 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
             found.append(Figure("difference_heatmap", "column", height, lead, wide, lambda: plots.heatmap(wide, baseline=baseline)))
     if wide["input_length"].nunique() > 1:
         lead = "Test accuracy against input length, one line a stride convention; bars: 95 % intervals over seeds."
-        height = 0.65 + 0.7 * -(-wide["group"].nunique() // 5)
+        height = max(1.7, 0.65 + 0.7 * -(-wide["group"].nunique() // 5))
         found.append(Figure("input_length", "text", height, lead, wide, lambda: plots.accuracy_vs_input_length(wide)))
     else:
         left_out.append("input_length, accuracy_heatmap: need runs of several windows")
     lacking = [name for name in cells.DESIGN if name not in set(main["cell"])]
     if lacking:
-        left_out.append(f"effects: needs the six cells of the design, and {', '.join(lacking)} has no finished run at {window}")
+        left_out.append(f"effects: needs the six cells of the design; without a finished run at {window}: {', '.join(lacking)}")
     else:
         design = main[main["cell"].isin(cells.DESIGN)]
         lead = f"How W is made and short-term plasticity (STP); {seeds}."

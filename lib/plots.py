@@ -75,7 +75,10 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     if not len(frame):
         raise ValueError("No finished run to show; train some first, for example with: python -m lib compare.")
     runs = frame.drop_duplicates("key").set_index("key")
-    modes = {name: runs.groupby("cell")[name].transform(lambda of: of.mode()[0] if len(of.mode()) == 1 else np.nan) for name in SHORT}
+    modes = {
+        name: runs.groupby(["dataset", "cell"])[name].transform(lambda of: of.mode()[0] if len(of.mode()) == 1 else np.nan)
+        for name in SHORT
+    }
 
     def name_of(run):
         parts = [run["label"], *(f"{k.replace('_', ' ')} {v}" for k, v in json.loads(run["options"]).items())]
@@ -128,7 +131,7 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
         f"Data: {' and '.join(data)}",
         f"window{'s' * (len(shapes) > 1)} {', '.join(shapes)} pixels (input length/stride)",
         f"H = {_range(frame['hidden_size'])}",
-        f"{_range(frame['epochs'])} epochs",
+        f"{_range(frame['epochs'])} epoch{'s' * bool(frame['epochs'].max() > 1)}",
         f"n = {_range(counts)} seed{'s' * bool(high > 1)}",
         " and ".join(interval) or "no interval",
     ]
@@ -217,7 +220,8 @@ def _draw_curves(ax, frame, metric, highlight):
     bottom, top = table[["low", "mean"]].min().min(), table[["high", "mean"]].max().max()
     if metric.endswith("accuracy") or METRICS[metric][1] == 100:
         bottom, top = max(bottom, 0), min(top, 100)
-    return bottom - 0.03 * (top - bottom), top + 0.03 * (top - bottom)
+    margin = 0.03 * (top - bottom) or 1
+    return bottom - margin, top + margin
 
 
 def spread(positions, gap: float, low: float, high: float) -> np.ndarray:
@@ -389,7 +393,7 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, metric: str = "test_
         own, drawn = style.look(rows["cell"].iat[0]), set()
         for title, nudge in zip(titles, (0.97, 1.03, 1), strict=False):
             part = rows.loc[[window for name, window in columns if name == title and window in rows.index]]
-            x = part["input_length"] * [1 if shapes.count(window) > 1 else nudge for window in part["window"]]
+            x = part["input_length"] * [1 if shapes.count(window) > 1 or len(titles) == 1 else nudge for window in part["window"]]
             ax.plot(x, part["mean"], color=own.colour, ls=own.line, lw=0.9)
             new = ~part["window"].isin(drawn)  # the shared window is one point, filled
             errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()[:, new]
@@ -401,6 +405,8 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, metric: str = "test_
         lengths = sorted(frame["input_length"].unique())
         ax.set_xticks(lengths, [str(length) for length in lengths])
         ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)
+    if METRICS[metric][1] == 100:
+        axes.flat[0].set_ylim(bottom=max(0, axes.flat[0].get_ylim()[0]))  # an interval of two seeds may reach below
     for ax in axes.flat[len(groups) :]:
         ax.remove()
     grey = [{"color": style.INK, "marker": "o", "mfc": style.INK if title == FIXED else "white", "lw": 0.9} for title in titles]

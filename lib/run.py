@@ -227,10 +227,10 @@ def run_request(request, callbacks=()):
         import torch
 
         torch.set_num_threads(request.get("threads") or 1)
-        # Deterministic kernels where there is a choice; without filling every new tensor, which costs time and changes nothing here.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        if str(request.get("device")).startswith("cuda"):  # on a CPU there is no choice of kernels
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no tensor is read before it is written
         configs = [RunConfig.from_dict(values) for values in request["configs"]]
         options = {name: request[name] for name in ("data", "device", "backend") if request.get(name)}
         execute(configs, Store(request.get("results")), callbacks=callbacks, **options)

@@ -74,6 +74,8 @@ def check(config):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}, but must be a number above 0.")
     _check_whole("seed", config.seed, 0)
+    if config.seed >= 2**63:
+        raise ValueError(f"seed is {config.seed}, but must be below 2**63; choose a smaller one.")
 
 
 def _check_whole(name, value, lowest):
@@ -196,10 +198,9 @@ class Trainer:
         self._initial, self._best = self._copy(), self._copy()
         self._diverged = torch.full((len(configs),), -1, device=device)
         self._reset_sums()
-        self._started = self._segment_start = time.perf_counter()
+        self._started, self._segment_start, self._segment_step = time.perf_counter(), None, 0
         if resume is not None:
             self._restore(resume)
-        self._segment_step = self.step
 
     @property
     def seconds(self):
@@ -207,7 +208,7 @@ class Trainer:
 
     @property
     def ms_per_step(self):
-        """Milliseconds one seed's batch takes in training: median over the stretches between validations, so that compiling is left out."""
+        """Milliseconds one seed's batch takes in training: median over the stretches between validations."""
         return 1e3 * median(self._segments) / len(self.configs) if self._segments else math.nan
 
     def run(self):
@@ -217,6 +218,8 @@ class Trainer:
             self.validate()
         while self.step < self.steps and None in self.diverged_step:
             self.train_step()
+            if self._segment_start is None:  # the first step of a process may compile, which is not what a step takes
+                self._segment_start, self._segment_step = time.perf_counter(), self.step
             self.validated = self.step in self.validation_steps
             if self.validated:
                 self.validate()
@@ -299,8 +302,8 @@ class Trainer:
     def validate(self):
         """Record curves and history, keep the best state of each seed, notice divergence."""
         sums = (self._sums / self._count if self._count else self._sums * math.nan).tolist()
-        if self._count:  # the line above waited for the device
-            self._segments.append((time.perf_counter() - self._segment_start) / max(self.step - self._segment_step, 1))
+        if self._segment_start is not None and self.step > self._segment_step:  # the line above waited for the device
+            self._segments.append((time.perf_counter() - self._segment_start) / (self.step - self._segment_step))
         loss, accuracy = (values.tolist() for values in self._loss_and_accuracy(self.predict("validation"), "validation"))
         diverged = self._diverged.tolist()
         alive = [s for s in range(len(self.configs)) if diverged[s] < 0 and math.isfinite(loss[s])]
@@ -322,7 +325,8 @@ class Trainer:
         self._reset_sums()
         for s in alive:
             self._call("on_validation", {"seed": self.configs[s].seed, **self.curves[s][-1]})
-        self._segment_start, self._segment_step = time.perf_counter(), self.step
+        if self.step:
+            self._segment_start, self._segment_step = time.perf_counter(), self.step
 
     def _measure(self, seeds):
         """Yield (s, rows of variable, statistic, value): parameters, and dynamics on fixed validation images and steps."""

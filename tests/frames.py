@@ -47,7 +47,7 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
         part["train_accuracy"] = accuracy + 0.02 * rise
         part["validation_loss"], part["train_loss"] = 2.3 - 1.6 * accuracy, 2.3 - 1.7 * accuracy
         part = part.assign(gradient_norm=1 + rise, **{name: getattr(row, name) for name in CONFIGURATION})
-        parts.append(part.assign(learning_rate=row.learning_rate * (1 + np.cos(np.pi * epoch / row.epochs)) / 2))
+        parts.append(part.assign(rate=row.learning_rate * (1 + np.cos(np.pi * epoch / row.epochs)) / 2))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from lib import paths, run
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.store import Store
@@ -26,13 +27,14 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 
 NOTEBOOKS = paths.project_root() / "notebooks"
 ARTIFACTS = Path(__file__).parent / "artifacts"
-CELLS = ("gru", "cb", "stp", "dale_cb", "stp_dale_cb")
+CELLS = ("cb", "dale_cb", "stp_dale_cb")
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
 }
 IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-PLOTTED = "() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => JSON.stringify(plot._fullData.map(d => [d.visible, d.x, d.y, d.z])))"
+PLOTTED = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
+    plot => JSON.stringify(plot._fullData.map(trace => [trace.visible, trace.x, trace.y, trace.z])))"""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def opened(url, name, width=1280, height=1000):
         errors = []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
         page.wait_for_function(IDLE)  # the indicator in the toolbar says idle before there is a kernel
         page.wait_for_timeout(500)
@@ -128,9 +130,9 @@ def opened(url, name, width=1280, height=1000):
 
 
 def choose(page, label, option):
-    """Choose in the first drop-down with a label; returns what the plots show once they changed."""
+    """Choose in the last drop-down with a label, an explorer's own; returns what the plots show once they changed."""
     before = page.evaluate(PLOTTED)
-    page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).first.locator("select").select_option(label=option)
+    page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).last.locator("select").select_option(label=option)
     page.wait_for_function(f"before => JSON.stringify(({PLOTTED})()) !== JSON.stringify(before)", arg=before)
     return page.evaluate(PLOTTED)
 
@@ -139,18 +141,16 @@ def failed_cells(page):
     return page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText[data-mime-type*=stderr]")
 
 
-@pytest.mark.parametrize(
-    ("name", "first"), [("01_sequences", "half the input length"), ("07_conductance_over_time", "half the input length"), ("08_compare", None)]
-)
-def test_widgets_change_what_is_plotted(server, name, first):
+@pytest.mark.parametrize("name", ["01_sequences", "07_conductance_over_time", "08_compare"])
+def test_widgets_change_what_is_plotted(server, name):
     with opened(server, name) as (page, errors):
         assert failed_cells(page).count() == 0
-        page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+        page.locator(".js-plotly-plot").last.scroll_into_view_if_needed()
         ARTIFACTS.mkdir(exist_ok=True)
         page.screenshot(path=ARTIFACTS / f"{name}.png")
         at_start = page.evaluate(PLOTTED)
         shorter = choose(page, "Input length", "4 pixels")
         slower = choose(page, "Stride", "half the input length")
-        assert at_start[0] != shorter[0] != slower[0]
+        assert at_start[-1] != shorter[-1] != slower[-1]
         page.screenshot(path=ARTIFACTS / f"{name}-4-2.png")
         assert errors == []

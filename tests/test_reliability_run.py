@@ -495,7 +495,6 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     options = {"results": root, "backend": "reference", "progress": False}
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: None)
     threads = torch.get_num_threads()
     try:
         assert run.run_file(path, **options) == run.DONE == 0
@@ -511,11 +510,10 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
         path.write_text(json.dumps({"configs": [other.to_dict()]}))
         monkeypatch.setattr(train.Trainer, "train_step", lambda self: 1 / 0)
         assert run.run_file(path, **options) == run.FAILED == 1
-        interrupted_step = checkpoint.fingerprint()
+        now = checkpoint.fingerprint()
         monkeypatch.undo()
-        monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: None)
         interrupted(root, other)
-        monkeypatch.setattr(checkpoint, "fingerprint", lambda: {**interrupted_step, "torch": "1.0"})
+        monkeypatch.setattr(checkpoint, "fingerprint", lambda: {**now, "torch": "1.0"})
         assert run.run_file(path, **options) == run.CHANGED == 4
     finally:
         torch.set_num_threads(threads)

@@ -220,6 +220,7 @@ def test_history_equals_the_model(data):
         ({"cell": CellSpec("dale_cb", 8, options={"excitatory_fraction": 1.0})}, "inhibitory"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": True}, "seed is True"),
+        ({"seed": 2**63}, "below"),
         ({"task": Task("imagenet")}, "imagenet"),
         ({"training": Training(epochs=0)}, "epochs is 0"),
         ({"training": Training(batch_size=2.5)}, "batch_size is 2.5"),

@@ -1,0 +1,69 @@
+"""The notebooks keep the conventions of the series; `pytest --nbmake notebooks` runs them."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CODE_CELLS, LINES, FUNCTIONS = 30, 15, 2
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_the_series_is_numbered():
+    numbers = [path.name.split("_")[0] for path in NOTEBOOKS]
+    assert numbers[0] == "00" and len(set(numbers)) == len(numbers)
+    assert all(number.isdigit() and len(number) == 2 for number in numbers)
+
+
+def test_valid_and_stripped(notebook):
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    for cell in code(notebook):
+        assert not cell.outputs and cell.execution_count is None
+
+
+def test_opens_with_its_question(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert "?" in first.source.splitlines()[0]
+    assert "digits" in first.source and "8/4" in first.source  # all open on the same data and say so
+
+
+def test_imports_then_scalar_settings_that_a_test_can_shrink(notebook):
+    cells = code(notebook)
+    assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr) for node in ast.parse(cells[0].source).body)
+    settings = [cell for cell in cells if "mock" in cell.metadata.get("nbmake", {})]
+    assert settings == [cells[1]]
+    assigned = {}
+    for node in ast.parse(settings[0].source).body:
+        assert isinstance(node, ast.Assign), ast.unparse(node)
+        assigned[node.targets[0].id] = ast.literal_eval(node.value)  # plain values, nothing computed
+    mock = settings[0].metadata["nbmake"]["mock"]
+    assert mock and set(mock) <= set(assigned)
+
+
+def test_thin(notebook):
+    cells = code(notebook)
+    assert len(cells) <= CODE_CELLS
+    assert all(len(cell.source.splitlines()) <= LINES for cell in cells), "a cell has more than 15 lines"
+    top = [node for cell in cells for node in ast.parse(cell.source).body]
+    assert sum(isinstance(node, ast.FunctionDef) for node in top) <= FUNCTIONS
+
+
+def test_links_lead_somewhere():
+    names = {path.name for path in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+        links = [part.split(")")[0] for part in text.split("](")[1:]]
+        assert {link for link in links if link.endswith(".ipynb")} <= names, path.name
