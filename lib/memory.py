@@ -125,6 +125,6 @@ def panels(frame, y, fig):
                 marker = own.marker if len(line) < 16 else ""
                 ax.plot(line["pixels"], line[y], color=own.colour, ls=own.line, marker=marker, mfc=own.face, label=own.label)
             ax.set_title(title if readout is None else f"{title}, {readout} read-out", loc="left")
-            if len(part) and row is axes[0]:
+            if len(part) and readout == readouts[0]:
                 ax.legend(frameon=False)
     return axes

@@ -141,43 +141,11 @@ def test_1_seeds_side_by_side_resume_to_the_same_bits(root, processes, uninterru
 # Row 2
 
 
-def outcome(config):
-    """A made-up result."""
-    curves = [dict.fromkeys(attempt.TABLES["curves"].names, 0)]
-    weights = {which: {"w": torch.zeros(3)} for which in ("initial", "best", "final")}
-    summary = {name: 0.5 for name in attempt.RESULTS} | {"message": "", "backend": "reference"}
-    predictions = {name: [0] for name in attempt.TABLES["predictions"].names}
-    return train.Outcome(config, "DONE", summary, curves, [], weights, predictions)
-
-
-def checkpoint_and_publish(root, config, operations):
-    """Save two checkpoints and publish; die before the given number of file operations are done."""
-    count = itertools.count()
-
-    def counted(function):
-        def wrapped(*arguments, **options):
-            if next(count) == operations:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-
-        return wrapped
-
-    for name in ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir"):
-        setattr(os, name, counted(getattr(os, name)))
-    one = attempt.Attempt(Store(root).folder(config.key()), config)
-    one.environment({})
-    for step in (10, 20, 30):
-        one.checkpoint(step, {"key": config.key(), "step": step, "w": torch.full((3,), float(step))})
-        one.metrics(outcome(config).curves, [])
-    one.finish(outcome(config))
-    one.publish()
-
-
 def test_2_killed_between_any_two_file_operations(root, processes):
     config, store, reached = tiny.config("rnn"), Store(root), [0]
     folder = store.folder(config.key())
     for operations in itertools.count():
-        process = processes(checkpoint_and_publish, root, config, operations)
+        process = processes(tiny.checkpoint_and_publish, root, config, operations)
         process.join()
         newest = store.resumable([config.key()], log=pytest.fail)
         published = (folder / "result").is_dir()
@@ -207,11 +175,11 @@ def test_7_a_stale_attempt_cannot_publish(root):
     stale, replacement = (attempt.Attempt(Store(root).folder(config.key()), config) for _ in range(2))
     for one in (stale, replacement):
         one.environment({})
-    replacement.finish(outcome(config))
+    replacement.finish(tiny.outcome(config))
     assert replacement.publish()
     before = tiny.contents(Store(root).folder(config.key()) / "result")
     stale.status(progress=0.9)
-    stale.finish(outcome(config))
+    stale.finish(tiny.outcome(config))
     assert not stale.publish()
     assert tiny.contents(Store(root).folder(config.key()) / "result") == before
 

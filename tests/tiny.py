@@ -1,5 +1,6 @@
 """Runs small enough to train inside a test, and what a result must not change."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -85,3 +86,35 @@ def many(root, count, validations=40):
             assert attempt.publish()
     finally:
         os.fsync = fsync
+
+
+def outcome(config):
+    """A made-up result."""
+    curves = [dict.fromkeys(TABLES["curves"].names, 0)]
+    weights = {which: {"w": torch.zeros(3)} for which in ("initial", "best", "final")}
+    summary = {name: 0.5 for name in RESULTS} | {"message": "", "backend": "reference"}
+    predictions = {name: [0] for name in TABLES["predictions"].names}
+    return Outcome(config, "DONE", summary, curves, [], weights, predictions)
+
+
+def checkpoint_and_publish(root, config, operations):
+    """Save two checkpoints and publish; die before the given number of file operations are done."""
+    count = itertools.count()
+
+    def counted(function):
+        def wrapped(*arguments, **options):
+            if next(count) == operations:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return wrapped
+
+    for name in ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    one = Attempt(Store(root).folder(config.key()), config)
+    one.environment({})
+    for step in (10, 20, 30):
+        one.checkpoint(step, {"key": config.key(), "step": step, "w": torch.full((3,), float(step))})
+    one.metrics(outcome(config).curves, [])
+    one.finish(outcome(config))
+    one.publish()
