@@ -125,7 +125,7 @@ def cancel(key: str, results: Results = None):
 
 
 @app.command()
-def export(results: Results = None, journal: str = "article"):
+def export(results: Results = None, journal: str = "report"):
     """Write results/overleaf/ and results/overleaf.zip from the finished runs."""
     from lib import paper
     from lib.store import Store

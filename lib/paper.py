@@ -90,9 +90,13 @@ def controls(runs: pd.DataFrame, window: str) -> pd.DataFrame:
 
 
 def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
-    """All runs but those of a learning-rate scan: its seed chose the rate, so it must not count among the seeds that compare."""
+    """All runs but those of a learning-rate scan: its seed chose the rate, so it must not count among the seeds that compare.
+
+    Where a cell and window have nothing else (every seed ran at several rates), they stay.
+    """
     scanned = _scanned(runs)
-    return runs if scanned.all() else runs[~scanned]
+    others = (~scanned).groupby([runs["dataset"], runs["cell"], runs["window"]]).transform("any")
+    return runs[~(scanned & others)]
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:
@@ -210,22 +214,22 @@ def tables(frames: Frames, baseline: str = "cb") -> list[Table]:
     found = [Table("summary", summary_table(main), lead, main, ("Accuracy (%)",))]
     if every["window"].nunique() > 1:
         part = plots.summary(every, by=("group", "window"))
-        windows = {shape: None for shape in every.sort_values(["input_length", "stride"])["window"]}
+        windows = tuple(every.sort_values(["input_length", "stride"])["window"].unique())
         wide = {"Cell": every["group"].unique()}
         for shape in windows:
             of = part[part["window"] == shape].set_index("group").reindex(wide["Cell"])
             wide |= {shape: of["mean"].to_numpy(), f"{shape} low": of["low"].to_numpy(), f"{shape} high": of["high"].to_numpy()}
         lead = "Test accuracy (%) of every window, mean and 95 % interval; bold: the best of each window."
-        found.append(Table("windows", pd.DataFrame(wide), lead, every, tuple(windows), True))
+        found.append(Table("windows", pd.DataFrame(wide), lead, every, windows, True))
     planned = contrasts(main)
     if len(planned):
         lead = "Planned contrasts of test accuracy (percentage points), paired by seed; p corrected by Holm over these contrasts."
         found.append(Table("contrasts", planned, lead, main))
     others = controls(frames.runs, window)
     if len(others):
-        table = summary_table(pd.concat([main[main["cell"].isin(others["cell"])].drop(columns="group"), others])).drop(columns="ms/step")
+        shown = pd.concat([main[main["cell"].isin(others["cell"])].drop(columns="group"), others])
         lead = "Controls beside their cells: test accuracy (mean and 95 % interval) and trainable parameters."
-        found.append(Table("controls", table, lead, others))
+        found.append(Table("controls", summary_table(shown).drop(columns="ms/step"), lead, shown))
     return found
 
 
@@ -421,7 +425,7 @@ MAIN = r"""% Upload overleaf.zip to Overleaf (New Project, Upload Project) and c
 \textbf{\large Comparison of recurrent cells on sequential images}\par\smallskip
 \Runs{} runs with \HiddenSize{} hidden units and \Epochs{} epochs. At window \Window{} the highest mean test accuracy is that of
 @LABEL@: \@BEST@Accuracy\,\%@INTERVAL@, n = \@BEST@Seeds{}; Figure~\ref{fig:learning_curves} shows its training and
-Table~\ref{tab:summary} all cells. Differences between cells are to be read with their intervals.\par\smallskip
+Table~\ref{tab:summary} all cells. Differences between cells are to be read with their intervals.\par\medskip
 
 @FIRST@
 

@@ -15,11 +15,6 @@ from types import SimpleNamespace
 import torch
 from filelock import FileLock
 from torch import nn
-from torch._inductor import config
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lib import cells
@@ -323,6 +318,8 @@ def _compiled(tape):
     constants = tuple(getattr(cell, option) for option in cell.defaults)
     key = (type(cell), cell.hidden_size, constants, x.shape[1:], tape.P.shape, x.dtype, x.device, CHUNK)
     if key not in _COMPILED:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
         template = copy.copy(cell)  # only its fixed numbers are read: keep no parameters alive
         template._parameters = {}
         forward, backward = _graphs(template, type(tape.initial), tuple(tape.theta), CHUNK)
@@ -343,6 +340,12 @@ def _compile(function, example):
     Traced by make_fx and handed to the inductor directly: the call then costs 20 us less than through torch.compile, and a start
     with a warm disk cache takes a third of the time, since nothing is traced twice and no guards are evaluated.
     """
+    # Imported here, since the compiler takes seconds to import and most processes never need it.
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     flat, layout = tree_flatten(example)
     shape_of = {}
 

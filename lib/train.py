@@ -306,10 +306,10 @@ class Trainer:
             self._segments.append((time.perf_counter() - self._segment_start) / (self.step - self._segment_step))
         loss, accuracy = (values.tolist() for values in self._loss_and_accuracy(self.predict("validation"), "validation"))
         diverged = self._diverged.tolist()
-        alive = [s for s in range(len(self.configs)) if diverged[s] < 0 and math.isfinite(loss[s])]
-        for s in set(range(len(self.configs))) - set(alive):
-            if self.diverged_step[s] is None:
+        for s in range(len(self.configs)):
+            if self.diverged_step[s] is None and (diverged[s] >= 0 or not math.isfinite(loss[s])):
                 self.diverged_step[s] = diverged[s] if diverged[s] >= 0 else self.step
+        alive = [s for s in range(len(self.configs)) if self.diverged_step[s] is None]
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         rate = self.learning_rate(max(self.step - 1, 0))  # of the newest step; the curves also carry the configured learning_rate
         for s in alive:

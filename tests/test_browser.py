@@ -130,10 +130,10 @@ def opened(url, name, width=1280, height=1000):
 
 
 def choose(page, label, option):
-    """Choose in the last drop-down with a label, an explorer's own; returns what the plots show once they changed."""
+    """Choose in the last drop-down with a label, an explorer's own; returns what the plots show once its own changed."""
     before = page.evaluate(PLOTTED)
     page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).last.locator("select").select_option(label=option)
-    page.wait_for_function(f"before => JSON.stringify(({PLOTTED})()) !== JSON.stringify(before)", arg=before)
+    page.wait_for_function(f"before => ({PLOTTED})().at(-1) !== before", arg=before[-1])
     return page.evaluate(PLOTTED)
 
 

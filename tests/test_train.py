@@ -128,6 +128,19 @@ def test_a_diverging_seed_does_not_touch_the_others(data):
     assert all(value.isfinite().all() for value in ill.weights["best"].values())
 
 
+def test_a_seed_that_diverged_stays_so(data):
+    """Also when only the validation noticed, and later numbers are finite again."""
+
+    class Blind(train.Trainer):
+        def _loss_and_accuracy(self, logits, split):
+            loss, accuracy = super()._loss_and_accuracy(logits, split)
+            return loss * torch.tensor([math.inf if self.step == 14 else 1.0, 1.0]), accuracy
+
+    outcomes = Blind([tiny.config(epochs=2), tiny.config(seed=1, epochs=2)], data, backend="reference").run()
+    assert [outcome.state for outcome in outcomes] == ["DIVERGED", "DONE"]
+    assert [row["step"] for row in outcomes[0].curves] == [0] and "step 14;" in outcomes[0].summary["message"]
+
+
 def test_all_diverged_ends_early(data):
     steps = []
 
