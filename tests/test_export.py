@@ -45,6 +45,11 @@ def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
     return paper.Frames(runs, frames.curves(main), frames.history(main), dict.fromkeys(runs["key"], made))
 
 
+def small(names=cells.DESIGN) -> paper.Frames:
+    runs = frames.runs(names, ["8/4"], [0])
+    return paper.Frames(runs, frames.curves(runs), frames.history(runs.iloc[:0]).reindex(columns=["key", "variable", "statistic"]), {})
+
+
 @pytest.fixture(scope="module")
 def study():
     return complete()
@@ -111,7 +116,7 @@ def test_without_tex_everything_but_pgf_works_and_one_line_says_so(tmp_path, mon
     assert [path.name for path in written] == ["bars.pdf"]
     said = capsys.readouterr().out.strip().splitlines()
     assert len(said) == 1 and "PGF is left out" in said[0]
-    left_out = paper.write(complete([0]), tmp_path / "all", formats=("pdf", "pgf"))
+    left_out = paper.write(small(["gru"]), tmp_path / "all", formats=("pdf", "pgf"))
     assert [line for line in left_out if "pdflatex is not installed" in line] and not list(tmp_path.rglob("*.pgf"))
 
 
@@ -274,11 +279,10 @@ def test_another_process_rebuilds_every_byte(overleaf, tmp_path):
 
 
 def test_what_is_no_longer_exported_is_removed(tmp_path):
-    paper.write(complete([0]), tmp_path)
+    paper.write(small(), tmp_path)
     (tmp_path / "figures/mine.pdf").write_bytes(b"a person's own file stays")
     assert (tmp_path / "figures/effects.pdf").exists()
-    few = frames.runs(["gru"], ["8/4"], [0])
-    paper.write(paper.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
+    paper.write(small(["gru"]), tmp_path)
     assert not (tmp_path / "figures/effects.pdf").exists() and (tmp_path / "figures/mine.pdf").exists()
 
 
