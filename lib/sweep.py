@@ -220,7 +220,7 @@ def status(configs=None, store=None):
     """State, progress and accuracies of runs, read from the store, whoever trains them; by default of all runs."""
     store = store or Store()
     runs = store.runs() if configs is None else store.runs(key=[config.key() for config in configs])
-    runs["message"] = runs.message.fillna("").str.partition("\n")[0]
+    runs["message"] = [text.partition("\n")[0] for text in runs.message.fillna("")]
     shown = [
         "key",
         "state",

@@ -10,7 +10,7 @@ import pytest
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 
 OTHER = RunConfig(
-    Task("mnist", permuted=True, last_rows=8, data_seed=3),
+    Task("mnist", permuted=True, last_rows=8, data_seed=3, source="register_dataset(...)"),
     Window(4, 2, "snake"),
     CellSpec("stp_dale_cb", 24, "notes", {"dt": 0.3, "excitatory_fraction": 0.8}, "register(...)"),
     Training(3, 20, 0.001, 0.5, 4),

@@ -50,7 +50,7 @@ PartitionName=test Nodes={host} Default=YES State=UP
 """
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
