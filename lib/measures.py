@@ -10,7 +10,7 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def parameter_rows(cell, constrained):
-    """Quantiles of the constrained parameters, spectral radius of W and violations of Dale's signs.
+    """Quantiles of the constrained parameters, spectral radius and E/I ratio of W, violations of Dale's signs.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def parameter_rows(cell, constrained):
     Yields
     ------
     dict
-        variable, statistic, value. Time constants ``tau_x``, ``tau_u`` are -1 / ln(1 - z), in steps.
+        variable, statistic, value. The E/I ratio is the sum of the excitatory over that of the inhibitory weights. Time constants ``tau_x``, ``tau_u`` are -1 / ln(1 - z), in steps.
     """
     for name in ("K", "C", "b_z", "v_e", "v_i", "U_cap"):
         if name in constrained:
@@ -39,6 +39,8 @@ def parameter_rows(cell, constrained):
         yield from _quantiles("W_E", W[:, signs > 0])
         yield from _quantiles("W_I", W[:, signs < 0])
         yield _row("W", "sign_violations", (W * signs < 0).sum())
+    if (W < 0).any():
+        yield _row("W", "ei_ratio", W.clip(min=0).sum() / -W.clip(max=0).sum())
     if np.isfinite(W).all():
         yield _row("W", "spectral_radius", torch.linalg.eigvals(torch.tensor(W)).abs().max())  # torch: its thread count is set
 

@@ -220,6 +220,7 @@ def test_history_equals_the_model(data):
     rows = {(r["variable"], r["statistic"]): r["value"] for r in outcome.history if r["step"] == 28}
     W = outcome.weights["final"]["cell.W"]
     assert rows["W", "spectral_radius"] == pytest.approx(torch.linalg.eigvals(W).abs().max().item(), rel=1e-5)
+    assert rows["W", "ei_ratio"] == pytest.approx((W[W > 0].sum() / -W[W < 0].sum()).item(), rel=1e-5)
     assert rows["W", "q25"] == pytest.approx(W.quantile(0.25).item(), rel=1e-4)
 
 
