@@ -31,11 +31,20 @@ def true_within(low, high, truth):
 # --- intervals -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "least", "most"), [(3, 0.94, 0.96), (5, 0.94, 0.96), (9, 0.94, 0.96), (10, 0.88, 0.95), (20, 0.89, 0.96)])
+@pytest.mark.parametrize(
+    ("n", "least", "most"), [(3, 0.935, 0.965), (5, 0.935, 0.965), (9, 0.935, 0.965), (10, 0.925, 0.965), (20, 0.925, 0.965)]
+)
 def test_intervals_cover_the_truth(n, least, most):
-    simulations = 4000 if n < 10 else 400
-    found = analysis.interval(np.random.default_rng(n).normal(0.4, 0.02, (simulations, n)))
-    assert least < true_within(found.low, found.high, 0.4) < most
+    simulations = 3000 if n < 10 else 1000
+    _, low, high = zip(*map(analysis.interval, np.random.default_rng(n).normal(0.4, 0.02, (simulations, n))), strict=True)
+    assert 0.95 - 0.025 < true_within(low, high, 0.4) < 0.965
+
+
+def test_bootstrap_covers_the_mean_of_skewed_values_where_the_usual_ones_do_not():
+    values = np.random.default_rng(1).exponential(1, (800, 10))
+    _, low, high = zip(*map(analysis.interval, values), strict=True)
+    percentile = stats.bootstrap((values,), np.mean, axis=-1, method="percentile", n_resamples=999, batch=50, rng=0).confidence_interval
+    assert true_within(low, high, 1) > 0.92 > 0.90 > true_within(*percentile, 1)
 
 
 def test_t_interval_by_hand():
@@ -52,14 +61,8 @@ def test_one_value_gives_no_interval(values):
     )
 
 
-@pytest.mark.parametrize("n", [3, 12])
-def test_intervals_of_many_groups_equal_those_of_one(n):
-    values = np.random.default_rng(0).normal(size=(4, n))
-    values[2] = 0.1 + 0.2  # equal values: no width, and no warning
-    together = analysis.interval(values)
-    for row, *expected in zip(values, *together, strict=True):  # the same bits alone, among others, and in any order
-        assert analysis.interval(row) == analysis.interval(row[::-1]) == tuple(expected)
-    assert together.low[2] == together.mean[2] == together.high[2]
+def test_equal_values_have_an_interval_of_no_width():
+    assert len(set(analysis.interval([0.1 + 0.2, 0.3, 0.3]))) == 1
 
 
 def test_summary_of_groups():
@@ -100,7 +103,6 @@ def test_pooled_windows_are_no_replicates():
         lambda: analysis.summarise(frame, "cell"),
         lambda: analysis.differences(frame, "cb"),
         lambda: analysis.two_way(frame),
-        lambda: analysis.anova(frame),
     ):
         with pytest.raises(ValueError, match=r"Several runs share cell (cb|gru), seed 0"):
             call()
@@ -120,7 +122,9 @@ def test_differences_equal_scipy_on_the_shared_seeds():
     assert row["contrast"] == "gru - cb" and row["n"] == 4
     assert (row["t"], row["p"], row["p_holm"]) == pytest.approx((test.statistic, test.pvalue, test.pvalue))
     assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert row["cohen_d"] == pytest.approx(np.mean(a - b) / np.std(a - b, ddof=1))
+    assert row["hedges_g"] == pytest.approx(
+        np.mean(a - b) / np.std(a - b, ddof=1) * (1 - 3 / (4 * 3 - 1)), rel=0.01
+    )  # the usual approximation
 
 
 @pytest.mark.parametrize("n", [3, 5])
@@ -140,9 +144,9 @@ def test_hedges_correction_removes_the_bias_of_cohens_d(n):
     true = 1.5  # difference in units of its own spread
     rng = np.random.default_rng(n)
     samples = [({}, rng.normal(true, 1, n)) for _ in range(4000)]
-    table = analysis._tests(samples, "simulation")
+    table = analysis._tests(samples)
     assert table["hedges_g"].mean() == pytest.approx(true, abs=0.12)
-    assert table["cohen_d"].mean() > true + 0.3
+    assert np.mean([values.mean() / values.std(ddof=1) for _, values in samples]) > true + 0.3
 
 
 def test_family_wise_error_of_the_planned_contrasts():
@@ -151,7 +155,7 @@ def test_family_wise_error_of_the_planned_contrasts():
     for _ in range(simulations):
         values = dict(zip(names, rng.normal(0.4, 0.02, 5) + rng.normal(0, 0.01, (6, 5)), strict=True))  # seeds differ, cells do not
         samples = [({"contrast": c.name}, values[c.cell] - values[c.reference]) for c in analysis.PLANNED]
-        table = analysis._tests(samples, "planned")
+        table = analysis._tests(samples)
         wrong += (table["p_holm"] < 0.05).any()
         uncorrected += (table["p"] < 0.05).any()
     assert wrong / simulations < 0.05 + 3 * np.sqrt(0.05 * 0.95 / simulations)
@@ -165,13 +169,12 @@ def test_holm_by_hand_and_untested_pairs_stay_out():
     tested = table.loc[["positivity", "voltage", "gate"]].sort_values("p")
     expected = np.minimum(np.maximum.accumulate(tested["p"].to_numpy() * [3, 2, 1]), 1)
     assert tested["p_holm"].to_numpy() == pytest.approx(expected)
-    assert set(table["family"]) == {"planned contrasts"}
 
 
 def test_one_seed_gives_a_difference_and_no_interval():
     (row,) = analysis.differences(simulated({"cb": 0.4, "gru": 0.5}, 1, np.random.default_rng(0)), "cb").to_dict("records")
     assert row["n"] == 1 and np.isfinite(row["mean"])
-    assert all(np.isnan(row[name]) for name in ("low", "high", "cohen_d", "hedges_g", "t", "p", "p_holm"))
+    assert all(np.isnan(row[name]) for name in ("low", "high", "hedges_g", "t", "p", "p_holm"))
 
 
 @pytest.mark.filterwarnings("error")
@@ -237,16 +240,6 @@ def test_two_way_uses_complete_seeds_alone():
     pd.testing.assert_frame_equal(found, expected)
     assert set(found["n"]) == {3}
     assert set(analysis.two_way(frame[frame["cell"] != "dale"])["n"]) == {0}  # never run: said, not invented
-
-
-def test_anova_agrees_with_the_contrasts():
-    frame = simulated(TRUE, 5, np.random.default_rng(3))
-    omnibus, effects = analysis.anova(frame).set_index("effect"), analysis.two_way(frame).set_index("effect")
-    assert omnibus.loc["STP", "F"] == pytest.approx(effects.loc["STP: yes - no", "t"] ** 2)  # two levels: F = t squared
-    assert omnibus.loc["STP", "p"] == pytest.approx(effects.loc["STP: yes - no", "p"])
-    assert omnibus.loc["W", ["n", "df", "df_error"]].tolist() == [5, 2, 8]
-    assert omnibus.loc["W", "p"] < 0.001
-    assert analysis.anova(frame[frame["seed"] == 0])["p"].isna().all()
 
 
 # --- trends ----------------------------------------------------------------------------------------------------------------------------
@@ -334,10 +327,6 @@ def test_time_constant_is_that_of_a_leak():
     assert analysis.time_constant(torch.full((2, 3, 4), 0.1)).shape == (2, 3, 4)
     with pytest.raises(ValueError, match=r"z ranges from -1 to 0\.5"):
         analysis.time_constant([-1, 0.5])
-
-
-def test_efficacy():
-    assert analysis.efficacy({"U": np.array([0.5, 1.0]), "X": np.array([0.2, 0.3])}).tolist() == [0.1, 0.3]
 
 
 def test_truncation_and_delay():
