@@ -190,19 +190,12 @@ def two_way(frame, by=(), value="test_accuracy") -> pd.DataFrame:
         main[f"W: {a} - {b}"] = {names[key]: sign / 2 for key, sign in signs.items()}
         interaction[f"({a} - {b}) x STP"] = {names[key]: sign if key[1] else -sign for key, sign in signs.items()}
     groups = [(group, wide.reindex(columns=list(cells.DESIGN)).dropna()) for group, wide in _wide(frame, _names(by), "cell", value)]
-    return pd.concat(
-        [
-            _tests(
-                [
-                    ({**group, "kind": kind, "effect": name}, wide @ pd.Series(weights).reindex(cells.DESIGN, fill_value=0.0))
-                    for group, wide in groups
-                    for name, weights in effects.items()
-                ]
-            )
-            for kind, effects in (("main", main), ("interaction", interaction))
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for kind, effects in (("main", main), ("interaction", interaction)):
+        weights = pd.DataFrame(effects).reindex(cells.DESIGN).fillna(0.0)
+        samples = [({**group, "kind": kind, "effect": name}, (wide @ weights)[name]) for group, wide in groups for name in weights]
+        tables.append(_tests(samples))
+    return pd.concat(tables, ignore_index=True)
 
 
 def trend(frame, on=("input_length", "overlap"), by="cell", value="test_accuracy") -> pd.DataFrame:

@@ -35,22 +35,26 @@ METRICS = {
     "outside": ("$v$ outside $[v_i, v_e]$ (%)", 100),
 }
 VARIABLES = {
-    **{
-        "x": "Input $x$ (standard deviations)",
-        "z": "Conductance $z$ (per step)",
-        "r": "Firing rate $r$ (of maximum)",
-        "v": "Voltage $v$ (a.u.)",
-        "h": "State $h$ (a.u.)",
-    },
-    **{
-        "X": "Resources $X$ (fraction)",
-        "U": "Release $U$ (probability)",
-        "UX": "Efficacy $U X$ (fraction)",
-        "tau": "Time constant (pixels)",
-    },
-    **{"K": "$K$ (a.u.)", "C": "$C$ (a.u.)", "W": "$W$ (a.u.)", "W_E": "$W$, excitatory (a.u.)", "W_I": "$W$, inhibitory (a.u.)"},
-    **{"b_z": "$b_z$ (a.u.)", "v_e": "$v_e$ (a.u.)", "v_i": "$v_i$ (a.u.)"},
-    **{"U_cap": r"$U_\mathrm{cap}$ (probability)", "tau_x": r"$\tau_X$ (steps)", "tau_u": r"$\tau_U$ (steps)"},
+    "x": "Input $x$ (standard deviations)",
+    "z": "Conductance $z$ (per step)",
+    "r": "Firing rate $r$ (of maximum)",
+    "v": "Voltage $v$ (a.u.)",
+    "h": "State $h$ (a.u.)",
+    "X": "Resources $X$ (fraction)",
+    "U": "Release $U$ (probability)",
+    "UX": "Efficacy $U X$ (fraction)",
+    "tau": "Time constant (pixels)",
+    "K": "$K$ (a.u.)",
+    "C": "$C$ (a.u.)",
+    "W": "$W$ (a.u.)",
+    "W_E": "$W$, excitatory (a.u.)",
+    "W_I": "$W$, inhibitory (a.u.)",
+    "b_z": "$b_z$ (a.u.)",
+    "v_e": "$v_e$ (a.u.)",
+    "v_i": "$v_i$ (a.u.)",
+    "U_cap": r"$U_\mathrm{cap}$ (probability)",
+    "tau_x": r"$\tau_X$ (steps)",
+    "tau_u": r"$\tau_U$ (steps)",
 }
 QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
 SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
@@ -91,9 +95,6 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     place = {key: (*style.rank(runs.at[key, "cell"]), len(name), name) for key, name in names.items()}
     rank = {key: number for number, key in enumerate(sorted(place, key=place.get))}
     return frame.assign(group=frame["key"].map(names)).sort_values("key", key=lambda keys: keys.map(rank), kind="stable")
-
-
-SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
 
 
 def one(frame: pd.DataFrame, column: str):
@@ -297,7 +298,8 @@ def bars(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
             lw=0.8,
         )
         _interval_line(ax, y, row, style.INK)
-        _seeds(ax, frame, row.group, metric, y)
+        seeds = frame.loc[frame["group"] == row.group, metric] * METRICS[metric][1]
+        ax.plot(seeds, np.full(len(seeds), y), "o", ms=2.2, mfc="white", mec=style.INK, mew=0.4, clip_on=False, zorder=5)
     if metric.endswith("accuracy"):
         ax.axvline(chance(frame), color=style.INK, ls=(0, (4, 3)), lw=0.8)
         ax.annotate(
@@ -318,37 +320,76 @@ def dot_and_interval(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"
     return ax
 
 
-def paired_differences(frame: pd.DataFrame, baseline: str = "cb", ax=None, metric: str = "test_accuracy"):
-    """Difference of every cell from a baseline, seed by seed: mean and interval of the differences of runs that share a seed.
-
-    Raises
-    ------
-    ValueError
-        The baseline (a cell's name or label) has no run, or no seed is shared with it.
-    """
+def paired_differences(frame: pd.DataFrame, baseline="cb", ax=None, metric: str = "test_accuracy"):
+    """`differences`: mean and interval of the differences of runs that share a seed."""
     frame, ax = grouped(frame), ax or _axes()
     one(frame, "window")
     frame = differences(frame, baseline, metric)
-    table = summary(frame, metric)
-    _dots(ax, frame, table, metric)
+    _dots(ax, frame, summary(frame, metric), metric)
     ax.axvline(0, color=style.INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
     ax.set_xlabel(_difference(frame, metric), loc="right")
     return ax
 
 
-def differences(frame: pd.DataFrame, baseline: str, metric: str = "test_accuracy") -> pd.DataFrame:
-    """The runs of the other groups with ``metric`` less that of the baseline's run of the same window and seed."""
+def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") -> pd.DataFrame:
+    """The runs of the other groups with ``metric`` less that of the baseline's run of the same window and seed.
+
+    ``baseline`` is a cell or group, or maps every group to its own.
+
+    Raises
+    ------
+    ValueError
+        The baseline has no run, or no seed is shared with it.
+    """
     frame = frame if "group" in frame else grouped(frame)
-    own = frame[(frame["group"] == baseline) | (frame["cell"] == baseline)]
-    if not len(own):
-        raise ValueError(f"The baseline {baseline!r} has no finished run here; choose one of {', '.join(frame['group'].unique())}.")
-    name = own["group"].iat[0]  # of several groups of the cell the plainest, which comes first
-    own = own[own["group"] == name]
-    pairs = own.set_index(["window", "seed"])[metric].rename("reference")
-    other = frame[frame["group"] != name].join(pairs, on=["window", "seed"], how="inner")
+    if isinstance(baseline, str):
+        own = frame[(frame["group"] == baseline) | (frame["cell"] == baseline)]
+        if not len(own):
+            raise ValueError(f"The baseline {baseline!r} has no finished run here; choose one of {', '.join(frame['group'].unique())}.")
+        name = own["group"].iat[0]  # of several groups of the cell the plainest, which comes first
+        frame = frame.assign(baseline=name)
+    else:
+        name, frame = "the plain cell", frame.assign(baseline=frame["group"].map(baseline))
+    pairs = frame.drop(columns="baseline").set_index(["group", "window", "seed"])[metric].rename("reference")
+    other = frame[frame["group"] != frame["baseline"]].join(pairs, on=["baseline", "window", "seed"], how="inner")
     if not len(other):
         raise ValueError(f"No run shares window and seed with the baseline {name}; pairs need the same seeds.")
     return other.assign(**{metric: other[metric] - other["reference"], "baseline": name})
+
+
+def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
+    """Accuracy beside what training did to each kind of run: open marks before, filled after, medians over seeds.
+
+    Columns: test accuracy with its interval, saturated gates, median time constant, E/I ratio of W (1 is balance).
+    """
+    runs = grouped(runs)
+    stride, table = one(runs, "stride"), summary(runs)
+    history = history.merge(runs[["key", "group"]], on="key").sort_values("epoch")
+    groups, fig = history.groupby(["variable", "statistic"]), fig or _figure()
+    shown = {
+        ("z", "saturated"): (METRICS["saturated"][0], lambda share: 100 * share),
+        ("z", "q50"): (VARIABLES["tau"], lambda z: analysis.time_constant(z, stride)),
+        ("W", "ei_ratio"): ("E/I ratio of $W$ (ratio)", np.asarray),
+    }
+    shown = {kind: how for kind, how in shown.items() if kind in groups.groups}
+    axes = fig.subplots(1, 1 + len(shown), sharey=True, squeeze=False)[0]
+    _dots(axes[0], runs, table, "test_accuracy")
+    axes[0].set_xlabel(METRICS["test_accuracy"][0])
+    for ax, (kind, (title, unit)) in zip(axes[1:], shown.items(), strict=True):
+        ends = groups.get_group(kind).groupby(["group", "key"])["value"].agg(["first", "last"]).groupby("group").median()
+        for y, row in zip(range(len(table))[::-1], table.itertuples(), strict=True):
+            if row.group in ends.index:
+                own, (before, after) = style.look(row.cell), unit(ends.loc[row.group])
+                ax.plot([before, after], [y, y], color=own.colour, lw=0.9)
+                ax.plot(before, y, own.marker, color=own.colour, mfc="white", ms=4.5)
+                ax.plot(after, y, own.marker, color=own.colour, ms=4.5)
+        ax.set_xlabel(title)
+        ax.grid(axis="y")
+        ax.tick_params(axis="y", length=0)
+        if kind != ("z", "saturated"):
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    return fig
 
 
 def heatmap(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", baseline: str | None = None):
@@ -605,11 +646,6 @@ def _rows(ax, table):
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.6, len(table) - 0.4)
     return heights
-
-
-def _seeds(ax, frame, group, metric, y):
-    seeds = frame.loc[frame["group"] == group, metric] * METRICS[metric][1]
-    ax.plot(seeds, np.full(len(seeds), y - 0.0), "o", ms=2.2, mfc="white", mec=style.INK, mew=0.4, clip_on=False, zorder=5)
 
 
 def _interval_line(ax, y, row, colour):

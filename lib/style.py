@@ -58,16 +58,22 @@ class Look:
         return "diamond-open" if self.stp else "circle"
 
 
+def kin(name: str) -> str:
+    """The built-in cell that a cell of one's own is named after (``dale_cb_all``: ``dale_cb``), of which it counts as a variant."""
+    return max((known for known in ORDER if f"{name}_".startswith(f"{known}_")), key=len, default=name)
+
+
 def look(name: str, label: str | None = None) -> Look:
     """Look of a cell, built-in or a user's own; it depends on the cell alone, never on what else a figure shows.
 
-    A cell that this process does not know (stored results of someone's own cell) keeps its name and takes a hue of its own.
+    A cell that this process does not know (stored results of someone's own cell) keeps its name and takes the hue of its kin, or its own.
     """
-    cell = cells.CELLS.get(name)
+    cell = cells.CELLS.get(name, cells.CELLS.get(kin(name)))
     weights = getattr(cell, "weights", "unknown")
     hue = HUES.get(weights, HUES["unknown"])
     colour = SHADES.get(name) or (hue if name in ORDER else _shade(hue, name))
-    return Look(name, label or getattr(cell, "label", name), weights, bool(getattr(cell, "stp", False)), colour)
+    label = label or (cells.CELLS[name].label if name in cells.CELLS else name)
+    return Look(name, label, weights, bool(getattr(cell, "stp", False)), colour)
 
 
 def _shade(hue: str, name: str) -> str:
@@ -79,9 +85,9 @@ def _shade(hue: str, name: str) -> str:
 
 def rank(name: str) -> tuple:
     """Sorting key: baselines, without STP, with STP; the fixed order, then a user's own cells by name."""
-    own = look(name)
+    own, place = look(name), ORDER.index(kin(name)) if kin(name) in ORDER else len(ORDER)
     family = 0 if own.weights == "baseline" else 2 if own.stp else 3 if own.weights == "unknown" else 1
-    return family, ORDER.index(name) if name in ORDER else len(ORDER), name
+    return family, place, name != kin(name), name
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,8 @@ def true_within(low, high, truth):
 # --- intervals -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("n", "least", "most"), [(3, 0.935, 0.965), (5, 0.935, 0.965), (9, 0.935, 0.965), (10, 0.925, 0.965), (20, 0.925, 0.965)]
-)
-def test_intervals_cover_the_truth(n, least, most):
+@pytest.mark.parametrize("n", [3, 5, 9, 10, 20])
+def test_intervals_cover_the_truth(n):
     simulations = 3000 if n < 10 else 1000
     _, low, high = zip(*map(analysis.interval, np.random.default_rng(n).normal(0.4, 0.02, (simulations, n))), strict=True)
     assert 0.95 - 0.025 < true_within(low, high, 0.4) < 0.965
