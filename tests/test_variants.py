@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_recurrence import assert_equal, both, uncompiled
 
-from lib import cells, recurrence, sweep
+from lib import cells, recurrence, style, sweep
 from lib.recurrence import SequenceClassifier
 
 GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
@@ -106,3 +106,10 @@ def test_grid_holds_all_variants():
     assert {c.cell.name for c in configs if c.cell.source} == set(PARENTS)
     (long,) = {config.training.epochs for config in sweep.read_grid(GRIDS / "cifar10_long.yaml")}
     assert long == 40
+
+
+def test_a_cell_has_one_rate_for_each_initialisation():
+    rates = {}
+    for config in sweep.read_grid(GRIDS / "cifar10_variants.yaml") + sweep.read_grid(GRIDS / "cifar10_long.yaml"):
+        rates.setdefault((style.kin(config.cell.name), config.cell.initialisation), set()).add(config.training.learning_rate)
+    assert all(len(found) == 1 for found in rates.values())
