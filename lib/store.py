@@ -27,6 +27,7 @@ from lib.config import RunConfig
 
 # pandas, torch and the cells are imported where they are needed: workers and `status` start without them.
 
+BUNDLED = ("runs.json", "curves.parquet", "history.parquet")  # of a bundle, checked before any of it is read
 STALE = 60  # seconds without a heartbeat after which a running attempt reads as interrupted
 
 
@@ -79,13 +80,13 @@ class Store:
 
     def finished(self, key):
         """Whether the result of a run is here, live or in a bundle."""
-        return (self.folder(key) / "result").is_dir() or any(key in rows for _, rows in self._bundles())
+        return (self.folder(key) / "result").is_dir() or self._packed(key) is not None
 
     def finished_keys(self):
         """Keys of all finished runs, in one look: for plans of many runs."""
         runs = self.root / "runs"
         live = {key for key in (os.listdir(runs) if runs.is_dir() else ()) if (runs / key / "result").is_dir()}
-        return live.union(*(entries for _, entries in self._bundles()))
+        return live.union(*(entries for _, entries in self._bundles(_refuse)))
 
     def adopt(self, key):
         """Publish an attempt whose process was killed between its manifest and the rename; True if there was one."""
@@ -165,16 +166,29 @@ class Store:
     # Reading
 
     def status(self, key):
-        """What is known of one run: its row, and while it runs also pid, host, step, steps, heartbeat; None for an unknown key."""
-        return self._row(key, {k: entry for _, entries in self._bundles() for k, entry in entries.items()})
+        """What is known of one run: its row, and while it runs also pid, host, step, steps, heartbeat; None for an unknown key.
+
+        Raises
+        ------
+        StoreError
+            The run is damaged.
+        """
+        return self._row(key, self._packed)
 
     def _row(self, key, packed):
         folder = self.folder(key)
         for _ in range(2):  # an attempt may be published between two looks
             if (folder / "result").is_dir():
+                for table in ("curves.parquet", "history.parquet"):
+                    _verified(folder / "result", table)
                 return json.loads(_verified(folder / "result", "status.json"))
-            if row := packed[key]["status"] if key in packed else self._unfinished(folder):
-                return row
+            if found := packed(key):
+                return found[1]["status"]
+            try:
+                if row := self._unfinished(folder):
+                    return row
+            except (KeyError, TypeError) as error:
+                raise StoreError(f"A status.json below {folder} is damaged ({error!r}); move {folder} away and run again.") from error
         return None
 
     def _unfinished(self, folder):
@@ -202,7 +216,8 @@ class Store:
         Returns
         -------
         DataFrame
-            `CONFIGURATION` with ``state`` after the key, and results (accuracies in 0..1).
+            `CONFIGURATION` with ``state`` after the key, and results (accuracies in 0..1). A damaged run, or bundle, reads
+            DAMAGED and has what is wrong as its message; `curves` and `history` leave it out, any other reading raises that.
 
         Raises
         ------
@@ -211,17 +226,26 @@ class Store:
         """
         import pandas as pd
 
-        packed = {key: entry for _, entries in self._bundles() for key, entry in entries.items()}
+        rows, packed = [], {}
+        for folder, entries in self._bundles(lambda folder, error: rows.append(_damage(str(folder.relative_to(self.root)), error))):
+            packed |= {key: (folder, entry) for key, entry in entries.items()}
         known = {*packed, *(os.listdir(self.root / "runs") if (self.root / "runs").is_dir() else ())}
         if "key" in filters:  # read only these
             known &= set(_values(filters["key"]))
-        rows = [row for row in (self._row(key, packed) for key in known) if row]
+        for key in known:
+            try:
+                row = self._row(key, packed.get)
+            except StoreError as error:
+                row = _damage(key, error, read_json(self.folder(key) / "result" / "config.json"))
+            if row:
+                rows.append(row)
         columns = [CONFIGURATION[0], "state", *CONFIGURATION[1:], *RESULTS]
-        frame = pd.DataFrame.from_records([[row.get(name) for name in columns] for row in rows], columns=columns)
+        # As objects until the rows are chosen: what a damaged run lacks must not turn whole numbers of others into fractions.
+        frame = pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=columns, dtype=object)
         for name in ("best_epoch", "validation_accuracy", "test_accuracy", "test_loss", "seconds", "ms_per_step", "progress", "parameters"):
             frame[name] = frame[name].astype(float)
         order = ["dataset", "permuted", "input_length", "stride", "cell", "hidden_size", "seed", "key"]
-        return _filter(frame, filters).sort_values(order, ignore_index=True)
+        return _filter(frame, filters).infer_objects().sort_values(order, ignore_index=True)
 
     def curves(self, **filters):
         """Learning curves, one row for each validation of each run; by default of finished runs (``state="RUNNING"`` for others)."""
@@ -251,9 +275,8 @@ class Store:
         for values in (read_json(path) for path in (folder / "result" / "config.json", *folder.glob("attempt-*/config.json"))):
             if values:
                 return RunConfig.from_dict(values)
-        for _, rows in self._bundles():
-            if key in rows:
-                return RunConfig.from_dict(rows[key]["config"])
+        if packed := self._packed(key):
+            return RunConfig.from_dict(packed[1]["config"])
         return RunConfig.from_dict(self._require(key)["config"])
 
     def environment(self, key):
@@ -309,7 +332,7 @@ class Store:
         schema = TABLES[name]
         own = {column: value for column, value in filters.items() if column in schema.names and column not in RESULTS}
         runs = self.runs(**{"state": list(FINISHED), **{k: v for k, v in filters.items() if k not in own}})
-        tables = self._tables(name, list(runs.key))
+        tables = self._tables(name, list(runs.key[runs.state != "DAMAGED"]))
         runs = runs.loc[runs.key.isin(list(tables)), ["key", "state", *CONFIGURATION[1:]]].reset_index(drop=True)
         joined = pa.concat_tables([tables[key] for key in runs.key]) if len(runs) else schema.empty_table()
         index = pa.array(np.repeat(np.arange(len(runs)), [len(tables[key]) for key in runs.key]))
@@ -375,6 +398,8 @@ class Store:
         from safetensors.torch import save
 
         keys, folder = sorted(set(keys)), self.root / folder
+        if not keys:
+            raise ValueError("There is no run to pack; name the keys of finished runs.")
         for key in {*keys, *weights}:
             if self._require(key)["state"] not in FINISHED or key not in keys:
                 raise ValueError(f"Run {key} is not finished, or not among those to pack; pack finished runs, and weights of packed runs.")
@@ -400,14 +425,23 @@ class Store:
         return folder
 
     def _entry(self, key):
-        for _, rows in self._bundles():
-            if key in rows and not (self.folder(key) / "result").is_dir():
-                return rows[key]
         result = self.folder(key) / "result"
+        if not result.is_dir() and (packed := self._packed(key)):
+            return packed[1]
         return {name: json.loads(_verified(result, f"{name}.json")) for name in ("status", "config", "environment")}
 
-    def _bundles(self):
-        """(folder, key -> entry) of every bundle under the root."""
+    def _packed(self, key):
+        """(bundle, entry) of a packed run, else None; a damaged bundle raises unless another one holds the run."""
+        errors = []
+        for folder, entries in self._bundles(lambda folder, error: errors.append(error)):
+            if key in entries:
+                return folder, entries[key]
+        if errors:
+            raise errors[0]
+        return None
+
+    def _bundles(self, damaged=lambda folder, error: None):
+        """(folder, key -> entry) of every bundle under the root; of a damaged one, ``damaged(folder, error)`` is told."""
         found = []
         for folder, subfolders, names in os.walk(self.root):
             if Path(folder) == self.root and "runs" in subfolders:
@@ -416,10 +450,14 @@ class Store:
             if "BUNDLE.json" in names:
                 folder = Path(folder)
                 stamp = (folder, (folder / "BUNDLE.json").stat().st_mtime_ns)
-                if stamp not in self._read_bundles:
-                    entries = json.loads(_verified(folder, "runs.json", "BUNDLE.json"))
-                    self._read_bundles[stamp] = {entry["status"]["key"]: entry for entry in entries}
-                found.append((folder, self._read_bundles[stamp]))
+                try:
+                    if stamp not in self._read_bundles:
+                        files = {name: _verified(folder, name, "BUNDLE.json") for name in BUNDLED}
+                        entries = json.loads(files["runs.json"])
+                        self._read_bundles[stamp] = {entry["status"]["key"]: entry for entry in entries}
+                    found.append((folder, self._read_bundles[stamp]))
+                except (StoreError, KeyError) as error:
+                    damaged(folder, error)
         return found
 
     def load_or_run(self, configs, **options):
@@ -478,11 +516,27 @@ def _verified(folder, name, manifest="MANIFEST.json"):
     StoreError
         They do not.
     """
-    data = (folder / name).read_bytes()
-    expected = json.loads((folder / manifest).read_bytes())["files"].get(name)
+    try:
+        data = (folder / name).read_bytes()
+        expected = json.loads((folder / manifest).read_bytes())["files"].get(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{folder / name} or its {manifest} is damaged ({error}); move {folder} away and run again.") from error
     if digest(data) != expected:
         raise StoreError(f"{folder / name} does not match its manifest: it was changed or damaged; move {folder} away and run again.")
     return data
+
+
+def _damage(key, error, config=None):
+    """Row of a run that cannot be read; says what it is, where its configuration still does."""
+    try:
+        row = describe(RunConfig.from_dict(config)) if config else {}
+    except Exception:  # whatever a damaged configuration provokes: the error at hand says more
+        row = {}
+    return {**row, "key": key, "state": "DAMAGED", "message": str(error)}
+
+
+def _refuse(folder, error):
+    raise error
 
 
 def _damaged(folder):
