@@ -44,7 +44,9 @@ def compare(
     from lib.store import Store
 
     if from_ is not None:
-        _figures(paper.collect(Store(from_)), from_)
+        frames = paper.collect(Store(from_))
+        _figures(frames, from_)
+        print(f"Findings: {paper.write_readme(frames, from_)}")
         return
     _own_cells(cells_from)
     configs = sweep.grid(

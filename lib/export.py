@@ -146,7 +146,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """A table's numbers as text: mean and interval in one column, decimals by `DECIMALS`, a dash where nothing was run."""
     shown = {}
     for column in frame:
-        decimals = DECIMALS.get(column, 1)
+        decimals = DECIMALS.get(column, 3 if str(column).startswith("p (") else 1)
         if pd.api.types.is_numeric_dtype(frame[column]) and not str(column).endswith((" low", " high")):
             shown[column] = frame[column].map(lambda v, d=decimals: "–" if pd.isna(v) else f"{v:,.{d}f}".replace("-", "−"))
         elif not pd.api.types.is_numeric_dtype(frame[column]):
@@ -158,7 +158,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-DECIMALS = {"n": 0, "H": 0, "Parameters": 0, "p (Holm)": 3, "Holm": 3, "rate": 4}  # of a column by its name; 1 for others
+DECIMALS = {"n": 0, "H": 0, "Parameters": 0, "rate": 4}  # of a column by its name; 1 for others
 
 
 def export_numbers(mapping, *, folder=None) -> Path:

@@ -131,9 +131,9 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     parts = [
         f"Data: {' and '.join(data)}",
         f"window{'s' * (len(shapes) > 1)} {', '.join(shapes)} pixels (input length/stride)",
-        f"H = {_range(frame['hidden_size'])}",
-        f"{_range(frame['epochs'])} epoch{'s' * bool(frame['epochs'].max() > 1)}",
-        f"n = {_range(counts)} seed{'s' * bool(high > 1)}",
+        f"H = {ranged(frame['hidden_size'])}",
+        f"{ranged(frame['epochs'])} epoch{'s' * bool(frame['epochs'].max() > 1)}",
+        f"n = {ranged(counts)} seed{'s' * bool(high > 1)}",
         " and ".join(interval) or "no interval",
     ]
     notes = frame["initialisation"].unique()
@@ -616,7 +616,7 @@ def _array(values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _range(values) -> str:
+def ranged(values) -> str:
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 

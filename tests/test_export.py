@@ -16,8 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 
-from lib import analysis, cells, export, paper, plots, style
+from lib import analysis, cells, export, paper, paths, plots, style
+from lib.store import Store
 
 mpl.use("Agg")
 
@@ -195,8 +197,9 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
     cells.register(Mine)
     part, full = (paper.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)])) for s in (["8/4"], frames.WINDOWS))
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
-    others = paper.controls(study.runs, "8/4")
-    assert len(others) == 12 * 3 and 100 not in set(others["seed"])
+    shown, own = paper.controls(study)
+    assert len(shown) == (12 + 4) * 3 and 100 not in set(shown["seed"])  # beside the four cells they vary
+    assert own["DaleCB, notes"] == own["DaleCB"] == "DaleCB" and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
     assert set(paper.scan(study.runs)["seed"]) == {100}
 
 
@@ -226,10 +229,10 @@ def test_missing_runs_and_an_empty_store_are_said(tmp_path):
 def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
     found = paper.numbers(study)
     main = paper.comparison(study.runs)
-    for window, place in (("8/4", ""), ("16/8", "AtOneSixEight")):
+    for window, title in (("8/4", "Accuracy"), ("16/8", "AtOneSixEight")):
         table = analysis.summarise(main[main["window"] == window], "cell").set_index("cell") * [1, 1, *[100] * 4, 1]
-        assert found[f"GruAccuracy{place}"] == f"{table.at['gru', 'mean']:.1f}"
-        assert found[f"StpDaleCbInterval{place}"] == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
+        assert found[f"Gru{title}"] == f"{table.at['gru', 'mean']:.1f}"
+        assert found[f"StpDaleCb{title}Interval"] == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
     gate = analysis.contrasts(main[main["window"] == "8/4"]).set_index("contrast").loc["gate"]
     assert found["GateDifference"] == f"{gate['mean'] * 100:.1f}" and found["GateP"] == f"{gate['p_holm']:.3f}"
     assert all(export.COMMAND.fullmatch(name) for name in found)
@@ -237,6 +240,65 @@ def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
     assert summary.at["full GRU", "Accuracy (%)"] == pytest.approx(
         100 * main.query("cell == 'gru' and window == '8/4'").test_accuracy.mean()
     )
+
+
+def test_findings_say_what_was_run_and_no_more(study):
+    text, quoted = paper.readme(study, "cifar10"), paper.numbers(study)
+    best = f"**full GRU has the highest mean at 8/4: {quoted['GruAccuracy']} % {quoted['GruAccuracyInterval']}.**"
+    assert best in text and "{" not in text
+    said = re.findall(r"−?\d+\.\d+", "".join(re.findall(r"\*\*(.*?)\*\*", text, re.DOTALL)))
+    known = set(re.findall(r"−?\d+\.\d+", " ".join(quoted.values())))
+    assert len(said) > 30 and set(said) <= known
+    assert all(f"cifar10/figures/{item.name}.png" in text for item in paper.figures(study)[0] if item.name in ("controls", "effects"))
+    few = paper.readme(small(["gru", "rnn"]), "cifar10")
+    assert "## Which cell is best" in few and "one seed, no interval" in few
+    assert not any(word in few for word in ("DaleCB", "Does the window matter", "ingredient", "standard deviation", "{"))
+
+
+@pytest.mark.parametrize(("p", "mean", "says"), [(0.04, 1, "higher"), (0.04, -1, "lower"), (0.06, 1, "not told apart")])
+def test_direction_is_said_where_the_corrected_test_allows_it(p, mean, says):
+    table = pd.DataFrame({"mean": [mean], "low": [0], "high": [0], "n": [3], "p_holm": [p]})
+    assert paper._tested("Pair", ["a - b"], table)["Says"].tolist() == [says]
+
+
+# ---- committed results
+
+
+def rebuilt(folder, seed="0"):
+    """Every file that `compare --from` writes, from the bundles of a folder alone, in another process."""
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "WORKBOOK_RESULTS": str(folder.parent)}
+    subprocess.run([sys.executable, "-m", "lib", "compare", "--from", str(folder)], check=True, env=environment, capture_output=True)
+    written = [folder / name for name in ("figures", "tables", "numbers.tex", "MANIFEST.json")] + [folder.parent / "README.md"]
+    return {str(path.relative_to(folder.parent)): path.read_bytes() for top in written for path in (top, *top.rglob("*")) if path.is_file()}
+
+
+def test_a_bundle_rebuilds_every_byte_without_training(tmp_path):
+    configs = [tiny.config(cell, seed) for cell in ("gru", "cb") for seed in (0, 1)]
+    for config in configs:
+        tiny.execute([config], tmp_path / "live")
+    live, keys = Store(tmp_path / "live"), [config.key() for config in configs]
+    bundle = shutil.copytree(live.pack(keys, "digits"), tmp_path / "results" / "digits")
+    first = rebuilt(bundle)
+    assert {"digits/figures/accuracy_bars.png", "digits/tables/summary.tex", "digits/numbers.tex", "README.md"} <= set(first)
+    for name in first:
+        (tmp_path / "results" / name).unlink()
+    assert rebuilt(bundle, "7") == first and not (bundle / "runs").exists()
+    paper.write(paper.collect(live, key=keys), tmp_path / "again")
+    again = {f"digits/{name}": (tmp_path / "again" / name).read_bytes() for name in digests(tmp_path / "again")}
+    assert again == {name: data for name, data in first.items() if name != "README.md"}
+    values = [live.status(config.key())["test_accuracy"] * 100 for config in configs[:2]]
+    half = 12.706205 * abs(values[0] - values[1]) / 2  # t(0.975, df 1) from a table, times the standard error
+    assert f"| full GRU | {np.mean(values):.1f} [{np.mean(values) - half:.1f}, ".replace("-", "−") in first["README.md"].decode()
+
+
+COMMITTED = sorted({path.parent.parent for path in paths.results_dir().glob("*/*/BUNDLE.json")})
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=[folder.name for folder in COMMITTED])
+def test_committed_figures_and_tables_are_those_of_the_committed_runs(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "results" / folder.name)
+    committed = {name: (folder.parent / name).read_bytes() for name in rebuilt(copy)}
+    assert rebuilt(copy) == committed
 
 
 # ---- the folder and the zip
@@ -314,9 +376,17 @@ def check_document(folder, log, pages):
 @pytest.mark.tex
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 @pytest.mark.parametrize("pgf", [False, True])
-def test_zip_compiles_to_two_pages(overleaf, tmp_path, pgf):
-    assert len(list(overleaf[2].glob("figures/*.pgf"))) == 10
-    check_document(tmp_path, compiled(overleaf[0], tmp_path, pgf), pages=2)
+def test_zip_compiles_to_two_pages_and_one_of_controls(overleaf, tmp_path, pgf):
+    assert len(list(overleaf[2].glob("figures/*.pgf"))) == 11
+    check_document(tmp_path, compiled(overleaf[0], tmp_path, pgf), pages=3)
+
+
+@pytest.mark.tex
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_without_controls_two_pages_hold_everything(study, tmp_path):
+    runs = study.runs[study.runs["key"].isin([*paper.comparison(study.runs)["key"], *paper.scan(study.runs)["key"]])]
+    archive, _ = paper.overleaf(study._replace(runs=runs), tmp_path)
+    check_document(tmp_path / "unpacked", compiled(archive, tmp_path / "unpacked", False), pages=2)
 
 
 @pytest.mark.tex
