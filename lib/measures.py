@@ -21,7 +21,8 @@ def parameter_rows(cell, constrained):
     Yields
     ------
     dict
-        variable, statistic, value. The E/I ratio is the sum of the excitatory over that of the inhibitory weights. Time constants ``tau_x``, ``tau_u`` are -1 / ln(1 - z), in steps.
+        variable, statistic, value. The E/I ratio is the sum of the excitatory over that of the inhibitory weights. Time constants
+        ``tau_x``, ``tau_u`` are -1 / ln(1 - z), in steps.
     """
     for name in ("K", "C", "b_z", "v_e", "v_i", "U_cap"):
         if name in constrained:

@@ -1,7 +1,7 @@
 """Benchmarks: forward and backward pass of every cell against the libraries, the bare products and the notes' style of loop.
 
 Everything runs in one process on one thread, interleaved; the table shows medians. ``make bench`` runs it; ``--json FILE`` writes
-the same numbers for machines; the optional extra ``bench`` adds jax.lax.scan under jit.
+the same numbers for machines (README's table is made from results/bench.json); the optional extra ``bench`` adds jax.lax.scan under jit.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def passes(names, steps, batch, features, hidden, repeats):
             "reference/fast": row["reference"] / row["fast"],
         }
         rows.append(row)
-        show([row], header=len(rows) == 1)
+        show(row, header=len(rows) == 1)
     return rows
 
 
@@ -179,12 +179,11 @@ COLUMNS = (
 )
 
 
-def show(rows, header):
+def show(row, header):
     if header:
         print("  ".join(f"{c:>11}" for c in COLUMNS))
-    for row in rows:
-        cells_ = [row.get(c, "") for c in COLUMNS]
-        print("  ".join(f"{v:11.2f}" if isinstance(v, float) else f"{v:>11}" for v in cells_), flush=True)
+    values = [row.get(c, "") for c in COLUMNS]
+    print("  ".join(f"{v:11.2f}" if isinstance(v, float) else f"{v:>11}" for v in values), flush=True)
 
 
 def cifar_shaped(images=400):
@@ -297,6 +296,26 @@ def _together(children):
     return [float(child.communicate()[0]) for child in children]
 
 
+README_COLUMNS = {
+    "torch.nn.GRU": "nn.GRU",
+    "the notes' loop": "notes",
+    "reference path": "reference",
+    "fast path": "fast",
+    "fast / torch.nn.GRU": "fast/GRU",
+    "fast / bare products": "fast/products",
+}
+
+
+def markdown(results):
+    """README's table of one run, as written by ``--json``."""
+    lines = [("cell", *README_COLUMNS), ("---",) * (1 + len(README_COLUMNS))]
+    for row in results["passes"]:
+        values = [(column, row.get(column)) for column in README_COLUMNS.values()]
+        shown = ["" if value is None else f"{value:.2f}" if "/" in column else f"{value:.1f}" for column, value in values]
+        lines.append((cells.get(row["cell"]).label, *shown))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default="all,dale")
@@ -313,6 +332,9 @@ def main():
     print(f"{shape}; torch {torch.__version__}, {processor()}")
     rows = passes(cells.names(options.cells), options.steps, options.batch, options.features, options.hidden, options.repeats)
     results = {"options": vars(options), "torch": torch.__version__, "processor": processor(), "passes": rows}
+    if options.hidden != 128:
+        print("\nthe same at H = 128")
+        results["H = 128"] = passes(["cb"], options.steps, options.batch, options.features, 128, options.repeats)
     results["training step"] = training_step(options.repeats)
     results["scaling"] = scaling(options.repeats)
     results["throughput"] = throughput()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 
+import bench
 import pytest
 import yaml
 from test_recurrence import OWN_CELL
@@ -132,3 +133,8 @@ def test_commands_of_the_readme_exist():
         shown = subprocess.run([sys.executable, "-m", "lib", name, "--help"], capture_output=True, text=True, check=True).stdout
         assert all(word in shown for word in words if word.startswith("--")), line
     assert len(text.splitlines()) <= 150
+
+
+def test_speed_table_of_the_readme_is_that_of_a_run():
+    results = json.loads((paths.project_root() / "results" / "bench.json").read_text())
+    assert bench.markdown(results) in (paths.project_root() / "README.md").read_text()
