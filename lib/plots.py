@@ -32,6 +32,7 @@ METRICS = {
     "parameters": ("Trainable parameters (thousands)", 1e-3),
     "saturated": ("Saturated gates (%)", 100),
     "spectral_radius": ("Spectral radius of $W$ (a.u.)", 1),
+    "ei_ratio": ("E/I ratio of $W$ (ratio)", 1),
     "outside": ("$v$ outside $[v_i, v_e]$ (%)", 100),
 }
 VARIABLES = {
@@ -369,7 +370,7 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     shown = {
         ("z", "saturated"): (METRICS["saturated"][0], lambda share: 100 * share),
         ("z", "q50"): (VARIABLES["tau"], lambda z: analysis.time_constant(z, stride)),
-        ("W", "ei_ratio"): ("E/I ratio of $W$ (ratio)", np.asarray),
+        ("W", "ei_ratio"): (METRICS["ei_ratio"][0], np.asarray),
     }
     shown = {kind: how for kind, how in shown.items() if kind in groups.groups}
     axes = fig.subplots(1, 1 + len(shown), sharey=True, squeeze=False)[0]
@@ -388,7 +389,8 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
         ax.tick_params(axis="y", length=0)
         if kind != ("z", "saturated"):
             ax.set_xscale("log")
-            ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            ax.xaxis.set(major_locator=mpl.ticker.MaxNLocator(4), major_formatter=mpl.ticker.ScalarFormatter())
+            ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     return fig
 
 

@@ -72,6 +72,7 @@ def history(frame: pd.DataFrame) -> pd.DataFrame:
                 saturated = 0.5 * np.exp(-epoch) + 0.05 * noise.random()
                 rows.append({**same, "variable": "z", "statistic": "saturated", "value": saturated})
             rows.append({**same, "variable": "W", "statistic": "spectral_radius", "value": 1 + 0.2 * np.log1p(epoch)})
+            rows.append({**same, "variable": "W", "statistic": "ei_ratio", "value": np.exp(-0.1 * epoch)})
     return pd.DataFrame(rows)
 
 

@@ -36,6 +36,7 @@ FIGURES = {
     "effects": ("column", lambda: plots.effects(MAIN)),
     "scan": ("text", lambda: plots.learning_rate_scan(frames.scan())),
     "saturation": ("column", lambda: plots.statistic_over_training(HISTORY, "z", "saturated")),
+    "before_after": ("text", lambda: plots.before_after(MAIN[MAIN["cell"].isin(["rnn", "cb", "stp_dale_cb"])], HISTORY)),
     "parameters": ("text", lambda: plots.parameters_over_training(HISTORY[HISTORY["cell"] == "stp_dale_cb"])),
     "conductance": ("text", lambda: plots.conductance(TRACE, IMAGE, WINDOW, 0.1)),
     "quantiles": ("column", lambda: plots.quantiles_over_sequence(TRACE["v"], "v", WINDOW, 32, lines={"$v_e$": 2.7})),
@@ -337,3 +338,29 @@ def test_parameters_follow_one_cell():
         plots.parameters_over_training(HISTORY)
     with pytest.raises(ValueError, match="None of the variables"):
         plots.parameters_over_training(HISTORY[HISTORY["cell"] == "cb"], variables=["U_cap"])
+
+
+def test_before_and_after_are_the_ends_of_the_history():
+    fig = drawn("before_after")
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["vanilla RNN", "CB", "STPDaleCB"]
+    for ax, (variable, statistic, shown) in zip(
+        fig.axes[1:],
+        (("z", "saturated", lambda v: 100 * v), ("z", "q50", lambda v: -4 / np.log1p(-v)), ("W", "ei_ratio", lambda v: v)),
+        strict=True,
+    ):
+        rows = HISTORY[(HISTORY["variable"] == variable) & (HISTORY["statistic"] == statistic) & (HISTORY["cell"] == "cb")]
+        ends = [rows[rows["epoch"] == epoch]["value"].median() for epoch in (0, rows["epoch"].max())]
+        lines = [line.get_xdata() for line in ax.lines if set(line.get_ydata()) == {1} and len(line.get_xdata()) == 2]
+        assert np.allclose(lines, [[shown(value) for value in ends]])  # one line a cell with a gate, none for the vanilla RNN
+
+
+def test_variants_are_compared_with_the_cell_they_are_named_after():
+    variants = frames.runs(["dale_cb_all"], ["8/4"]).assign(label="DaleCB, all")
+    frame = plots.grouped(pd.concat([frames.runs(["cb", "dale_cb"], ["8/4"]), variants]))
+    assert list(frame["group"].unique()) == ["CB", "DaleCB", "DaleCB, all"]
+    found = plots.differences(frame, {"CB": "CB", "DaleCB": "DaleCB", "DaleCB, all": "DaleCB"})
+    values = {cell: part.set_index("seed")["test_accuracy"] for cell, part in frame.groupby("cell")}
+    assert list(found["cell"].unique()) == ["dale_cb_all"]
+    pd.testing.assert_series_equal(found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"])
+    own, parent = style.look("dale_cb_all"), style.look("dale_cb")
+    assert (own.weights, own.stp) == (parent.weights, parent.stp) and own.colour != parent.colour
