@@ -1,5 +1,7 @@
 """The command line: ``python -m lib COMMAND --help``. It parses and delegates."""
 
+import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -77,9 +79,14 @@ def run(
     threads: int = 1,
 ):
     """Train one configuration in this process; a second call resumes or reuses it."""
-    from lib import run
+    from lib import live, run
 
-    raise typer.Exit(run.run_file(config, data=data, results=results, device=device, backend=backend, threads=threads))
+    try:
+        configs = [json.loads(config.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{config} is no configuration: {error}.") from error
+    request = {"configs": configs, "data": data, "results": results, "device": device, "backend": backend, "threads": threads}
+    raise typer.Exit(run.run_request(request, [live.Live()]))
 
 
 @app.command(name="sweep")
@@ -189,18 +196,21 @@ def _say(left_out):
         print(f"Left out: {sentence}")
 
 
+def _stop(number, frame):
+    raise SystemExit("Stopped. Running trainings are saved; the same command goes on from there.")
+
+
 def main():
     """Run the command line; a refused value is one sentence and exit code 2, an unusable results folder 3."""
     from lib.checkpoint import StoreError
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
-    except (StoreError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(3 if isinstance(error, StoreError) else 1)
+        sys.exit(2 if isinstance(error, ValueError) else 3 if isinstance(error, StoreError) else 1)
 
 
 if __name__ == "__main__":

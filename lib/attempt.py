@@ -59,19 +59,12 @@ def describe(config):
 
 
 class Attempt:
-    """One try at one run: the only writer of its folder.
+    """One try at one run, in a new folder below that of the run; its only writer."""
 
-    Parameters
-    ----------
-    folder : Path
-        The run's folder, ``runs/<key>``.
-    config : RunConfig
-    """
-
-    def __init__(self, folder, config):
-        self.run, self.config = folder, config
-        self.folder = folder / f"attempt-{uuid.uuid4().hex}"
-        with checkpoint.explained(folder):
+    def __init__(self, run, config):
+        self.run, self.config = run, config
+        self.folder = run / f"attempt-{uuid.uuid4().hex}"
+        with checkpoint.explained(run):
             self.folder.mkdir(parents=True)
         self._lock = threading.Lock()
         now = time.time()
@@ -87,7 +80,7 @@ class Attempt:
             checkpoint.write(self.folder / "status.json", to_json(self._status), sync=False)
 
     def environment(self, values):
-        """What the result depends on beside its configuration: backend, device, threads, versions, code."""
+        """Note what the result depends on beside its configuration, as `lib.run.environment` says."""
         checkpoint.write(self.folder / "environment.json", to_json(values))
 
     def log(self, text):
@@ -100,7 +93,7 @@ class Attempt:
         checkpoint.write(self.folder / "history.parquet", to_parquet(history, TABLES["history"]), sync=False)
 
     def checkpoint(self, step, content):
-        checkpoint.save_checkpoint(self.folder / "checkpoints", step, content)
+        checkpoint.save(self.folder / "checkpoints", step, content)
 
     def finish(self, outcome):
         """Write all files of the result and, last, the manifest: from then on any process may publish the attempt."""
@@ -121,10 +114,6 @@ class Attempt:
         written = sorted(path for path in self.folder.iterdir() if path.is_file())
         manifest = {"key": self.config.key(), "files": {path.name: digest(path.read_bytes()) for path in written}}
         checkpoint.write(self.folder / "MANIFEST.json", to_json(manifest))
-
-    def publish(self):
-        """Publish the finished attempt; False if another attempt was first."""
-        return publish(self.folder)
 
 
 def publish(attempt):
@@ -165,9 +154,10 @@ def to_parquet(rows, schema=None):
     """Bytes of a parquet file of a list of dicts, a dict of columns, or an arrow table."""
     if not isinstance(rows, pa.Table):
         rows = (pa.Table.from_pydict if isinstance(rows, dict) else pa.Table.from_pylist)(rows, schema)
-    buffer, options = io.BytesIO(), {}
+    encoding = {}
     if "image" in rows.column_names:  # counts up: its differences take no space
-        options = {"use_dictionary": [name for name in rows.column_names if name != "image"]}
-        options["column_encoding"] = {"image": "DELTA_BINARY_PACKED"}
-    pq.write_table(rows, buffer, compression="zstd", **options)
+        encoding["use_dictionary"] = [name for name in rows.column_names if name != "image"]
+        encoding["column_encoding"] = {"image": "DELTA_BINARY_PACKED"}
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd", **encoding)
     return buffer.getvalue()

@@ -84,7 +84,7 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
-def save_checkpoint(folder, step, content):
+def save(folder, step, content):
     """Write a checkpoint under a name with its step and sha256, so that no second file can disagree; drop all but the newest two."""
     import torch
 
@@ -94,17 +94,17 @@ def save_checkpoint(folder, step, content):
     with explained(folder):
         folder.mkdir(exist_ok=True)
     write(folder / f"{step:010d}-{digest(data)}.pt", data)
-    for _, old in checkpoints(folder)[KEPT:]:
+    for old in sorted(folder.glob("[0-9]*.pt"), reverse=True)[KEPT:]:
         old.unlink(missing_ok=True)
 
 
-def checkpoints(folder):
-    """(step, path) of the checkpoints in a folder, newest first."""
-    found = [(int(path.name.split("-")[0]), path) for path in folder.glob("*-*.pt") if path.name[0].isdigit()]
-    return sorted(found, reverse=True)
+def found(run):
+    """(step, path) of the checkpoints of all attempts at a run, newest first."""
+    paths = run.glob("attempt-*/checkpoints/[0-9]*.pt")
+    return sorted(((int(path.name.split("-")[0]), path) for path in paths), reverse=True)
 
 
-def load_checkpoint(path):
+def load(path):
     """Content of a checkpoint; only plain values and tensors are ever unpickled, and only after the checksum agreed.
 
     Raises

@@ -4,7 +4,7 @@ Exit codes of a process that runs one attempt: 0 a result is published; 1 it fai
 folder is full or not usable; 4 its checkpoint was made by other code; 75 it was asked to stop, saved its state, and can go on.
 """
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +13,7 @@ import threading
 import traceback
 
 from lib import checkpoint
-from lib.attempt import Attempt
+from lib.attempt import Attempt, publish
 from lib.checkpoint import CodeChanged, StoreError
 from lib.config import RunConfig
 from lib.store import Store
@@ -22,6 +22,7 @@ from lib.store import Store
 
 DONE, FAILED, INVALID, UNUSABLE, CHANGED, PAUSED = 0, 1, 2, 3, 4, 75
 HEARTBEAT = 10  # seconds
+SUPERSEDED = "Another attempt published the result first."
 
 
 class Stopped(KeyboardInterrupt):
@@ -87,8 +88,8 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
             for attempt, outcome in zip(attempts, outcomes, strict=True):
                 attempt.finish(outcome)
             for attempt in attempts:
-                if not attempt.publish() and attempt.folder.is_dir():
-                    attempt.status(state="CANCELLED", message="Another attempt published the result first.")
+                if not publish(attempt.folder) and attempt.folder.is_dir():
+                    attempt.status(state="CANCELLED", message=SUPERSEDED)
     return [store.status(config.key())["state"] for config in configs]
 
 
@@ -118,12 +119,12 @@ class Recorder:
     """Callback of `lib.train.fit` and context of an attempt: status, heartbeat, live metrics, checkpoints, requests to stop.
 
     Signals are caught while the context is open (in the main thread): once training goes on, the state is saved at the next
-    step; before and after that there is nothing to save, and the process stops at once.
+    step; before that there is nothing to save, and the process stops at once; while results are published, signals wait.
     """
 
     def __init__(self, store, attempts, device, found=None):
         self.store, self.attempts, self.device, self.found = store, attempts, device, found
-        self._stop, self._training, self._publishing, self._done, self._handlers = None, False, False, threading.Event(), {}
+        self._stop, self._stage, self._done, self._handlers = None, "idle", threading.Event(), {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -136,43 +137,35 @@ class Recorder:
         self.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if error is None:
-            return False
         if isinstance(error, Superseded):
-            self._finish("CANCELLED", str(error))
-            return True
-        if isinstance(error, KeyboardInterrupt | StoreError):  # the last checkpoint stands, and a rerun goes on from it
+            self._finish("CANCELLED", SUPERSEDED)
+        elif isinstance(error, KeyboardInterrupt | StoreError):  # the last checkpoint stands, and a rerun goes on from it
             self._finish("PAUSED", str(error))
-        else:
+        elif error is not None:
             self._finish("FAILED", f"{kind.__name__}: {error}", "".join(traceback.format_exception(error)))
-        return False
+        return isinstance(error, Superseded)
 
     def _finish(self, state, message, details=""):
         for attempt in self.attempts:
-            try:
+            with contextlib.suppress(OSError, StoreError):  # no room, or the folder is gone: the reason is raised anyway
                 attempt.log(f"{state} {message}\n{details}".rstrip())
                 attempt.status(state=state, message=message)
-            except (OSError, StoreError):  # no room, or the folder was published or removed: the reason is raised anyway
-                pass
 
     def close(self):
-        """Stop the heartbeat; from here on signals wait until the results are published."""
-        self._publishing = True
+        """Stop the heartbeat, before the results are published."""
+        self._stage = "publishing"
         self._done.set()
-        if self._beat is not threading.current_thread():
-            self._beat.join()
+        self._beat.join()
 
     def _heartbeat(self):
         while not self._done.wait(HEARTBEAT):
             for attempt in self.attempts:
-                try:
+                with contextlib.suppress(OSError, StoreError):  # the training itself will say so
                     attempt.status()
-                except (OSError, StoreError):  # the training itself will say so
-                    pass
 
     def _on_signal(self, number, frame):
         self._stop = signal.Signals(number).name
-        if not (self._training or self._publishing):
+        if self._stage == "idle":
             raise Stopped(f"Stopped by {self._stop}.")
 
     # Hooks of the training
@@ -195,14 +188,14 @@ class Recorder:
         return {"step": self.found[0]["state"]["step"], "before": changed}
 
     def on_step(self, state):
-        self._training = True
+        self._stage = "training"
         if state.validated or self._stop:
             for s, attempt in enumerate(self.attempts):
                 attempt.checkpoint(state.step, {"key": attempt.config.key(), "environment": self.environment, "state": state.snapshot(s)})
         if self._stop:
             raise Stopped(f"Stopped by {self._stop} at step {state.step} of {state.steps}; the state is saved.")
         if state.validated and all((attempt.run / "result").is_dir() for attempt in self.attempts):
-            raise Superseded("Another attempt published the result first.")
+            raise Superseded
 
     def on_validation(self, state, record):
         s = [config.seed for config in state.configs].index(record["seed"])
@@ -212,7 +205,7 @@ class Recorder:
         self.attempts[s].status(validation_accuracy=best, **progress)
 
     def on_end(self, state):
-        self._training = False
+        self._stage = "idle"  # nothing is saved from here until the results are
 
 
 def run_request(request, callbacks=()):
@@ -247,49 +240,3 @@ def run_request(request, callbacks=()):
         code, message = FAILED, traceback.format_exc()
     print(message, file=sys.stderr, flush=True)
     return code
-
-
-def run_file(path, *, data=None, results=None, device="cpu", backend="auto", threads=1, progress=True):
-    """Train the configuration in a JSON file (or the seeds of ``{"configs": [...]}``) in this process; returns the exit code."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError) as error:
-        print(f"{path} is no configuration: {error}.", file=sys.stderr)
-        return INVALID
-    configs = values["configs"] if isinstance(values, dict) and "configs" in values else [values]
-    request = {"configs": configs, "data": data, "results": results, "device": device, "backend": backend, "threads": threads}
-    return run_request(request, (Bar(),) if progress else ())
-
-
-def child_main():
-    """Run one request, a line of JSON on standard input, and never outlive the parent: end when standard input closes."""
-    line = bytearray()
-    while (byte := os.read(0, 1)) not in (b"\n", b""):
-        line += byte
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    return run_request(json.loads(line))
-
-
-def _end_with_parent():
-    while os.read(0, 1):
-        pass
-    os._exit(PAUSED)
-
-
-class Bar:
-    """Progress bar of a training, as a callback."""
-
-    def on_start(self, state):
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=state.steps, initial=state.step, unit="step")
-
-    def on_step(self, state):
-        self.bar.update()
-
-    def on_validation(self, state, record):
-        self.bar.set_postfix_str(f"validation {record['validation_accuracy']:.1%}")
-
-    def on_end(self, state):
-        self.bar.close()

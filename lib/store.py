@@ -32,20 +32,11 @@ STALE = 60  # seconds without a heartbeat after which a running attempt reads as
 
 
 class Store:
-    """All runs and bundles under one results folder.
-
-    Parameters
-    ----------
-    root : path, optional
-        Default `paths.results_dir`.
-    """
+    """All runs and bundles under one results folder (default `paths.results_dir`); a bundle's own folder is one, too."""
 
     def __init__(self, root=None):
         self.root = Path(root or paths.results_dir()).expanduser().absolute()
-        self._read_bundles = {}  # manifest and time of its last change -> entries
-
-    def __repr__(self):
-        return f"Store({str(self.root)!r})"
+        self._read_bundles = {}  # bundle and times of its last changes -> entries
 
     def folder(self, key):
         """Folder of a run, ``<results>/runs/<key>``."""
@@ -54,12 +45,7 @@ class Store:
     # Writing
 
     def check_writable(self):
-        """Refuse a results folder that cannot be written, before any training.
-
-        Raises
-        ------
-        StoreError
-        """
+        """Refuse a results folder that cannot be written, before any training."""
         probe = self.root / "runs" / f".probe-{uuid.uuid4().hex[:8]}"
         try:
             probe.parent.mkdir(parents=True, exist_ok=True)
@@ -94,46 +80,35 @@ class Store:
         return any(not _damaged(attempt) and publish(attempt) for attempt in attempts)
 
     def resumable(self, keys, log=print):
-        """Newest checkpoints of a group of runs, all of one step.
+        """Contents of the newest checkpoints of a group of runs, all of one step; None without a step that all share.
 
         A checkpoint that fails its checksum is set aside, and the one before is used.
-
-        Returns
-        -------
-        list of dict or None
-            The checkpoints' contents in the order of `keys`; None without a step that all share.
         """
-        found = [self._checkpoints(key) for key in keys]
-        for step in sorted(set.intersection(*(set(steps) for steps in found)), reverse=True):
-            contents = [self._first_valid(key, steps[step], log) for key, steps in zip(keys, found, strict=True)]
+        found = [checkpoint.found(self.folder(key)) for key in keys]
+        for step in sorted(set.intersection(*({step for step, _ in files} for files in found)), reverse=True):
+            contents = []
+            for key, files in zip(keys, found, strict=True):
+                candidates = (self._content(path, key, log) for at, path in files if at == step)
+                contents.append(next((content for content in candidates if content), None))
             if None not in contents:
                 return contents
         return None
 
-    def _checkpoints(self, key):
-        """step -> paths, over all attempts."""
-        steps = {}
-        for attempt in sorted(self.folder(key).glob("attempt-*")):
-            for step, path in checkpoint.checkpoints(attempt / "checkpoints"):
-                steps.setdefault(step, []).append(path)
-        return steps
-
-    def _first_valid(self, key, candidates, log):
-        for path in candidates:
-            try:
-                content = checkpoint.load_checkpoint(path)
-                if content["key"] != key:
-                    raise ValueError(f"{path.name} belongs to run {content['key']}")
-                return content
-            except FileNotFoundError:  # its writer moved on
-                continue
-            except ValueError as error:
-                log(f"checkpoint set aside in {path.parent.parent.name}: {error}")
-                path.rename(path.with_name(f"damaged-{path.name}"))
-        return None
+    def _content(self, path, key, log):
+        try:
+            content = checkpoint.load(path)
+            if content["key"] != key:
+                raise ValueError(f"{path.name} belongs to run {content['key']}")
+            return content
+        except FileNotFoundError:  # its writer moved on
+            return None
+        except ValueError as error:
+            log(f"checkpoint set aside in {path.parent.parent.name}: {error}")
+            path.rename(path.with_name(f"damaged-{path.name}"))
+            return None
 
     def prune(self, keys=None, unfinished=False):
-        """Remove the attempts that finished runs left behind; with `unfinished` also those of runs without a result.
+        """Remove the attempts that finished runs left behind, and with `unfinished` those of runs without a result; returns their folders.
 
         Attempts that a process still works on stay.
 
@@ -141,18 +116,10 @@ class Store:
         ----------
         keys : list of str, optional
             Default all runs.
-        unfinished : bool
-
-        Returns
-        -------
-        list of Path
-            What was removed.
         """
         removed = []
         for folder in sorted((self.root / "runs").glob("*")):
-            if keys is not None and folder.name not in keys:
-                continue
-            if not (unfinished or (folder / "result").is_dir()):
+            if (keys is not None and folder.name not in keys) or not (unfinished or (folder / "result").is_dir()):
                 continue
             for attempt in sorted(folder.glob("attempt-*")):
                 row = read_json(attempt / "status.json")
@@ -166,13 +133,7 @@ class Store:
     # Reading
 
     def status(self, key):
-        """What is known of one run: its row, and while it runs also pid, host, step, steps, heartbeat; None for an unknown key.
-
-        Raises
-        ------
-        StoreError
-            The run is damaged.
-        """
+        """What is known of one run: its row, and while it runs also pid, host, step, steps, heartbeat; None for an unknown key."""
         return self._row(key, self._packed)
 
     def _row(self, key, packed):
@@ -264,13 +225,7 @@ class Store:
         return table.to_pandas()
 
     def config(self, key):
-        """The `RunConfig` of a key.
-
-        Raises
-        ------
-        ValueError
-            The key is unknown.
-        """
+        """The `RunConfig` of a key."""
         folder = self.folder(key)
         for values in (read_json(path) for path in (folder / "result" / "config.json", *folder.glob("attempt-*/config.json"))):
             if values:
@@ -285,20 +240,7 @@ class Store:
         return self._entry(key)["environment"]
 
     def load(self, key, which="best"):
-        """The trained model of a run, a `SequenceClassifier` on the reference path.
-
-        Parameters
-        ----------
-        key : str
-        which : {"best", "initial", "final"}
-
-        Raises
-        ------
-        ValueError
-            The key is unknown, or these weights were not kept.
-        StoreError
-            The file does not match its checksum.
-        """
+        """The trained model of a run, a `SequenceClassifier` on the reference path; `which` is "best", "initial" or "final"."""
         from safetensors.torch import load
 
         from lib import train
@@ -343,13 +285,10 @@ class Store:
 
     def _tables(self, name, keys):
         """key -> arrow table, of results, running attempts and bundles."""
-        tables, file = {}, f"{name}.parquet"
-        for key in keys:
-            table = self._live_table(self.folder(key), file)
-            if table is not None:
-                tables[key] = table
-        for folder, rows in self._bundles():
-            wanted = {key for key in keys if key in rows and key not in tables}
+        live, file = {key: self._live_table(self.folder(key), f"{name}.parquet") for key in keys}, f"{name}.parquet"
+        tables = {key: table for key, table in live.items() if table is not None}
+        for folder, entries in self._bundles():
+            wanted = {key for key in keys if key in entries and key not in tables}
             if wanted and (folder / file).exists():
                 table, start = _table(_verified(folder, file, "BUNDLE.json")), 0
                 for part in pc.value_counts(table["key"]).to_pylist():  # keys stand in order, each in one piece
@@ -389,20 +328,13 @@ class Store:
         Returns
         -------
         Path
-
-        Raises
-        ------
-        ValueError
-            A run is unknown or unfinished, or weights are asked of one that is not packed.
         """
         from safetensors.torch import save
 
         keys, folder = sorted(set(keys)), self.root / folder
-        if not keys:
-            raise ValueError("There is no run to pack; name the keys of finished runs.")
-        for key in {*keys, *weights}:
-            if self._require(key)["state"] not in FINISHED or key not in keys:
-                raise ValueError(f"Run {key} is not finished, or not among those to pack; pack finished runs, and weights of packed runs.")
+        unfinished = [key for key in keys if self._require(key)["state"] not in FINISHED]
+        if unfinished or not set(weights) <= set(keys) or not keys:
+            raise ValueError(f"Only finished runs, and weights of these runs, are packed; not finished: {', '.join(unfinished) or 'none'}.")
         files = {"runs.json": to_json([self._entry(key) for key in keys])}
         for name in TABLES:
             tables = self._tables(name, keys)
@@ -442,23 +374,21 @@ class Store:
 
     def _bundles(self, damaged=lambda folder, error: None):
         """(folder, key -> entry) of every bundle under the root; of a damaged one, ``damaged(folder, error)`` is told."""
-        found = []
         for folder, subfolders, names in os.walk(self.root):
             if Path(folder) == self.root and "runs" in subfolders:
                 subfolders.remove("runs")
             subfolders.sort()
             if "BUNDLE.json" in names:
                 folder = Path(folder)
-                stamp = (folder, (folder / "BUNDLE.json").stat().st_mtime_ns)
                 try:
+                    stamp = (folder, *((folder / name).stat().st_mtime_ns for name in BUNDLED))
                     if stamp not in self._read_bundles:
-                        files = {name: _verified(folder, name, "BUNDLE.json") for name in BUNDLED}
-                        entries = json.loads(files["runs.json"])
-                        self._read_bundles[stamp] = {entry["status"]["key"]: entry for entry in entries}
-                    found.append((folder, self._read_bundles[stamp]))
-                except (StoreError, KeyError) as error:
+                        entries, *_ = (_verified(folder, name, "BUNDLE.json") for name in BUNDLED)
+                        self._read_bundles[stamp] = {entry["status"]["key"]: entry for entry in json.loads(entries)}
+                except (OSError, StoreError, KeyError) as error:
                     damaged(folder, error)
-        return found
+                else:
+                    yield folder, self._read_bundles[stamp]
 
     def load_or_run(self, configs, **options):
         """Rows of these runs; those without a result are trained first. See `lib.sweep.load_or_run`."""

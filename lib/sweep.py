@@ -19,12 +19,13 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
+from concurrent.futures import Future
 from pathlib import Path
 
 from lib import checkpoint, paths, run
 from lib.attempt import FINISHED, describe, read_json, to_json
 from lib.checkpoint import StoreError
-from lib.children import Children
+from lib.children import Server
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.store import Store
 
@@ -61,6 +62,8 @@ def grid(
 ):
     """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair comparison.
 
+    All cells at the first window with the first seed come first, then the other seeds, then the next window.
+
     Parameters
     ----------
     input_length : int or sequence of int
@@ -71,52 +74,52 @@ def grid(
         As `lib.cells.names`; a cell of the user's own takes its text along.
     options : dict, optional
         Options of cells, given to those cells that have them.
-    seeds : sequence of int
+    learning_rate : float or dict
+        One for all cells, or cell -> rate, with "default" for those not named.
     dataset, permuted, last_rows, data_seed, scan, hidden_size, initialisation, epochs, ... :
         As the fields of `lib.config`, the same for all runs.
 
     Returns
     -------
     list of RunConfig
-        All cells at the first window with the first seed first, then the other seeds, then the next window.
-
-    Raises
-    ------
-    ValueError
-        A value cannot be used, or an option belongs to none of the cells; one sentence.
     """
     from lib import cells as registry
     from lib import datasets, recurrence, train, windows
 
-    options = _mapping(options)
     chosen = registry.names(cells if isinstance(cells, str) else ",".join(map(str, cells)))
+    if not isinstance(options, dict | None):
+        raise ValueError(f"options is {options!r}, but must be a mapping, such as {{'dt': 0.3}}.")
+    options = options or {}
+    known = {option for name in chosen for option in registry.get(name).defaults}
     for option in options:
-        if not any(option in registry.get(name).defaults for name in chosen):
-            known = ", ".join(sorted({option for name in chosen for option in registry.get(name).defaults})) or "none"
-            raise ValueError(f"options name {option!r}, which none of the cells {', '.join(chosen)} has; their options are: {known}.")
+        if option not in known:
+            has = f"their options are: {', '.join(sorted(known)) or 'none'}"
+            raise ValueError(f"options name {option!r}, which none of the cells {', '.join(chosen)} has; {has}.")
+    rates = learning_rate if isinstance(learning_rate, dict) else {"default": learning_rate}
+    for name in rates:
+        if name not in (*chosen, "default"):
+            raise ValueError(f"learning_rate names {name!r}, which is not among the cells: {', '.join(chosen)}, or default.")
+    for name in chosen:
+        if name not in rates and "default" not in rates:
+            raise ValueError(f"learning_rate has no value for {name!r}; add one, or a default.")
     pairs = [(length, windows.resolve_stride(step, length)) for length in _several(input_length) for step in _several(stride)]
     if not isinstance(seeds, list | tuple | range) or not seeds:
         raise ValueError(f"seeds is {seeds!r}, but must be a list, such as [0, 1, 2].")
     recurrence.check_seeds(seeds)
     task = Task(dataset, permuted, last_rows, data_seed, datasets.TEXTS.get(dataset))
-    training = Training(epochs, batch_size, learning_rate, clip_norm, validations_per_epoch)
     configs = []
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
         own = {option: value for option, value in options.items() if option in registry.get(name).defaults}
         cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
+        rate = rates[name] if name in rates else rates["default"]
+        training = Training(epochs, batch_size, rate, clip_norm, validations_per_epoch)
         configs.append(RunConfig(task, Window(length, step, scan), cell, training, seed))
         train.check(configs[-1])
     return _unique(configs)
 
 
 def read_grid(path):
-    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings.
-
-    Raises
-    ------
-    ValueError
-        The file, a field or a value cannot be used; names the file, the field and the value.
-    """
+    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings; a refusal names file, field and value."""
     known, configs, content = inspect.signature(grid).parameters, [], _read_yaml(path, "grid file")
     for values in content if isinstance(content, list) else [content]:
         if not isinstance(values, dict) or not values:
@@ -152,12 +155,6 @@ def _several(value):
     return list(value) if isinstance(value, list | tuple | range) else [value]
 
 
-def _mapping(options):
-    if options is None or isinstance(options, dict):
-        return options or {}
-    raise ValueError(f"options is {options!r}, but must be a mapping, such as {{'dt': 0.3}}.")
-
-
 def _unique(configs):
     return list({config.key(): config for config in configs}.values())
 
@@ -176,22 +173,20 @@ def estimate(configs, store=None, slots=1):
 
     Training time is taken as proportional to epochs x time steps, for each cell and hidden size.
     """
-    return _remaining([describe(config) for config in configs], _pace((store or Store()).runs(state="DONE").to_dict("records")), slots)
+    return _seconds(map(describe, configs), (store or Store()).runs(state="DONE").to_dict("records")) / slots
 
 
-def _pace(rows):
-    """Median seconds of an epoch and a time step: (dataset, cell, hidden size) -> seconds, and dataset -> seconds."""
-    times = {}
+def _seconds(rows, known):
+    """Seconds that runs take one after the other, from rows of finished ones."""
+    times, total = {}, 0.0
+    for row in known:
+        for kind in ((row["dataset"], row["cell"], row["hidden_size"]), row["dataset"]):
+            times.setdefault(kind, []).append(row["seconds"] / (row["epochs"] * row["sequence_length"]))
+    paces = {kind: statistics.median(values) for kind, values in times.items()}
     for row in rows:
-        pace = row["seconds"] / (row["epochs"] * row["sequence_length"])
-        times.setdefault((row["dataset"], row["cell"], row["hidden_size"]), []).append(pace)
-        times.setdefault(row["dataset"], []).append(pace)
-    return {kind: statistics.median(values) for kind, values in times.items()}
-
-
-def _remaining(rows, pace, slots):
-    times = [pace.get((row["dataset"], row["cell"], row["hidden_size"]), pace.get(row["dataset"], math.nan)) for row in rows]
-    return sum(START_UP + row["epochs"] * row["sequence_length"] * time for row, time in zip(rows, times, strict=True)) / slots
+        pace = paces.get((row["dataset"], row["cell"], row["hidden_size"]), paces.get(row["dataset"], math.nan))
+        total += START_UP + row["epochs"] * row["sequence_length"] * pace
+    return total
 
 
 def preview(configs, store=None, slots=None, device="cpu"):
@@ -221,20 +216,8 @@ def status(configs=None, store=None):
     store = store or Store()
     runs = store.runs() if configs is None else store.runs(key=[config.key() for config in configs])
     runs["message"] = [text.partition("\n")[0] for text in runs.message.fillna("")]
-    shown = [
-        "key",
-        "state",
-        "dataset",
-        "window",
-        "cell",
-        "hidden_size",
-        "seed",
-        "progress",
-        "validation_accuracy",
-        "test_accuracy",
-        "message",
-    ]
-    return runs[shown]
+    accuracies = ["validation_accuracy", "test_accuracy"]
+    return runs[["key", "state", "dataset", "window", "cell", "hidden_size", "seed", "progress", *accuracies, "message"]]
 
 
 def watch(configs, store=None, every=2.0):
@@ -248,13 +231,7 @@ def watch(configs, store=None, every=2.0):
 
 
 def cancel(key, store=None):
-    """Stop a run, wherever it is trained, or take it off the queue; its state stays saved, and the next sweep goes on from it.
-
-    Raises
-    ------
-    ValueError
-        The key is unknown, or the run is finished.
-    """
+    """Stop a run, wherever it is trained, or take it off the queue; its state stays saved, and the next sweep goes on from it."""
     store = store or Store()
     config, row = store.config(key), store.status(key)
     if row["state"] in FINISHED:
@@ -304,8 +281,8 @@ def sweep(
         Threads of one child process; part of what its result depends on.
     retries : int
         A run fails after this many further attempts in a row that came no further. A run that diverges is a result.
-    progress : bool or callable
-        True shows a bar; a callable gets a dict with done, failed, total, running and seconds (left; nan while unknown).
+    progress : bool
+        Show a bar.
     cluster : dict, optional
         Settings of dask_jobqueue.SLURMCluster, and ``jobs``, their number.
     stop : threading.Event, optional
@@ -323,6 +300,10 @@ def sweep(
     StoreError
         The results folder cannot be used, or is full.
     """
+    import dask
+    from distributed import Client  # brings the defaults that the settings below change
+    from tqdm.auto import tqdm
+
     from lib import train
 
     store, configs = store or Store(), _unique(configs)
@@ -340,47 +321,43 @@ def sweep(
         request |= {"backend": backend, "threads": threads, "since": time.time()}
         place = {"local": _local, "slurm": _slurm}.get(where, _remote)
         slots = slots or (_slots(groups, device) if where == "local" else 1)
-        with _Report(missing, store, progress) as report, place(where, slots, store, cluster or {}) as (client, renew):
-            _drive(client, renew, groups, store, request, retries, report, stop or threading.Event())
+        lost = dask.config.set({"distributed.scheduler.allowed-failures": 10**6})  # that a worker is killed is no fault of a run
+        bar = tqdm(total=len(missing), unit="run", disable=not progress)
+        with lost, bar, place(where, slots, store, cluster or {}) as (workers, renew), Client(workers, set_as_default=False) as client:
+            _drive(client, renew, groups, store, request, retries, _Report(missing, store, bar), stop or threading.Event())
     return store.runs(key=[config.key() for config in configs])
 
 
-def start(configs, store=None, **options):
-    """`sweep` in a thread, so that a notebook stays free to watch.
-
-    Returns
-    -------
-    Started
-        Its ``stop()`` saves the running trainings and ends the sweep, ``wait()`` returns what `sweep` returns, or raises its error.
-    """
-    return Started(configs, store, options)
-
-
 class Started:
+    """A `sweep` in a thread, so that a notebook stays free to watch."""
+
     def __init__(self, configs, store, options):
-        self._stop, self._result, self._error = threading.Event(), None, None
-        self._thread = threading.Thread(target=self._run, args=(configs, store, options), daemon=True)
-        self._thread.start()
+        self._stop, self._outcome = threading.Event(), Future()
+        threading.Thread(target=self._run, args=(configs, store, options), daemon=True).start()
 
     def _run(self, configs, store, options):
         try:
-            self._result = sweep(configs, store, stop=self._stop, **{"progress": False, **options})
+            self._outcome.set_result(sweep(configs, store, stop=self._stop, **{"progress": False, **options}))
         except BaseException as error:
-            self._error = error
+            self._outcome.set_exception(error)
 
     @property
     def running(self):
-        return self._thread.is_alive()
+        return not self._outcome.done()
 
     def wait(self):
-        self._thread.join()
-        if self._error:
-            raise self._error
-        return self._result
+        """What `sweep` returns, or its error."""
+        return self._outcome.result()
 
     def stop(self):
+        """Save the running trainings and end the sweep."""
         self._stop.set()
         return self.wait()
+
+
+def start(configs, store=None, **options):
+    """`sweep` in the background; returns a `Started`."""
+    return Started(configs, store, options)
 
 
 def load_or_run(configs, store=None, confirm=False, progress=True, **options):
@@ -397,15 +374,8 @@ def load_or_run(configs, store=None, confirm=False, progress=True, **options):
     **options
         As `sweep`.
 
-    Returns
-    -------
-    DataFrame
-        As `Store.runs`, of these configurations.
-
     Raises
     ------
-    ValueError
-        As `sweep`, or confirmation is wanted.
     RuntimeError
         A run failed; the sentence ends with its last message.
     """
@@ -425,8 +395,7 @@ def load_or_run(configs, store=None, confirm=False, progress=True, **options):
     runs = store.runs(key=[config.key() for config in configs])
     failed = runs[~runs.state.isin(FINISHED)]
     if len(failed):
-        first = failed.iloc[0]
-        said = first.message.partition("\n")[0]
+        first, said = failed.iloc[0], failed.iloc[0].message.partition("\n")[0]
         raise RuntimeError(f"{len(failed)} of {len(runs)} runs did not finish; the first, {first.key}, is {first.state}: {said}")
     return runs
 
@@ -445,7 +414,7 @@ def _slots(groups, device):
     return max(1, min(len(groups), 1 if device.startswith("cuda") else len(os.sched_getaffinity(0))))
 
 
-# Where the workers come from: each place yields a Dask client and a function that replaces workers that were lost
+# Where the workers come from: each place yields a Dask cluster or address, and a function that replaces workers that were lost
 
 
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
@@ -453,35 +422,28 @@ NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 @contextlib.contextmanager
 def _local(where, slots, store, settings):
-    import dask
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
-    # One worker process with a thread for each slot: it only waits for its children. That it is killed is no fault of a run.
+    # One worker process with a thread for each slot: it only waits for its children.
     # An interrupt is for the process of the scheduler alone, which then asks the children to save their state.
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
     options = {"host": "127.0.0.1", "scheduler_kwargs": NO_DASHBOARD, "memory_limit": 0, "silence_logs": "CRITICAL"}
-    with dask.config.set({"distributed.scheduler.allowed-failures": 10**6}):
-        ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-        workers = LocalCluster(n_workers=1, threads_per_worker=slots, preload=[ignore], **options)
-    with workers, Client(workers, set_as_default=False) as client:
-        yield client, lambda: None
+    with LocalCluster(n_workers=1, threads_per_worker=slots, preload=[ignore], **options) as workers:
+        yield workers, lambda: None
 
 
 @contextlib.contextmanager
 def _slurm(where, slots, store, settings):
-    import dask
     from dask_jobqueue import SLURMCluster
-    from distributed import Client
 
     with tempfile.TemporaryDirectory(prefix=".slurm-", dir=store.root) as folder:  # certificates; only its owner may read it
         usual = {"cores": slots, "memory": "4GB", "walltime": "08:00:00", "log_directory": folder, "local_directory": tempfile.gettempdir()}
-        settings = {**usual, "shared_temp_directory": folder, "scheduler_options": {}, **settings}
+        settings = {**usual, "shared_temp_directory": folder, **settings}
+        settings["scheduler_options"] = {**NO_DASHBOARD, **settings.get("scheduler_options", {})}
         jobs = settings.pop("jobs", 1)
-        settings["scheduler_options"] = {**NO_DASHBOARD, **settings["scheduler_options"]}
-        with dask.config.set({"distributed.scheduler.allowed-failures": 10**6}):
-            workers = SLURMCluster(processes=1, security=True, **settings)
-        with workers, Client(workers, set_as_default=False) as client:
+        with SLURMCluster(processes=1, security=True, **settings) as workers:
             try:
-                yield client, lambda: workers.scale(jobs=jobs)  # also asks for a new job in place of one whose time was up
+                yield workers, lambda: workers.scale(jobs=jobs)  # also asks for a new job in place of one whose time was up
             finally:
                 for name, file in vars(workers).items():
                     if name.startswith("_job_") and hasattr(file, "close"):  # certificates, else removed at some later time
@@ -490,10 +452,7 @@ def _slurm(where, slots, store, settings):
 
 @contextlib.contextmanager
 def _remote(where, slots, store, settings):
-    from distributed import Client
-
-    with Client(where, set_as_default=False) as client:
-        yield client, lambda: None
+    yield where, lambda: None
 
 
 # The loop beside the scheduler
@@ -507,9 +466,8 @@ def _drive(client, renew, groups, store, request, retries, report, stop):
         renew()
         while waiting and len(running) < max(1, sum(client.nthreads().values())):
             group = [config for config in waiting.popleft() if not store.finished(config.key())]
-            future = client.submit(
-                _work, [config.to_dict() for config in group], request, key=f"{group[0].key() if group else 'none'}-{uuid.uuid4().hex}"
-            )
+            name = f"{group[0].key() if group else 'none'}-{uuid.uuid4().hex}"
+            future = client.submit(_work, [config.to_dict() for config in group], request, key=name)
             running[future.key] = future, group
             future.add_done_callback(finished.put)
         try:
@@ -573,20 +531,24 @@ def _work(values, request):
     if any((store.status(config.key()) or {}).get("state") == "RUNNING" for config in configs):
         time.sleep(1)
         return BUSY, "", -1
-    # One server of children for a worker; of two threads that come first at once, both get the same.
-    children = vars(get_worker()).setdefault("_children", Children(request["threads"]))
-    child = children.spawn({**request, "configs": [config.to_dict() for config in configs]})
+    threads = request["threads"]
+    idle = vars(get_worker()).setdefault(f"_idle_{threads}", [])  # servers of this worker whose child has ended
+    server = idle.pop() if idle else Server(threads)
     try:
-        while child.wait(POLL) is None and _wanted() and not any(_cancelled(store, config.key(), request["since"]) for config in configs):
-            pass
-        if child.poll() is None:
-            child.terminate()
-            child.wait(GRACE)
-        child.kill()
-        code = child.wait()
-        return code, child.errors() or f"ended by signal {-code}", _reached(store, configs[0].key())
-    finally:
-        child.close()
+        server.start({**request, "configs": [config.to_dict() for config in configs]})
+        while (code := server.wait(POLL)) is None and _wanted():
+            if any(_cancelled(store, config.key(), request["since"]) for config in configs):
+                break
+        if code is None:
+            server.send(signal.SIGTERM)
+            if (code := server.wait(GRACE)) is None:
+                server.send(signal.SIGKILL)
+                code = server.wait()
+    except OSError as error:  # the server was killed
+        return run.FAILED, str(error), -1
+    if server.alive:
+        idle.append(server)
+    return code, server.errors() or f"ended by signal {-code}", next(iter(checkpoint.found(store.folder(configs[0].key()))), (-1,))[0]
 
 
 def _wanted():
@@ -603,33 +565,15 @@ def _cancelled(store, key, since):
     return mark is not None and mark["state"] == "CANCELLED" and mark["started"] > since
 
 
-def _reached(store, key):
-    """Step of a run's newest checkpoint, -1 without one."""
-    names = store.folder(key).glob("attempt-*/checkpoints/[0-9]*.pt")
-    return max((int(path.name.split("-")[0]) for path in names), default=-1)
-
-
 class _Report:
-    """Counts, time left and bar of a sweep."""
+    """Moves the bar of a sweep and says the time left."""
 
-    def __init__(self, configs, store, progress):
-        self.store, self.failed, self.rows = store, 0, {config.key(): describe(config) for config in configs}
-        self.known = store.runs(state="DONE")[["dataset", "cell", "hidden_size", "sequence_length", "epochs", "seconds"]].to_dict("records")
-        self.total, self.progress, self.bar = len(configs), progress, None
-        if progress is True:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=self.total, unit="run")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
+    def __init__(self, configs, store, bar):
+        self.store, self.bar, self.failed, self.rows = store, bar, 0, {config.key(): describe(config) for config in configs}
+        self.known = [] if bar.disable else store.runs(state="DONE").to_dict("records")
 
     def __call__(self, waiting, running):
-        if not self.progress:
+        if self.bar.disable:
             return
         open_ = {config.key() for group in (*waiting, *(group for _, group in running.values())) for config in group}
         for key in self.rows.keys() - open_:
@@ -637,10 +581,6 @@ class _Report:
             if row and row["state"] == "DONE":
                 self.known.append(row)
             del self.rows[key]
-        seconds = _remaining(self.rows.values(), _pace(self.known), max(1, len(running))) if self.rows else 0.0
-        done = self.total - len(self.rows)
-        if self.bar is None:
-            self.progress({"done": done, "failed": self.failed, "total": self.total, "running": len(running), "seconds": seconds})
-            return
-        self.bar.update(done - self.bar.n)
+        self.bar.update(self.bar.total - len(self.rows) - self.bar.n)
+        seconds = _seconds(self.rows.values(), self.known) / max(1, len(running))
         self.bar.set_postfix_str(f"{self.failed} failed, time left: {duration(seconds)}")

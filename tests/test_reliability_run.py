@@ -176,11 +176,11 @@ def test_7_a_stale_attempt_cannot_publish(root):
     for one in (stale, replacement):
         one.environment({})
     replacement.finish(tiny.outcome(config))
-    assert replacement.publish()
+    assert attempt.publish(replacement.folder)
     before = tiny.contents(Store(root).folder(config.key()) / "result")
     stale.status(progress=0.9)
     stale.finish(tiny.outcome(config))
-    assert not stale.publish()
+    assert not attempt.publish(stale.folder)
     assert tiny.contents(Store(root).folder(config.key()) / "result") == before
 
 
@@ -259,7 +259,7 @@ def flip(data):
 def test_9_damaged_checkpoint(damage, root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    newest = checkpoint.checkpoints(died / "checkpoints")[0][1]
+    newest = checkpoint.found(died.parent)[0][1]
     newest.write_bytes(damage(newest.read_bytes()))
     tiny.execute(config, root)
     assert "is damaged: it does not match its sha256" in log(root, config) and "resumed at step 14 of 28" in log(root, config)
@@ -270,7 +270,7 @@ def test_9_damaged_checkpoint(damage, root, uninterrupted):
 def test_9_all_checkpoints_damaged(root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    for _, path in checkpoint.checkpoints(died / "checkpoints"):
+    for _, path in checkpoint.found(died.parent):
         path.write_bytes(b"")
     tiny.execute(config, root)
     assert "started, 28 steps" in log(root, config)
@@ -362,16 +362,17 @@ def test_14_handlers_are_put_back(root):
 def test_a_child_ends_with_its_parent(root):
     """The trap behind rows 3 and 4: the pipe of a dead parent closes."""
     config = tiny.config("cb", epochs=1000)
-    command = [sys.executable, "-c", "from lib import run; raise SystemExit(run.child_main())"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "from lib import children; children.serve()"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     request = {"configs": [config.to_dict()], "results": str(root), "backend": "reference", "threads": 1}
-    child.stdin.write(json.dumps(request).encode() + b"\n")
-    child.stdin.flush()
-    while child.poll() is None and not (Store(root).status(config.key()) or {}).get("progress"):
+    server.stdin.write(json.dumps(request).encode() + b"\n")
+    server.stdin.flush()
+    child = int(server.stdout.readline())
+    while not (Store(root).status(config.key()) or {}).get("progress"):
         time.sleep(0.05)
-    assert child.poll() is None
-    child.stdin.close()
-    assert child.wait(timeout=60) == run.PAUSED
+    server.stdin.close()
+    assert int(server.stdout.readline()) == run.PAUSED and server.wait(60) == 0
+    assert not Path(f"/proc/{child}").exists()
     assert Store(root).status(config.key())["state"] == "INTERRUPTED"
 
 
@@ -459,34 +460,28 @@ def test_17_results_folder_vanishes(root, tmp_path):
 
 
 def test_exit_codes(root, tmp_path, capfd, monkeypatch):
-    config = tiny.config("rnn")
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config.to_dict()))
-    options = {"results": root, "backend": "reference", "progress": False}
+    config, other = tiny.config("rnn").to_dict(), tiny.config("rnn", seed=1)
+
+    def code(config=config, results=root):
+        return run.run_request({"configs": [config], "results": results, "backend": "reference"})
+
     threads = torch.get_num_threads()
     try:
-        assert run.run_file(path, **options) == run.DONE == 0
-        assert run.run_file(path, **{**options, "results": path}) == run.UNUSABLE == 3
-        path.write_text(json.dumps({**config.to_dict(), "seed": -1}))
-        assert run.run_file(path, **options) == run.INVALID == 2
-        path.write_text("{")
-        assert run.run_file(path, **options) == run.INVALID
-        assert run.run_file(tmp_path / "missing.json", **options) == run.INVALID
-        path.write_text(json.dumps({**config.to_dict(), "colour": 1}))
-        assert run.run_file(path, **options) == run.INVALID
-        other = tiny.config("rnn", seed=1)
-        path.write_text(json.dumps({"configs": [other.to_dict()]}))
+        assert code() == run.DONE == 0
+        (tmp_path / "file").write_text("no folder")
+        assert code(results=tmp_path / "file") == run.UNUSABLE == 3
+        assert code({**config, "seed": -1}) == code({**config, "colour": 1}) == run.INVALID == 2
         monkeypatch.setattr(train.Trainer, "train_step", lambda self: 1 / 0)
-        assert run.run_file(path, **options) == run.FAILED == 1
+        assert code(other.to_dict()) == run.FAILED == 1
         now = checkpoint.fingerprint()
         monkeypatch.undo()
         interrupted(root, other)
         monkeypatch.setattr(checkpoint, "fingerprint", lambda: {**now, "torch": "1.0"})
-        assert run.run_file(path, **options) == run.CHANGED == 4
+        assert code(other.to_dict()) == run.CHANGED == 4
     finally:
         torch.set_num_threads(threads)
     messages = capfd.readouterr().err.splitlines()
-    for words in ("cannot be written", "seed is -1", "is no configuration", "Unknown field 'colour'", "ZeroDivisionError", "torch 2"):
+    for words in ("cannot be written", "seed is -1", "Unknown field 'colour'", "ZeroDivisionError", "torch 2"):
         assert any(words in line for line in messages), words
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from tqdm import tqdm
 
 from lib import cells, run, sweep
 from lib.checkpoint import StoreError
@@ -55,6 +56,9 @@ def test_a_users_cell_takes_its_text_along():
         ("seeds: [0, -1]", "(?i)seed.* -1"),
         ("seeds: 3", "seeds is 3, but must be a list"),
         ("options: [0.3]", r"options is \[0.3\], but must be a mapping"),
+        ("learning_rate: {gru: 0.1}\ncells: gru,cb", "learning_rate has no value for 'cb'"),
+        ("learning_rate: {gru: 0.1, default: 1, cb: 2}\ncells: gru", "learning_rate names 'cb', which is not among the cells: gru"),
+        ("learning_rate: {gru: fast}\ncells: gru", "learning_rate is 'fast'"),
         ("epochs: many", "epochs is 'many'"),
         ("learning_rate: .nan", "learning_rate is nan"),
         ("dataset: imagenet", "imagenet"),
@@ -77,6 +81,12 @@ def test_the_grid_files_of_the_workbook():
     assert len({(config.window.label, config.cell.name) for config in full}) == 45
     assert len(sweep.read_grid(GRIDS / "smoke.yaml")) == 9
     assert {"jobs", "cores", "walltime"} <= sweep.read_cluster(GRIDS / "slurm.yaml").keys()
+
+
+def test_every_cell_at_its_own_rate(tmp_path):
+    (tmp_path / "grid.yaml").write_text("cells: 'rnn,cb,gru'\nseeds: [0]\nlearning_rate: {default: 0.003, gru: 0.01}")
+    rates = {config.cell.name: config.training.learning_rate for config in sweep.read_grid(tmp_path / "grid.yaml")}
+    assert rates == {"rnn": 0.003, "cb": 0.003, "gru": 0.01}
 
 
 def test_several_grids_in_one_file(tmp_path):
@@ -164,8 +174,8 @@ def drive(tmp_path):
     def drive(*answers, retries=2):
         store = Store(tmp_path)
         client, configs = Client(store, answers), [config for config, _ in answers]
-        with sweep._Report(configs, store, False) as report:
-            sweep._drive(client, lambda: None, [[c] for c in configs], store, {"since": 0}, retries, report, threading.Event())
+        report = sweep._Report(configs, store, tqdm(disable=True))
+        sweep._drive(client, lambda: None, [[c] for c in configs], store, {"since": 0}, retries, report, threading.Event())
         assert not any(client.answers.values()), "every answer was asked for"
         return client.asked, report.failed, store
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lib import run
-from lib.attempt import RESULTS, TABLES, Attempt
+from lib.attempt import RESULTS, TABLES, Attempt, publish
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.store import Store
 from lib.train import Outcome
@@ -83,7 +83,7 @@ def many(root, count, validations=40):
             attempt.environment({})
             results = {name: 0.5 for name in RESULTS} | {"message": "", "backend": "reference"}
             attempt.finish(Outcome(one, "DONE", results, curves, history, {"best": {"w": torch.zeros(4, 4)}}, None))
-            assert attempt.publish()
+            assert publish(attempt.folder)
     finally:
         os.fsync = fsync
 
@@ -117,4 +117,4 @@ def checkpoint_and_publish(root, config, operations):
         one.checkpoint(step, {"key": config.key(), "step": step, "w": torch.full((3,), float(step))})
     one.metrics(outcome(config).curves, [])
     one.finish(outcome(config))
-    one.publish()
+    publish(one.folder)
