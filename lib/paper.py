@@ -108,11 +108,10 @@ def controls(frames: Frames) -> tuple[pd.DataFrame, dict]:
 def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
     """All runs but those of a learning-rate scan: its seed chose the rate, so it must not count among the seeds that compare.
 
-    Where a cell and window have nothing else (every seed ran at several rates), they stay.
+    Where there is nothing else at all, they stay.
     """
     scanned = _scanned(runs)
-    others = (~scanned).groupby([runs["dataset"], runs["cell"], runs["window"]]).transform("any")
-    return runs[~(scanned & others)]
+    return runs if scanned.all() else runs[~scanned]
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:
@@ -242,10 +241,9 @@ def tables(frames: Frames) -> list[Table]:
         found.append(Table("effects", _tested("Effect", table["effect"], table), lead, design, tuple(table["effect"])))
     slopes = _slopes(frames, every, main)
     if len(slopes):
-        lead = (
-            "Slopes (points): test accuracy per doubling of length and per overlap (by seed; Holm); validation accuracy in the last epoch."
-        )
-        found.append(Table("slopes", slopes, lead, every, tuple(every["cell"].unique()), (), True))
+        wide = slopes.shape[1] > 4
+        lead = "test accuracy per doubling of length and per overlap (by seed; Holm); " * wide + "validation accuracy in the last epoch."
+        found.append(Table("slopes", slopes, f"Slopes (points): {lead}", every, tuple(every["cell"].unique()), (), wide))
     shown, own = controls(frames)
     if len(shown):
         pairs = [(group, own[group]) for group in shown["group"].unique() if own[group] != group]
@@ -303,7 +301,7 @@ def numbers(frames: Frames) -> dict:
             counts = {"Up": sum(slopes[p < 0.05] > 0), "Down": sum(slopes[p < 0.05] < 0), "Cells": slopes.count()}
             found |= {f"{title}{what}": str(count) for what, count in counts.items()}
         if "Last epoch" in item.frame:
-            ends = export.formatted(item.frame["Last epoch"].agg(["min", "max"]).to_frame("Slope"))["Slope"]
+            ends = export.formatted(item.frame["Last epoch"].agg(["min", "max"]).to_frame("Last epoch"))["Last epoch"]
             found |= {"LastEpochLow": ends["min"], "LastEpochHigh": ends["max"]}
     spread = analysis.summarise(main, "cell")["sd"] * 100
     order = plots.summary(main).sort_values("mean")
