@@ -1,8 +1,8 @@
 """The only time loop: reference path (plain autograd) and fast path (compiled chunks with a structured backward).
 
-Both paths run the same cell definitions. The inputs of all steps are projected in one product before the loop. The fast path
-keeps the states, the presynaptic signals and what `Cell.saved` names; its backward runs `Cell.pullback` step by step and forms
-the gradient of the recurrent matrices as one product over the steps of a chunk.
+Both paths run the same cell definitions. The reference projects the inputs of all steps in one product before the loop, the fast
+path those of a chunk, which stay in the cache. The fast path keeps the states, the presynaptic signals and what `Cell.saved`
+names; its backward runs `Cell.pullback` step by step and forms the gradients of the matrices as one product over a chunk.
 """
 
 import copy
