@@ -158,7 +158,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-DECIMALS = {"n": 0, "H": 0, "Parameters": 0, "rate": 4}  # of a column by its name; 1 for others
+DECIMALS = {"n": 0, "H": 0, "Parameters": 0, "Last epoch": 2, "rate": 4}  # of a column by its name; 1 for others
 
 
 def export_numbers(mapping, *, folder=None) -> Path:

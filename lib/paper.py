@@ -67,8 +67,9 @@ def collect(store, **filters) -> Frames:
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that compare: one data set, whole images, default options and initialisation, one size, epochs and (by cell) learning rate.
 
-    Each is the most frequent value. Runs of a learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
-    does a user's own cell that is a variant of another or lacks a window which others ran.
+    Each is the most frequent value (of rates equally frequent the best on validation). Runs of a learning-rate scan (a seed that one
+    cell and window ran at several rates) do not compare, nor does a user's own cell that is a variant of another or lacks a window
+    which others ran.
     """
     runs = runs[runs["state"] == "DONE"]
     if not len(runs):
@@ -80,7 +81,8 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[plain & ~runs["permuted"].astype(bool) & runs["last_rows"].isna()]
     for column in ("dataset", "scan", "hidden_size", "epochs", "batch_size"):
         runs = runs[runs[column] == runs[column].mode().get(0)]
-    runs = runs[runs["learning_rate"] == runs.groupby("cell")["learning_rate"].transform(lambda rates: rates.mode()[0])]
+    rates = runs.groupby(["cell", "learning_rate"])["validation_accuracy"].agg(["size", "mean"]).sort_values(["size", "mean"]).reset_index()
+    runs = runs[runs["learning_rate"] == runs["cell"].map(rates.groupby("cell")["learning_rate"].last())]
     if not len(runs):
         raise ValueError("No finished run has default options and initialisation on whole images; there is nothing to compare.")
     complete = runs.groupby("cell")["window"].transform("nunique") == runs["window"].nunique()
@@ -539,7 +541,7 @@ def readme(frames: Frames, folder: str = ".") -> str:
         f"{export.command_name(item.name)}Isolates": item.isolates
         for item in analysis.PLANNED
         if f"{export.command_name(item.name)}P" in quoted
-    } | {"Folder": folder}
+    } | {"From": "results" if folder == "." else f"results/{folder}"}
     if set(every["dataset"]) == {"cifar10"}:
         rows = "\n".join(f"| {model} | {accuracy} | {source} |" for model, accuracy, source in PUBLISHED)
         quoted |= {"Planned": str(PLANNED_EPOCHS)} if int(quoted["Epochs"]) < PLANNED_EPOCHS else {}
@@ -570,7 +572,7 @@ def readme(frames: Frames, folder: str = ".") -> str:
 FINDINGS = """# What the comparison shows
 
 {Runs} runs of {Cells} cells on {Data}: windows {Windows} (input length/stride, pixels), {HiddenSize} hidden units,
-batches of {BatchSize}, {Epochs} epochs, n = {Seeds} seeds for each cell and window. With the learning-rate scan and the controls
+batches of {BatchSize}, {Epochs} epochs, n = {Seeds} for each cell and window. With the learning-rate scan and the controls
 {AllRuns} runs, {Hours} hours of a core.
 
 {Planned} epochs were planned; the cores and hours at hand allowed {Epochs}, for every run but the long ones, which say so.
@@ -581,7 +583,7 @@ below ten seeds, bootstrap-t from ten. Differences pair runs that share a seed. 
 correction over the table; *not told apart* does not mean equal. Pixels are interleaved: the channels of one pixel stand side by side,
 so that a colour image has three values a pixel and a stride of 4 pixels moves by 12 values.
 
-Every figure, table and number here again, without training: `python -m lib compare --from {Folder}`.
+Every figure, table and number here again, without training: `python -m lib compare --from {From}`.
 
 ## Which cell is best
 

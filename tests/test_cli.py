@@ -10,7 +10,7 @@ import bench
 import pytest
 import yaml
 from test_recurrence import OWN_CELL
-from tiny import contents
+from tiny import config, contents
 
 from lib import __main__ as command
 from lib import cells, paths
@@ -62,16 +62,12 @@ def test_compare_trains_reuses_and_rebuilds(tmp_path, monkeypatch, capsys):
 
 
 def test_run_trains_one_configuration(tmp_path):
-    from tiny import config
-
-    (tmp_path / "config.json").write_text(json.dumps(config("rnn").to_dict()))
-    ended = subprocess.run(
-        [sys.executable, "-m", "lib", "run", str(tmp_path / "config.json"), "--results", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    path = tmp_path / "config.json"
+    command = [sys.executable, "-m", "lib", "run", path, "--results", tmp_path]
+    for text, code, said in (("{", 2, "config.json is no configuration"), (json.dumps(config("rnn").to_dict()), 0, "100% done")):
+        path.write_text(text)
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == code and said in ended.stdout + ended.stderr
     assert Store(tmp_path).status(config("rnn").key())["state"] == "DONE"
 
 
@@ -107,8 +103,7 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
 
 
 def test_configuration_round_trip():
-    config = RunConfig()
-    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert RunConfig.from_dict(json.loads(json.dumps(RunConfig().to_dict()))) == RunConfig()
 
 
 def test_environment_installs_what_pyproject_pins():

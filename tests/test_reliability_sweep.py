@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from lib import sweep
+from lib.attempt import read_json
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.store import Store
 
@@ -164,6 +165,43 @@ def test_6_two_notebooks_run_the_same_grid(tmp_path):
     store = Store(tmp_path)
     assert set(store.runs().state) == {"DONE"} and len(store.runs()) == len(configs)
     assert all(store.verify(config.key()) == [] for config in configs)
+
+
+def test_14_the_command_line_saves_what_runs_when_it_is_told_to_end(tmp_path):
+    (tmp_path / "grid.yaml").write_text("{cells: cb, input_length: 8, stride: 8, hidden_size: 6, epochs: 1000, seeds: [0, 1]}")
+    configs, store = sweep.read_grid(tmp_path / "grid.yaml"), Store(tmp_path / "results")
+    command = [sys.executable, "-m", "lib", "sweep", tmp_path / "grid.yaml", "--results", store.root, "--slots", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    pids = [until(lambda config=config: working(store, config))["pid"] for config in configs]
+    process.terminate()
+    assert "Running trainings are saved; the same command goes on" in process.communicate()[1] and process.returncode == 1
+    assert set(store.runs().state) == {"PAUSED"} and not any(map(alive, pids))
+
+
+def test_a_scheduler_that_runs_already(tmp_path):
+    store, file, (one, two, long) = Store(tmp_path / "results"), tmp_path / "scheduler.json", [
+        tiny.config("cb", 0), tiny.config("cb", 1), tiny.config("cb", 2, epochs=100)
+    ]  # fmt: skip
+    dask = [sys.executable, "-m", "dask"]
+    common = ["--scheduler-file", file, "--host", "127.0.0.1", "--no-dashboard"]
+    scheduler = subprocess.Popen([*dask, "scheduler", *common, "--port", "0"], stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen([*dask, "worker", *common, "--nthreads", "2", "--local-directory", tmp_path], stderr=subprocess.DEVNULL)
+    try:
+        until(file.exists)
+        where = until(lambda: read_json(file))["address"]
+        assert where.startswith("tcp://127.0.0.1:")
+        assert set(sweep.sweep([one, two], store, **options(where=where)).state) == {"DONE"}
+        tiny.execute(one, tmp_path / "alone")
+        assert tiny.bits(tmp_path / "alone", one.key()) == tiny.bits(store.root, one.key())
+        started = sweep.start([long], store, **options(where=where))
+        pid = until(lambda: working(store, long))["pid"]
+        started.stop()  # the workers are not the sweep's, and stay
+        until(lambda: not alive(pid), 10)
+        assert store.status(long.key())["state"] == "PAUSED" and worker.poll() is None
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait(60)
 
 
 def test_12_damaged_data_stop_the_sweep(tmp_path):
