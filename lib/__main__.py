@@ -27,7 +27,7 @@ def compare(
     input_length: Annotated[str, typer.Option(help="Pixels a step reads; several joined by commas.")] = "8",
     stride: Annotated[str, typer.Option(help="Pixels between steps, or fixed (4) or half; several joined by commas.")] = "4",
     seeds: Annotated[str, typer.Option(help="A number n for seeds 0 to n - 1, or a list such as 0,4.")] = "3",
-    epochs: int = 30,
+    epochs: int = 20,
     hidden_size: int = 48,
     learning_rate: float = 0.01,
     initialisation: str = "balanced",
