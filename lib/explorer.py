@@ -61,8 +61,8 @@ class Explorer:
     def __init__(self, controls, state, window=None):
         self.window, self.frame, self._held = window, None, False
         self.controls = {**(window.controls if window else {}), **controls}
-        self.figure = go.FigureWidget(layout={"template": style.plotly_template(), "height": 440, "autosize": True, "margin": {"b": 65}})
-        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False}  # as wide as its place
+        self.figure = go.FigureWidget(layout={"template": style.plotly_template(), "width": 820, "height": 440, "margin": {"b": 65}})
+        self.figure._config = {**self.figure._config, "displaylogo": False}
         self.message, code, export = widgets.HTML(), button("Show code"), button("Export CSV and PDF")
         code.on_click(lambda _: self._tell(self.state()))
         export.on_click(lambda _: self._try(lambda: f"Written: {' and '.join('/'.join(path.parts[-3:]) for path in self.export())}."))
@@ -217,11 +217,12 @@ class CurveExplorer(_RunsExplorer):
         for group, own in self.looks.items():
             specs += panels.curve(group, own if group in self.front else None, parts[group], seeds[group], metric, factor)
         shapes = [panels.line(plots.chance(seeds[group]), "y")] if metric.endswith("accuracy") else []
+        low, high = self.frame[metric].min() * factor, self.frame[metric].max() * factor  # the band of two seeds may reach far beyond
         axes = {
             "xaxis": {"title": {"text": "Training (epochs)"}, "range": [0, table["epoch"].max()]},
-            "yaxis": {"title": {"text": panels.plain(unit)}},
+            "yaxis": {"title": {"text": panels.plain(unit)}, "range": [low - 0.04 * (high - low), high + 0.04 * (high - low)]},
         }
-        panels.show(self.figure, specs, {**axes, "shapes": shapes})
+        panels.show(self.figure, specs, {**axes, "shapes": shapes, "height": max(440, 110 + 24 * len(self.looks))})  # the whole legend
         return self.caption(self.frame)
 
     def matplotlib(self):

@@ -128,10 +128,7 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
     if unknown := {column.lstrip("-") for column in best} - set(frame.columns):
         raise ValueError(f"Unknown column {sorted(unknown)[0]!r} in best; columns are {', '.join(map(str, frame.columns))}.")
     shown = formatted(frame).map(tex)
-    bold = pd.DataFrame("", shown.index, shown.columns)
-    for column in best:
-        values = frame[column.lstrip("-")] * (-1 if column.startswith("-") else 1)
-        bold.loc[values == values.max(), [c for c in shown if c.split(" [")[0] == column.lstrip("-")]] = "textbf:--rwrap;"
+    bold = is_best(frame, shown, best).replace({True: "textbf:--rwrap;", False: ""})
     styler = shown.rename(columns=tex).style.apply(lambda _: bold.to_numpy(), axis=None).hide(axis="index")
     letters = [max(len(str(column)), *map(len, shown[column])) for column in shown]
     first = "l" if letters[0] <= 24 else "p{4cm}" if wide else "p{3.2cm}"  # a long name takes several lines
@@ -140,6 +137,15 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
     text = styler.to_latex(caption=tex(caption), label=label, position="t", environment="table*" if wide else "table", **layout)
     path.write_text(text.replace("\\centering\n", f"\\centering\n\\{size}\n\\setlength{{\\tabcolsep}}{{3pt}}\n", 1), "utf-8")
     return path
+
+
+def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
+    """Which cells of ``shown``, made by `formatted` of a frame, hold the best value of a column in ``best``, as `export_table`."""
+    found = pd.DataFrame(False, shown.index, shown.columns)
+    for column in best:
+        values = frame[column.lstrip("-")] * (-1 if column.startswith("-") else 1)
+        found.loc[values == values.max(), [c for c in shown if c.split(" [")[0] == column.lstrip("-")]] = True
+    return found
 
 
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:

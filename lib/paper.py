@@ -140,7 +140,8 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     """Every figure that the runs allow, and one sentence for each that they do not."""
     every = comparison(frames.runs)
     window, found, left_out = main_window(every), [], []
-    main, rates, (shown, own) = every[every["window"] == window], scan(frames.runs), controls(frames)
+    main, (shown, own) = every[every["window"] == window], controls(frames)
+    rates = scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
     curves, history = (frame[frame["key"].isin(main["key"])] for frame in (frames.curves, frames.history))
     gates = history[(history["variable"] == "z") & (history["statistic"] == "saturated")]
     wide = every[every.groupby("cell")["window"].transform("nunique") > 1]
@@ -169,7 +170,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
         lead = f"Mean differences of test accuracy from {name}, paired by seed, for every window."
         add("difference_heatmap", "column", high, lead, wide, lambda: plots.heatmap(wide, baseline=baseline))
     lead, given = "Test accuracy against input length, one line a stride convention; bars: 95 % intervals over seeds.", wide["input_length"]
-    draw, height = lambda: plots.accuracy_vs_input_length(wide), max(1.7, 0.65 + 0.5 * panels)
+    draw, height = lambda: plots.accuracy_vs_input_length(wide), max(1.7, 0.65 + 0.7 * panels)
     add("input_length", "text", height, lead, wide, draw, needs=several, given=given.nunique() > 1)
     lacking = [cell for cell in cells.DESIGN if cell not in set(main["cell"])]
     needs = f"the six cells of the design; without a finished run at {window}: {', '.join(lacking)}"
@@ -184,7 +185,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     add("controls", "column", height, lead, shown, draw, needs="runs that differ from the comparison in one thing", given=len(shown))
     lead = "Learning-rate scan on the validation set; a ring marks the best rate of each cell."
     draw, needs = lambda: plots.learning_rate_scan(rates), "a seed that a cell ran at several learning rates"
-    add("learning_rate_scan", "text", 1.4, lead, rates, draw, needs=needs, given=len(rates))
+    add("learning_rate_scan", "text", 1.7, lead, rates, draw, needs=needs, given=len(rates))
     return found, left_out
 
 
@@ -370,14 +371,15 @@ def write(frames: Frames, out, *, journal="report", formats=("pdf", "png"), base
         label = f"tab:{item.name}"
         found[export.export_table(item.frame, item.name, caption, label, best=item.best, wide=item.wide, folder=out / "tables")] = item.runs
         found[out / "tables" / f"{item.name}.md"] = item.runs
-        (out / "tables" / f"{item.name}.md").write_text(_markdown(item.frame, caption), "utf-8")
+        (out / "tables" / f"{item.name}.md").write_text(_markdown(item, caption), "utf-8")
     found[export.export_numbers(numbers(frames), folder=out)] = comparison(frames.runs)
     _manifest(out, found, frames.environments)
     return left_out
 
 
-def _markdown(frame, caption):
-    shown = export.formatted(frame).map(lambda text: text.replace("|", r"\|"))
+def _markdown(item, caption):
+    shown = export.formatted(item.frame).map(lambda text: text.replace("|", r"\|"))
+    shown = shown.mask(export.is_best(item.frame, shown, item.best), "**" + shown + "**")
     rows = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     return "\n".join([f"| {' | '.join(row)} |" for row in rows] + ["", caption, ""])
 
@@ -557,7 +559,7 @@ def readme(frames: Frames, folder: str = ".") -> str:
                 if item is None:
                     continue
                 caption = plots.caption(item.runs, item.lead)
-                part = _markdown(item.frame, caption) if kind == "TABLE" else f"![{item.lead}]({folder}/figures/{name}.png)\n\n*{caption}*"
+                part = _markdown(item, caption) if kind == "TABLE" else f"![{item.lead}]({folder}/figures/{name}.png)\n\n*{caption}*"
             elif set(re.findall(r"\{(\w+)\}", part)) <= set(quoted):
                 part = part.format_map(quoted)
             else:

