@@ -170,7 +170,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
         lead = f"Mean differences of test accuracy from {name}, paired by seed, for every window."
         add("difference_heatmap", "column", high, lead, wide, lambda: plots.heatmap(wide, baseline=baseline))
     lead, given = "Test accuracy against input length, one line a stride convention; bars: 95 % intervals over seeds.", wide["input_length"]
-    draw, height = lambda: plots.accuracy_vs_input_length(wide), max(1.7, 0.65 + 0.7 * panels)
+    draw, height = lambda: plots.accuracy_vs_input_length(wide), max(1.7, 0.65 + 0.5 * panels)
     add("input_length", "text", height, lead, wide, draw, needs=several, given=given.nunique() > 1)
     lacking = [cell for cell in cells.DESIGN if cell not in set(main["cell"])]
     needs = f"the six cells of the design; without a finished run at {window}: {', '.join(lacking)}"
@@ -185,7 +185,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     add("controls", "column", height, lead, shown, draw, needs="runs that differ from the comparison in one thing", given=len(shown))
     lead = "Learning-rate scan on the validation set; a ring marks the best rate of each cell."
     draw, needs = lambda: plots.learning_rate_scan(rates), "a seed that a cell ran at several learning rates"
-    add("learning_rate_scan", "text", 1.7, lead, rates, draw, needs=needs, given=len(rates))
+    add("learning_rate_scan", "text", 1.4, lead, rates, draw, needs=needs, given=len(rates))
     return found, left_out
 
 

@@ -507,7 +507,7 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None, metric: str = "validation_
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         ax.set_title(f"initialisation: {policy}", loc="left")
         ax.set_xlabel("Learning rate (per step)")
-    axes[0].set_ylabel(METRICS[metric][0])
+    axes[0].set_ylabel(METRICS[metric][0].replace(" (", "\n("))  # the figure is low
     _label_ends(axes)
     return fig
 
