@@ -222,7 +222,7 @@ class CurveExplorer(_RunsExplorer):
             "xaxis": {"title": {"text": "Training (epochs)"}, "range": [0, table["epoch"].max()]},
             "yaxis": {"title": {"text": panels.plain(unit)}, "range": [low - 0.04 * (high - low), high + 0.04 * (high - low)]},
         }
-        panels.show(self.figure, specs, {**axes, "shapes": shapes, "height": max(440, 110 + 24 * len(self.looks))})  # the whole legend
+        panels.show(self.figure, specs, {**axes, "shapes": shapes, "height": max(440, 130 + 30 * len(self.looks))})  # the whole legend
         return self.caption(self.frame)
 
     def matplotlib(self):

@@ -46,7 +46,8 @@ class View:
             key = {"name": row["label"], "legendgroup": row["label"], "showlegend": row["label"] not in labels[:number]}
             lines.append(go.Scatter(x=[], y=[], line={"color": own.colour, "dash": own.dash}, hovertemplate=hover, **key))
         epochs = max(row["epochs"] for row in self.rows.values())
-        layout = {"template": style.plotly_template(), "height": 340, "xaxis": {"title": "Training (epochs)", "range": [0, epochs]}}
+        layout = {"template": style.plotly_template(), "xaxis": {"title": "Training (epochs)", "range": [0, epochs]}}
+        layout["height"] = max(340, 100 + 30 * len(set(labels)))  # the whole legend
         layout["yaxis"] = {"title": "Accuracy (% of the validation set)", "rangemode": "tozero"}
         self.figure = go.FigureWidget(lines, {**layout, "showlegend": True})
         self.bar = ipywidgets.FloatProgress(max=1, layout={"width": "300px"})

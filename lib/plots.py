@@ -248,7 +248,7 @@ def _label_ends(axes):
             leader = {"arrowstyle": "-", "lw": 0.5, "color": line.get_color(), "shrinkA": 1, "shrinkB": 2.5, "relpos": (0, 0.5)}
             name = {"xytext": (1.08, place), "textcoords": places[0], "va": "center", "size": size, "annotation_clip": False}
             point = (line.get_xdata()[-1], line.get_ydata()[-1])
-            ax.annotate(line.get_label(), point, color=_readable(line.get_color()), arrowprops=leader, **name)
+            ax.annotate(_plain(line.get_label()), point, color=_readable(line.get_color()), arrowprops=leader, **name)
 
 
 def statistic_over_training(frame: pd.DataFrame, variable: str, statistic: str, ax=None):
@@ -443,7 +443,7 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, metric: str = "test_
             mark = {"marker": own.marker, "mfc": own.colour if title == FIXED else "white", "color": own.colour, "ls": "none"}
             ax.errorbar(x[new], part["mean"][new], errors, elinewidth=0.8, **mark)
             drawn |= set(part["window"])
-        ax.set_title(group)
+        ax.set_title(_plain(group))
         ax.set_xscale("log", base=2)
         lengths = sorted(frame["input_length"].unique())
         ax.set_xticks(lengths, [str(length) for length in lengths])
@@ -641,25 +641,35 @@ def _difference(frame, metric):
     return f"Difference from {frame['baseline'].iat[0]} ({unit}"
 
 
+def _plain(name):
+    """A cell's name as text; Computer Modern has no underscore, where mathematics has one."""
+    return name.replace("_", r"$\_$")
+
+
 def _rows(ax, table):
     """One row a group, the first on top; returns their heights."""
     heights = range(len(table))[::-1]
-    ax.set_yticks(list(heights), table["group"])
+    ax.set_yticks(list(heights), [_plain(name) for name in table["group"]])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.6, len(table) - 0.4)
     return heights
 
 
-def _interval_line(ax, y, row, colour):
+def _interval_line(ax, y, row, colour, beyond=False):
+    """The interval of one row; ``beyond``: the axis is not widened for it."""
     if row.n > 1:
-        ax.plot([row.low, row.high], [y, y], color=colour, lw=1.1, solid_capstyle="butt", zorder=3)
+        line = {"color": colour, "lw": 1.1, "solid_capstyle": "butt", "zorder": 3}
+        if beyond:
+            ax.add_artist(mpl.lines.Line2D([row.low, row.high], [y, y], **line))
+        else:
+            ax.plot([row.low, row.high], [y, y], **line)
 
 
 def _dots(ax, frame, table, metric):
-    """Mean with interval on one row a group, seeds as small dots below it."""
+    """Mean with interval on one row a group, seeds as small dots below it; beside more seeds, an interval of two may leave the axis."""
     for y, row in zip(_rows(ax, table), table.itertuples(), strict=True):
         own, seeds = style.look(row.cell), frame.loc[frame["group"] == row.group, metric] * METRICS[metric][1]
-        _interval_line(ax, y, row, own.colour)
+        _interval_line(ax, y, row, own.colour, beyond=row.n == 2 < table["n"].max())  # 13 standard errors would hide all others
         ax.plot(row.mean, y, own.marker, mfc=own.face, color=own.colour, ms=4.5, zorder=4)
         ax.plot(seeds, np.full(len(seeds), y - 0.3), "o", ms=1.8, color=own.colour, alpha=0.7, mew=0)
     ax.grid(axis="y")

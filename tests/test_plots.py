@@ -143,7 +143,7 @@ def test_own_cells_have_a_look_of_their_kind(monkeypatch):
     frame = pd.concat([MAIN, frames.runs(["mine_test", "never_registered"], ["8/4"])])
     with style.context():
         labels = [text.get_text() for text in plots.bars(frame).get_yticklabels()]
-    assert labels[-2:] == ["my cell", "never_registered"]
+    assert labels[-2:] == ["my cell", r"never$\_$registered"]
 
 
 def test_context_gives_settings_back_and_refuses_unknown_pages():
@@ -364,3 +364,19 @@ def test_variants_are_compared_with_the_cell_they_are_named_after():
     pd.testing.assert_series_equal(found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"])
     own, parent = style.look("dale_cb_all"), style.look("dale_cb")
     assert (own.weights, own.stp) == (parent.weights, parent.stp) and own.colour != parent.colour
+
+
+def test_names_keep_their_underscore_in_computer_modern():
+    frame = frames.runs().assign(label=lambda runs: runs["cell"].replace({"cb": "CB, P_z free"}))
+    axis = plots.bars(frame[frame["window"] == "8/4"])
+    assert r"CB, P$\_$z free" in [text.get_text() for text in axis.get_yticklabels()]
+
+
+def test_an_interval_of_two_seeds_does_not_widen_the_axis_of_more():
+    runs = frames.runs()
+    runs = runs[runs["window"] == "8/4"]
+    few = runs[(runs["cell"] != "rnn") | runs["seed"].isin([0, 1])].copy()
+    few.loc[(few["cell"] == "rnn") & (few["seed"] == 1), "test_accuracy"] += 0.1
+    low, high = plots.dot_and_interval(few).get_xlim()
+    widest = plots.summary(plots.grouped(few)).query("n == 2").iloc[0]
+    assert widest["low"] < low and high < widest["high"]
