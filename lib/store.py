@@ -258,6 +258,16 @@ class Store:
                 return model
         raise ValueError(f"Run {key} holds no {which!r} weights here; train it (load_or_run), or pack it with weights.")
 
+    def recordings(self, key):
+        """Files of the recordings of a run; those of bundles are checked."""
+        found = {path.name: path for path in (self.folder(key) / "traces").glob("*.safetensors")}
+        for folder, entries in self._bundles():
+            for path in (folder / "traces" / key).glob("*.safetensors") if key in entries else ():
+                if path.name not in found:
+                    _verified(folder, f"traces/{key}/{path.name}", "BUNDLE.json")
+                    found[path.name] = path
+        return [found[name] for name in sorted(found)]
+
     def verify(self, key):
         """Names of the files of a finished run that do not match its manifest; empty when all is well."""
         return _damaged(self.folder(key) / "result")
@@ -323,7 +333,7 @@ class Store:
         folder : path
             Relative to the results folder; anywhere below it the bundle is read like live runs.
         weights : list of str
-            Keys whose best weights are included.
+            Keys whose best weights and recordings are included.
 
         Returns
         -------
@@ -345,6 +355,7 @@ class Store:
                 files[f"{name}.parquet"] = to_parquet(pa.concat_tables(parts))
         for key in sorted(set(weights)):
             files[f"weights/{key}/best.safetensors"] = save({name: value.data for name, value in self.load(key).named_parameters()})
+            files |= {f"traces/{key}/{path.name}": path.read_bytes() for path in self.recordings(key)}
         folder.mkdir(parents=True, exist_ok=True)
         old = read_json(folder / "BUNDLE.json") or {"files": {}}
         (folder / "BUNDLE.json").unlink(missing_ok=True)  # no bundle while its files change

@@ -1,6 +1,6 @@
 """Recordings: the variables of every step of some images, bounded in memory, stored beside the run, read lazily.
 
-A recording says what it would take before it starts. Files are safetensors under ``runs/<key>/traces/``.
+A recording says what it would take before it starts. Files are safetensors under ``runs/<key>/traces/``, or in a bundle.
 """
 
 import json
@@ -123,8 +123,8 @@ def record(
     about |= {"variables": variables, "step": None}
     name = digest(json.dumps([about, images, units]).encode())[:16]
     path = key and store.folder(key) / "traces" / f"{name}.safetensors"
-    if path and path.exists():
-        return load(path)
+    for same in (path for path in (store.recordings(key) if key else ()) if path.stem == name):
+        return load(same)
     if not isinstance(data, datasets.Dataset):
         data = datasets.load(config.task, data=data)
     return _stored(_run(model, config, data, images, units, about), about, path if keep else None)
@@ -148,7 +148,7 @@ def load(path):
 
 def stored(key, store=None):
     """Recordings of a run that are on disk, those made during its training in the order of their steps."""
-    found = [load(path) for path in sorted(((store or Store()).folder(key) / "traces").glob("*.safetensors"))]
+    found = [load(path) for path in (store or Store()).recordings(key)]
     return sorted(found, key=lambda trace: -1 if trace.about["step"] is None else trace.about["step"])
 
 

@@ -1,5 +1,7 @@
 """Recordings: what they hold, what they refuse, how they are stored."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,20 @@ def test_stored_recordings_are_read_again_not_made_again(store, monkeypatch):
     with pytest.raises(BaseException, match="recorded twice"):
         traces.record(CONFIG.key(), range(4), store=store, which="initial", log=None)
     assert len(traces.stored(CONFIG.key(), store)) == before
+
+
+def test_recordings_travel_with_the_weights_of_a_bundle(store, tmp_path, monkeypatch):
+    made, keys = traces.record(CONFIG.key(), range(3), store=store, log=None), [CONFIG.key()]
+    shutil.copytree(store.pack(keys, "bundle", weights=keys), tmp_path / "bundle")
+    shutil.rmtree(store.root / "bundle")
+    packed = Store(tmp_path)
+    assert [path.name for path in packed.recordings(keys[0])] == [path.name for path in store.recordings(keys[0])]
+    monkeypatch.setattr(traces, "_run", lambda *_: pytest.fail("recorded twice"))
+    again = traces.record(keys[0], range(3), store=packed, log=None)
+    assert again.source.is_relative_to(tmp_path / "bundle") and (again["z"] == made["z"]).all()
+    again.source.write_bytes(again.source.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match=again.source.name):
+        traces.stored(keys[0], packed)
 
 
 def test_a_damaged_recording_is_named(store):
