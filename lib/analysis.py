@@ -5,6 +5,7 @@ values that went in (accuracies are fractions). Every function refuses a seed th
 options pooled by mistake would pass for replicates.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -81,11 +82,16 @@ def interval(values) -> Interval:
     if n < BOOTSTRAP_FROM:
         quantiles = stats.t.ppf(ends, n - 1)
     else:
-        resamples = values[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))]
-        errors = stats.sem(resamples, axis=1)
+        resamples = values[_resamples(n)]
+        errors = resamples.std(1, ddof=1) / np.sqrt(n)
         quantiles = np.quantile((resamples.mean(1) - mean) / np.where(errors > 0, errors, np.inf), ends)
-    low, high = mean - stats.sem(values) * quantiles
+    low, high = mean - values.std(ddof=1) / np.sqrt(n) * quantiles
     return Interval(mean, float(low), float(high))
+
+
+@functools.cache
+def _resamples(n):
+    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
 
 
 def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataFrame:

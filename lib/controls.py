@@ -75,11 +75,16 @@ class Frames:
     def grouped(self, table, task, window):
         """Finished runs ("runs") or their curves ("curves") of one task and window, with the groups of `plots.grouped`."""
         every = self.keep(table, lambda: self.done if table == "runs" else self._with_task(self.store.curves(state="DONE")))
-        return self.keep((table, task, window), lambda: plots.grouped(every[(every["task"] == task) & (every["window"] == window)]))
+        return self.keep((table, task, window), lambda: _comparable(every[(every["task"] == task) & (every["window"] == window)]))
 
-    def summary(self, table, task, window, metric, by):
-        """`plots.summary` of `grouped`."""
-        return self.keep((table, task, window, metric, by), lambda: plots.summary(self.grouped(table, task, window), metric, by))
+    def summary(self, table, task, window, metric, by, groups):
+        """`plots.summary` of these groups of `grouped`, each computed once."""
+        place, columns = (table, task, window, metric, by), list(dict.fromkeys(["group", "cell", "seed", *by, metric]))
+        frame = self.grouped(table, task, window)[columns]
+        held = set(frame.loc[frame[metric].notna(), "group"])
+        own = {group: lambda group=group: plots.summary(frame[frame["group"] == group], metric, by) for group in groups if group in held}
+        parts = [self.keep((*place, group), make) for group, make in own.items()]
+        return pd.concat(parts) if parts else plots.summary(frame.iloc[:0], metric, by)
 
     def keep(self, what, make):
         """What ``make()`` gave the first time."""
@@ -96,6 +101,15 @@ class Frames:
             names[key] = task_label(task, scan)
             self.tasks[names[key]] = task, scan
         return frame.assign(task=[names[key] for key in keys])
+
+
+def _comparable(frame):
+    """`plots.grouped` without the seed of a learning-rate scan where its group has other seeds: it chose their rate."""
+    frame = plots.grouped(frame)
+    runs = frame.drop_duplicates("key")
+    scanned = runs[plots.scanned(runs)]
+    others = runs.loc[~runs["key"].isin(scanned["key"]), "group"]
+    return frame[~frame["key"].isin(scanned.loc[scanned["group"].isin(others), "key"])]
 
 
 def task_label(task, scan="raster"):
@@ -211,16 +225,15 @@ class Checks(widgets.HBox):
     value = traitlets.Tuple()
 
     def __init__(self):
-        self.options, self._setting = (), False
+        self.options, self.default, self._setting = (), (), False
         super().__init__(layout={"flex_flow": "row wrap"})
 
-    def offer(self, options):
-        """Offer other options; what was ticked stays ticked, and everything where all of them were."""
-        options = tuple(options)
+    def offer(self, options, default):
+        """Offer other options; what was ticked stays ticked, and the default takes the place of the default."""
+        options, default = tuple(options), tuple(default)
         if options != self.options:
-            every = set(self.options) <= set(self.value)
-            kept = tuple(option for option in options if every or option in self.value) or options
-            self.options = options
+            kept = default if self.value == self.default else tuple(option for option in options if option in self.value) or default
+            self.options, self.default = options, default
             self.children = [widgets.Checkbox(description=option, indent=False, layout={"width": "max-content"}) for option in options]
             for box in self.children:
                 box.observe(self._read, "value")

@@ -40,6 +40,7 @@ __all__ = ["BarExplorer", "CurveExplorer", "Frames", "SequenceExplorer", "TraceE
 KINDS = {title: kind for kind, title in style.KINDS.items() if kind in ("free", "sign", "reversal")}
 FAMILIES = ("all", "baselines", "without STP", "with STP", *KINDS)
 PLACE = ("task", "input_length", "stride")
+MANY = 12  # groups; where there are more, the variants of a cell are shown once they are ticked
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -179,7 +180,9 @@ class _RunsExplorer(Explorer):
 
     def refresh(self):
         if len(self.window.runs):
-            self.controls["cells"].offer(self.window.frames.grouped("runs", *self.place)["group"].unique())
+            groups = self.window.frames.grouped("runs", *self.place).drop_duplicates("group")
+            plain = groups[(groups["group"] == groups["label"]) & (groups["cell"] == groups["cell"].map(style.kin))]
+            self.controls["cells"].offer(groups["group"], groups["group"] if len(groups) <= MANY or plain.empty else plain["group"])
 
     def chosen(self, *also):
         """Rows of the chosen cells; ``looks`` has their looks by name, ``front`` those of the highlighted family."""
@@ -193,9 +196,13 @@ class _RunsExplorer(Explorer):
         self.front = [group for group, own in self.looks.items() if _in_family(own, self.controls["highlight"].value)]
         return frame[frame["group"].isin(list(self.looks))]
 
+    def _summary(self, metric, *by):
+        return self.window.frames.summary(self.table, *self.place, metric, by, self.looks)
+
     def caption(self, frame):
-        runs = self.window.frames.grouped("runs", *self.place)
-        return plots.caption(runs[runs["key"].isin(frame["key"].unique())])
+        frames, groups = self.window.frames, frame["group"].unique()
+        runs = frames.grouped("runs", *self.place)
+        return frames.keep(("caption", *self.place, *groups), lambda: plots.caption(runs[runs["group"].isin(groups)]))
 
 
 class CurveExplorer(_RunsExplorer):
@@ -212,8 +219,9 @@ class CurveExplorer(_RunsExplorer):
 
     def draw(self):
         self.frame, metric = self.chosen(), self.controls["metric"].value
-        (unit, factor), table = plots.METRICS[metric], self.window.frames.summary("curves", *self.place, metric, ("group", "epoch"))
-        parts, seeds, specs = dict(list(table.groupby("group"))), dict(list(self.frame.groupby("group"))), []
+        (unit, factor), table = plots.METRICS[metric], self._summary(metric, "group", "epoch")
+        seeds = dict(list(self.frame[["group", "key", "seed", "step", "epoch", "dataset", metric]].groupby("group")))
+        parts, specs = dict(list(table.groupby("group"))), []
         for group, own in self.looks.items():
             specs += panels.curve(group, own if group in self.front else None, parts[group], seeds[group], metric, factor)
         shapes = [panels.line(plots.chance(seeds[group]), "y")] if metric.endswith("accuracy") else []
@@ -252,11 +260,7 @@ class BarExplorer(_RunsExplorer):
         (unit, factor), bars, paired = plots.METRICS[metric], view == "bars", view == "paired differences"
         self.frame = self.chosen(*[baseline] * paired)
         shown = plots.differences(self.frame, baseline, metric) if paired else self.frame
-        table = (
-            plots.summary(shown, metric).set_index("group")
-            if paired
-            else self.window.frames.summary("runs", *self.place, metric, ("group",)).set_index("group")
-        )
+        table = (plots.summary(shown, metric) if paired else self._summary(metric, "group")).set_index("group")
         table = table.loc[[group for group in self.looks if group in table.index]]
         if view == "sorted dots":
             table = table.sort_values("mean", ascending=metric.endswith(("loss", "step")), kind="stable")
@@ -303,7 +307,8 @@ class BarExplorer(_RunsExplorer):
             "autorange": True,
             "ticks": "",
         }
-        panels.show(self.figure, specs, {**axes, "shapes": [] if at is None else [panels.line(at, "x")], "bargap": 0.3})
+        axes |= {"bargap": 0.3, "height": max(440, 150 + 26 * len(table)), "shapes": [] if at is None else [panels.line(at, "x")]}
+        panels.show(self.figure, specs, axes)
         return self.caption(self.frame)
 
     def matplotlib(self):

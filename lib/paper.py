@@ -96,7 +96,7 @@ def controls(frames: Frames) -> tuple[pd.DataFrame, dict]:
     """
     main = comparison(frames.runs)
     main = main[main["window"] == main_window(main)].drop(columns="group")
-    others = frames.runs[(frames.runs["state"] == "DONE") & ~_scanned(frames.runs) & ~frames.runs["key"].isin(main["key"])]
+    others = frames.runs[(frames.runs["state"] == "DONE") & ~plots.scanned(frames.runs) & ~frames.runs["key"].isin(main["key"])]
     others = others[(others["dataset"] == main["dataset"].iat[0]) & (others["window"] == main["window"].iat[0])]
     own = set(zip(main["cell"], main["seed"], strict=True))
     others = others[[(style.kin(cell), seed) in own for cell, seed in zip(others["cell"], others["seed"], strict=True)]]
@@ -112,20 +112,15 @@ def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
 
     Where there is nothing else at all, they stay.
     """
-    scanned = _scanned(runs)
+    scanned = plots.scanned(runs)
     return runs if scanned.all() else runs[~scanned]
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:
     """The learning-rate scan at its most frequent window; empty where none was run."""
     found = runs[(runs["state"] == "DONE") & (runs["options"] == "{}")]
-    found = found[_scanned(found)]
+    found = found[plots.scanned(found)]
     return found[found["window"] == found["window"].mode().get(0)]
-
-
-def _scanned(runs):
-    columns = ["dataset", "permuted", "last_rows", "window", "cell", "hidden_size", "initialisation", "options", "epochs", "seed"]
-    return runs.groupby(columns, dropna=False)["learning_rate"].transform("nunique") > 1
 
 
 def main_window(runs: pd.DataFrame) -> str:

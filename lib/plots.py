@@ -98,6 +98,12 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(group=frame["key"].map(names)).sort_values("key", key=lambda keys: keys.map(rank), kind="stable")
 
 
+def scanned(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run is of a learning-rate scan: a seed that one configuration ran at several rates."""
+    columns = ["dataset", "permuted", "last_rows", "window", "cell", "hidden_size", "initialisation", "options", "epochs", "seed"]
+    return runs.groupby(columns, dropna=False)["learning_rate"].transform("nunique") > 1
+
+
 def one(frame: pd.DataFrame, column: str):
     """The single value of a column; ValueError where a figure would mix several."""
     values = list(frame[column].drop_duplicates())

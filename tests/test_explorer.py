@@ -1,5 +1,6 @@
 """Explorers: every control is set, and the figure's data are compared with what the store holds."""
 
+import json
 import time
 
 import frames
@@ -202,6 +203,27 @@ def test_window_controls_give_the_configurations_of_a_notebook(store):
     assert view.window is choice and shown(view)
     choice.controls["input_length"].value = 4
     assert not shown(view)
+
+
+def test_many_variants_are_offered_but_the_cells_as_they_are_are_shown(monkeypatch, tmp_path):
+    variants = [frames.runs(["cb"], ["8/4"], options=json.dumps({"dt": value / 10})) for value in range(3, 10)]
+    runs = pd.concat([frames.runs(frames.TEN, ["4/4", "8/4"]), *variants], ignore_index=True)
+    monkeypatch.setattr(Store, "runs", lambda self, **_: runs.copy())
+    monkeypatch.setattr(Store, "curves", lambda self, **_: frames.curves(runs))
+    for make in (explorer.CurveExplorer, explorer.BarExplorer):
+        cells = make(Store(tmp_path)).controls["cells"]
+        assert len(cells.options) == 17 and len(cells.value) == 10 and not any("dt" in name for name in cells.value)
+        cells.value = (*cells.value, "CB, dt 0.3")
+        assert "CB, dt 0.3" in cells.value
+
+
+def test_the_seed_of_a_scan_is_not_among_those_that_compare(monkeypatch, tmp_path):
+    runs = pd.concat([frames.runs(["cb"], ["4/4", "8/4"]), frames.scan()], ignore_index=True)
+    monkeypatch.setattr(Store, "runs", lambda self, **_: runs.copy())
+    monkeypatch.setattr(Store, "curves", lambda self, **_: frames.curves(runs))
+    view = explorer.BarExplorer(Store(tmp_path))
+    own = view.frame[(view.frame["cell"] == "cb") & (view.frame["group"] == "CB")]
+    assert sorted(own["seed"]) == [0, 1, 2] and 100 in set(view.window.frames.done["seed"])
 
 
 def test_300_runs_change_without_reading_and_in_place(synthetic):
