@@ -17,14 +17,15 @@ PARENTS = {
     "dale_cb_rate": "dale_cb",
     "cb_free_input": "cb",
     "cb_gru_drive": "cb_gru",
+    "dale_cb_free_input": "dale_cb",
+    "stp_dale_cb_free_input": "stp_dale_cb",
 }
 
 
 @pytest.fixture(autouse=True, scope="module")
 def variants():
     known, texts = dict(cells.CELLS), dict(cells.SOURCES)
-    found = cells.register_source((GRIDS / "variants.py").read_text("utf-8"))
-    yield found
+    yield {name: path for path in GRIDS.glob("*.py") for name in cells.register_source(path.read_text("utf-8"))}
     for registry, before in ((cells.CELLS, known), (cells.SOURCES, texts)):
         registry.clear()
         registry.update(before)
@@ -59,7 +60,7 @@ def test_only_a_changed_step_loses_the_derivative_by_hand(name):
 @pytest.mark.parametrize(("name", "parent"), PARENTS.items())
 def test_one_thing_differs_from_the_parent(name, parent):
     changed, plain, x = model(name), model(parent), torch.randn(2, 9, 5, dtype=torch.float64)
-    if name in ("cb_free_input", "cb_gru_drive"):
+    if name.endswith(("_free_input", "_drive")):
         assert (changed.cell.constrained()["P_z"] < 0).any()
     else:  # same parameters, same voltages, read in another way
         assert all(torch.equal(p, dict(plain.cell.named_parameters())[key]) for key, p in changed.cell.named_parameters())
@@ -103,13 +104,17 @@ def test_grid_holds_all_variants():
     assert {c.cell.name for c in configs if c.task.permuted} == {c.cell.name for c in configs if c.task.last_rows == 8}
     assert {c.cell.name for c in configs if c.task.permuted} == {"rnn", "gru", "cb_gru", "stp_dale_cb"}
     assert {c.cell.name for c in configs if c.cell.initialisation == "notes"} == set(cells.names("design,cb_gru")) - {"dale"}
-    assert {c.cell.name for c in configs if c.cell.source} == set(PARENTS)
+    added = sweep.read_grid(GRIDS / "cifar10_free_input.yaml")
+    assert {c.cell.name for c in configs + added if c.cell.source} == set(PARENTS)
     (long,) = {config.training.epochs for config in sweep.read_grid(GRIDS / "cifar10_long.yaml")}
     assert long == 40
 
 
 def test_a_cell_has_one_rate_for_each_initialisation():
     rates = {}
-    for config in sweep.read_grid(GRIDS / "cifar10_variants.yaml") + sweep.read_grid(GRIDS / "cifar10_long.yaml"):
-        rates.setdefault((style.kin(config.cell.name), config.cell.initialisation), set()).add(config.training.learning_rate)
+    for name in ("variants", "free_input", "more_seeds", "ten_epochs"):
+        for config in sweep.read_grid(GRIDS / f"cifar10_{name}.yaml"):
+            rates.setdefault((style.kin(config.cell.name), config.cell.initialisation), set()).add(config.training.learning_rate)
     assert all(len(found) == 1 for found in rates.values())
+    long = [(config.cell.name, config.training.learning_rate) for config in sweep.read_grid(GRIDS / "cifar10_long.yaml")]
+    assert set(long) >= {(name, rate) for name in ("gru", "cb_gru", "stp_dale_cb") for rate in rates[name, "balanced"]}
