@@ -149,12 +149,17 @@ def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
 
 
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table's numbers as text: mean and interval in one column, decimals by `DECIMALS`, a dash where nothing was run."""
+    """A table's numbers as text: mean and interval in one column, decimals by `DECIMALS`, a dash where nothing was run.
+
+    Columns whose name starts with "p (" hold p values, which are never shown as 0.
+    """
     shown = {}
     for column in frame:
-        decimals = DECIMALS.get(column, 3 if str(column).startswith("p (") else 1)
+        is_p = str(column).startswith("p (")
+        decimals = DECIMALS.get(column, 3 if is_p else 1)
         if pd.api.types.is_numeric_dtype(frame[column]) and not str(column).endswith((" low", " high")):
             shown[column] = frame[column].map(lambda v, d=decimals: "–" if pd.isna(v) else f"{v:,.{d}f}".replace("-", "−"))
+            shown[column] = shown[column].replace("0.000", "<0.001") if is_p else shown[column]
         elif not pd.api.types.is_numeric_dtype(frame[column]):
             shown[column] = frame[column].astype(str)
         if f"{column} low" in frame:

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from lib import style
+from lib import plots, style
 
 MARK = "#D55E00"  # the window being read
 LINE = {"type": "scatter", "mode": "lines", "xaxis": "x2", "yaxis": "y2", "showlegend": True}
@@ -126,10 +126,10 @@ def plain(label):
 
 
 def curve(group, own, part, seeds, metric, factor):
-    """Band, seeds and mean of one cell; ``own`` is None for a cell that stands back in grey."""
+    """Band (from three seeds on), seeds and mean of one cell; ``own`` is None for a cell that stands back in grey."""
     colour, same = own.colour if own else style.CONTEXT, {"type": "scatter", "legendgroup": group, "mode": "lines"}
     x, epochs = part["epoch"].to_numpy(), part["epoch"].to_numpy()
-    bounded = part["n"].min() > 1 and own is not None
+    bounded = part["n"].max() >= plots.BAND_FROM and own is not None
     band = {"x": np.concatenate([x, x[::-1]]) if bounded else [], "y": np.concatenate([part["high"], part["low"][::-1]]) if bounded else []}
     band |= {"fill": "toself", "fillcolor": rgba(colour, 0.18), "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     gap = seeds.groupby("key", sort=False).tail(1).assign(**{metric: np.nan, "epoch": np.nan})  # so that lines of seeds do not join
@@ -137,7 +137,12 @@ def curve(group, own, part, seeds, metric, factor):
     hover = f"{group}<br>%{{y:.4g}} at epoch %{{x:.3g}}, step %{{customdata[2]}}<br>"
     hover += "seed %{customdata[0]}, run %{customdata[1]}<extra></extra>"
     thin = {"x": lines["epoch"].to_numpy(), "y": lines[metric].to_numpy() * factor, "customdata": lines[["seed", "key", "step"]].to_numpy()}
-    thin |= {"line": {"width": 0.8 if bounded else 1.6, "color": colour}, "opacity": 0.5, "hovertemplate": hover, "showlegend": False}
+    thin |= {
+        "line": {"width": 0.8 if part["n"].max() > 1 else 1.6, "color": colour},
+        "opacity": 0.5,
+        "hovertemplate": hover,
+        "showlegend": False,
+    }
     words = f"{group}<br>mean %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}], n = %{{customdata[2]}}<extra></extra>"
     mean = {
         "x": epochs,

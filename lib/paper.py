@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from lib import analysis, cells, export, paths, plots, style
@@ -55,8 +56,8 @@ class Table(NamedTuple):
 
 
 def collect(store, **filters) -> Frames:
-    """Finished runs of a store with their curves, history and environments; filters as in `Store.runs`."""
-    runs = store.runs(**{**filters, "state": "DONE"})
+    """Finished and diverged runs of a store with their curves, history and environments; filters as in `Store.runs`."""
+    runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
     same = {"key": list(runs["key"])}
     return Frames(runs, store.curves(**same), store.history(**same), {key: store.environment(key) for key in same["key"]})
 
@@ -89,22 +90,35 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     return plots.grouped(runs[complete | runs["cell"].isin(style.ORDER)])
 
 
-def controls(frames: Frames) -> tuple[pd.DataFrame, dict]:
-    """Runs at the main window that differ in something from the comparison, beside its own of the same cells, and group -> own group.
+def controls(frames: Frames) -> dict[str, tuple[pd.DataFrame, dict]]:
+    """Runs at the main window that differ in something from the comparison, by what differs: a key of `KINDS`.
 
-    A user's cell counts as a variant of the one it is named after. The learning-rate scan and runs that share no seed are left out.
+    Of each kind that was run: those runs beside the comparison's own of the same cells, and a mapping group -> own group. A user's cell
+    counts as a variant of the one it is named after. The learning-rate scan and runs that share no seed are left out.
     """
     main = comparison(frames.runs)
     main = main[main["window"] == main_window(main)].drop(columns="group")
     others = frames.runs[(frames.runs["state"] == "DONE") & ~plots.scanned(frames.runs) & ~frames.runs["key"].isin(main["key"])]
     others = others[(others["dataset"] == main["dataset"].iat[0]) & (others["window"] == main["window"].iat[0])]
     own = set(zip(main["cell"], main["seed"], strict=True))
-    others = others[[(style.kin(cell), seed) in own for cell, seed in zip(others["cell"], others["seed"], strict=True)]]
-    if not len(others):
-        return others, {}
+    paired = [(style.kin(cell), seed) in own for cell, seed in zip(others["cell"], others["seed"], strict=True)]
+    others = others[np.array(paired, bool)]
+    longer, images = others["epochs"] != main["epochs"].iat[0], others["permuted"].astype(bool) | others["last_rows"].notna()
+    kinds = {"controls": ~longer & ~images, "tasks": ~longer & images, "epochs": longer}
+    return {name: _beside(main, others[chosen]) for name, chosen in kinds.items() if chosen.any()}
+
+
+def _beside(main, others):
     shown = plots.grouped(pd.concat([main[main["cell"].isin(others["cell"].map(style.kin))], others]))
     plain = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     return shown, shown.groupby("group")["cell"].first().map(style.kin).map(plain).to_dict()
+
+
+KINDS = {  # of controls, and what each is compared with: each kind is one family of comparisons
+    "controls": ("Controls", "the same cell as it is in the comparison"),
+    "tasks": ("Other images", "the same cell on whole images in their order"),
+    "epochs": ("Longer training", "the same cell in the comparison"),
+}
 
 
 def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +149,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     """Every figure that the runs allow, and one sentence for each that they do not."""
     every = comparison(frames.runs)
     window, found, left_out = main_window(every), [], []
-    main, (shown, own) = every[every["window"] == window], controls(frames)
+    main = every[every["window"] == window]
     rates = scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
     curves, history = (frame[frame["key"].isin(main["key"])] for frame in (frames.curves, frames.history))
     gates = history[(history["variable"] == "z") & (history["statistic"] == "saturated")]
@@ -175,9 +189,13 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     if len(gates):
         gated = main[main["key"].isin(gates["key"])]
         add("gate_saturation", "column", 1.45, lead, gated, lambda: plots.statistic_over_training(gates, "z", "saturated"))
-    lead = f"Controls: difference from the same cell as it is in the comparison, paired by seed; {seeds}."
-    draw, height = lambda: plots.paired_differences(shown, own), 0.45 + 0.14 * (len(own) - len(set(own.values())))
-    add("controls", "column", height, lead, shown, draw, needs="runs that differ from the comparison in one thing", given=len(shown))
+    varied = controls(frames)
+    for kind, (shown, own) in varied.items():
+        title, plain = KINDS[kind]
+        lead, height = f"{title}: difference from {plain}, paired by seed; {seeds}.", 0.5 + 0.14 * (len(own) - len(set(own.values())))
+        add(kind, "column", height, lead, shown, lambda shown=shown, own=own: plots.paired_differences(shown, own))
+    if not varied:
+        left_out.append("controls: needs runs that differ from the comparison in one thing")
     lead = "Learning-rate scan on the validation set; a ring marks the best rate of each cell."
     draw, needs = lambda: plots.learning_rate_scan(rates), "a seed that a cell ran at several learning rates"
     add("learning_rate_scan", "text", 1.4, lead, rates, draw, needs=needs, given=len(rates))
@@ -242,16 +260,17 @@ def tables(frames: Frames) -> list[Table]:
         wide = slopes.shape[1] > 4
         lead = "test accuracy per doubling of length and per overlap (by seed; Holm); " * wide + "validation accuracy in the last epoch."
         found.append(Table("slopes", slopes, f"Slopes (points): {lead}", every, tuple(every["cell"].unique()), (), wide))
-    shown, own = controls(frames)
-    if len(shown):
+    for kind, (shown, own) in controls(frames).items():
         pairs = [(group, own[group]) for group in shown["group"].unique() if own[group] != group]
         table = analysis.contrasts(shown, pairs, factor="group")
-        of = summary_table(shown).set_index("Cell").loc[table["group"]].reset_index()
-        of = of.drop(columns=["ms/step", "n"]).join(_tested("Cell", table["group"], table).drop(columns="Cell"))
-        lead = (
-            "Controls: test accuracy, and its difference (percentage points) from the same cell as it is in the comparison, by seed; Holm."
-        )
-        found.append(Table("controls", of, lead, shown, tuple(table["group"]), (), True))
+        of = summary_table(shown).set_index("Cell").loc[table["group"]].reset_index().drop(columns=["ms/step", "n"])
+        if kind == "epochs":  # where the best validation lies says whether all of the training was of use
+            best = shown.groupby("group")["best_epoch"].median()
+            of = of.drop(columns="Parameters").assign(**{"Best epoch": best.loc[of["Cell"]].to_numpy()})
+        of = of.join(_tested("Cell", table["group"], table).drop(columns="Cell"))
+        title, plain = KINDS[kind]
+        lead = f"{title}: test accuracy, and its difference (percentage points) from {plain}, by seed; Holm."
+        found.append(Table(kind, of, lead, shown, tuple(table["group"]), (), True))
     return found
 
 
@@ -277,9 +296,9 @@ def _slopes(frames, every, main):
 def numbers(frames: Frames) -> dict:
     """Every number that a text may quote, by the name of its command: ``CbAccuracy``, ``CbAccuracyInterval``, ``GateDifference``, ..."""
     every, done = comparison(frames.runs), frames.runs[frames.runs["state"] == "DONE"]
-    window, found = main_window(every), {}
+    window, made, found = main_window(every), tables(frames), {}
     main = every[every["window"] == window]
-    for item in tables(frames):
+    for item in made:
         shown = export.formatted(item.frame)
         for stem, row in zip(map(export.command_name, item.names), shown.to_dict("records"), strict=True):
             for column, text in row.items():
@@ -306,14 +325,20 @@ def numbers(frames: Frames) -> dict:
     for place, row in (("Best", order.iloc[-1]), ("Worst", order.iloc[0])):
         stem = export.command_name(row["cell"])
         found |= {f"{place}{what}": found[f"{stem}{what}"] for what in ("Cell", "Accuracy", "AccuracyInterval")}
-    shown, own = controls(frames)
-    if len(shown):
-        same = shown[(shown["cell"].map(style.kin) == "dale_cb") & ~shown["permuted"].astype(bool) & shown["last_rows"].isna()]
-        fixes = {group for group in same["group"] if own[group] != group}
-    if len(shown) and fixes:
-        table = next(item.frame for item in tables(frames) if item.name == "controls").query("Cell in @fixes")
+    varied = controls(frames)
+    shown, own = varied.get("controls", (main.iloc[:0], {}))
+    fixes = {group for group in shown.loc[shown["cell"].map(style.kin) == "dale_cb", "group"] if own[group] != group}
+    if fixes:
+        table = next(item.frame for item in made if item.name == "controls").query("Cell in @fixes")
         stem = export.command_name(table.loc[table["Difference"].idxmax(), "Cell"])
         found |= {f"Fix{what}": found[f"{stem}{what}"] for what in ("Cell", "Difference", "DifferenceInterval", "P", "Says")}
+    if "epochs" in varied:
+        found |= _longer(*varied["epochs"])
+    diverged = set(frames.runs.loc[frames.runs["state"] == "DIVERGED", "key"])
+    if diverged:
+        lost = plots.grouped(frames.runs.assign(state="DONE"))[lambda runs: runs["key"].isin(diverged)]
+        names = "; ".join(f"{run.group}, seed {run.seed}" for run in lost.itertuples())
+        found |= {"Diverged": f"{len(lost)} run{'s' * (len(lost) > 1)}", "DivergedRuns": names}
     if spread.notna().any():
         found |= {"SpreadLow": f"{spread.min():.1f}", "SpreadHigh": f"{spread.max():.1f}"}
     return found | {
@@ -329,6 +354,23 @@ def numbers(frames: Frames) -> dict:
         "AllRuns": str(len(done)),
         "Hours": f"{done['seconds'].sum() / 3600:.1f}",
         "Chance": f"{plots.chance(main):.0f}",
+    }
+
+
+def _longer(shown, own):
+    """Whether cells keep their order at the other number of epochs that most of them were trained for, over the seeds that both have."""
+    plain = shown["group"] == shown["group"].map(own)
+    epochs = shown[~plain].groupby("epochs")["cell"].nunique().idxmax()
+    both = shown[plain].merge(shown[~plain & (shown["epochs"] == epochs)], on=["cell", "seed"], suffixes=("", " longer"))
+    means = both.groupby("cell")[["test_accuracy", "test_accuracy longer"]].mean()
+    if len(means) < 3:
+        return {}
+    return {
+        "LongerEpochs": str(epochs),
+        "LongerCells": str(len(means)),
+        "LongerSeeds": plots.ranged(both.groupby("cell")["seed"].nunique()),
+        "LongerOrder": f"{means.corr('spearman').iat[0, 1]:.2f}",
+        "LongerBestCell": cells.get(means["test_accuracy longer"].idxmax()).label,
     }
 
 
@@ -556,7 +598,7 @@ def readme(frames: Frames, folder: str = ".") -> str:
                 caption = plots.caption(item.runs, item.lead)
                 part = _markdown(item, caption) if kind == "TABLE" else f"![{item.lead}]({folder}/figures/{name}.png)\n\n*{caption}*"
             elif set(re.findall(r"\{(\w+)\}", part)) <= set(quoted):
-                part = part.format_map(quoted)
+                part = part.format_map(quoted).replace("p = <", "p < ")
             else:
                 continue
             says |= kind != "Again:"
@@ -572,7 +614,10 @@ FINDINGS = """# What the comparison shows
 batches of {BatchSize}, {Epochs} epochs, n = {Seeds} for each cell and window. With the learning-rate scan and the controls
 {AllRuns} runs, {Hours} hours of a core.
 
-{Planned} epochs were planned; the cores and hours at hand allowed {Epochs}, for every run but the long ones, which say so.
+{Planned} epochs were planned; the cores and hours at hand allowed {Epochs}, for every run but those of *longer training*, which say so.
+
+Diverged, a result too, and in no mean: {Diverged} ({DivergedRuns}).
+
 Made by commit {Commits} with Python {Python} on {Platforms}.
 
 Accuracies are percent of the test set, read once a run at its best validation. Brackets are 95 % intervals over seeds: Student's t
@@ -640,7 +685,7 @@ Again: `python -m lib sweep {Grids}/cifar10_grid.yaml` and, for more seeds, `pyt
 
 ## What holds DaleCB back?
 
-**Of {ControlsRows} controls, {ControlsHigher} are higher and {ControlsLower} lower than the same cell in the comparison.**
+**{ControlsRows} changes to a cell; higher than the same cell in the comparison: {ControlsHigher}; lower: {ControlsLower}.**
 
 **Of the changes to DaleCB the highest mean has {FixCell}: {FixDifference} points {FixDifferenceInterval}, p = {FixP}, {FixSays}.**
 The highest of several leans high.
@@ -649,15 +694,41 @@ FIGURE controls
 
 TABLE controls
 
-Again: `python -m lib sweep {Grids}/cifar10_variants.yaml --cells-from {Grids}/variants.py` and
-`python -m lib sweep {Grids}/cifar10_long.yaml`; `notebooks/10_why_dale_lags.ipynb` shows gates, time constants and balance.
+Again: `python -m lib sweep {Grids}/cifar10_variants.yaml --cells-from {Grids}/variants.py`;
+`notebooks/10_why_dale_lags.ipynb` shows gates, time constants and balance.
+
+## Would longer training change the order?
+
+**After {LongerEpochs} epochs {LongerBestCell} has the highest mean; the order of the {LongerCells} cells correlates with that after
+{Epochs} by {LongerOrder}** (Spearman, means of the same seeds, n = {LongerSeeds}).
+
+**{EpochsRows} kinds of longer runs; higher than those of {Epochs} epochs: {EpochsHigher}; lower: {EpochsLower}.**
+Learning rates are those that the scan chose for {Epochs} epochs; a best epoch far before the end says that training was no longer stable.
+
+FIGURE epochs
+
+TABLE epochs
+
+Again: `python -m lib sweep {Grids}/cifar10_ten_epochs.yaml` and `python -m lib sweep {Grids}/cifar10_long.yaml`
+
+## What do the order of the pixels and the last rows give away?
+
+**{TasksRows} kinds of runs on other images; higher than the same cell on whole images in their order: {TasksHigher}; lower: {TasksLower}.**
+Permuted pixels spread what an image shows over the whole sequence, so that even a short memory meets all of it; a high accuracy from the
+last 8 rows alone says that accuracy on whole images does not by itself show a long memory.
+
+FIGURE tasks
+
+TABLE tasks
+
+Again: `python -m lib sweep {Grids}/cifar10_variants.yaml --cells-from {Grids}/variants.py`
 
 ## How sure, how finished, at which learning rate?
 
 **Between seeds the test accuracy of a cell has a standard deviation of {SpreadLow} to {SpreadHigh} points at {Window}.**
 
 **Over the last epoch validation accuracy still changed by {LastEpochLow} to {LastEpochHigh}
-points per epoch;** where it still rose, longer training may change the order.
+points per epoch;** where it still rose, training was not finished.
 
 TABLE slopes
 

@@ -5,6 +5,7 @@ come from `lib.style.context`. Accuracies are fractions in frames and percent in
 """
 
 import json
+from collections import Counter
 from math import ceil
 
 import matplotlib as mpl
@@ -58,6 +59,7 @@ VARIABLES = {
     "tau_u": r"$\tau_U$ (steps)",
 }
 QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
+BAND_FROM = 3  # seeds; the interval of two, 13 standard errors to either side, would fill the panel
 SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
 
 
@@ -80,22 +82,29 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     if not len(frame):
         raise ValueError("No finished run to show; train some first, for example with: python -m lib compare.")
     runs = frame.drop_duplicates("key").set_index("key")
-    modes = {
-        name: runs.groupby(["dataset", "cell"])[name].transform(lambda of: of.mode()[0] if len(of.mode()) == 1 else np.nan)
-        for name in SHORT
-    }
+    usual = {name: _usual(runs, name) for name in SHORT}
 
     def name_of(run):
         parts = [run["label"], *(f"{k.replace('_', ' ')} {v}" for k, v in json.loads(run["options"]).items())]
         parts += [run["initialisation"]] if run["initialisation"] != CellSpec().initialisation else []
         parts += ["permuted"] if run["permuted"] and runs["permuted"].nunique() > 1 else []
         parts += [f"last {run['last_rows']:.0f} rows"] if pd.notna(run["last_rows"]) and runs["last_rows"].nunique(dropna=False) > 1 else []
-        return ", ".join(parts + [f"{short} {run[name]:g}" for name, short in SHORT.items() if run[name] != modes[name][run.name]])
+        parts += [f"{short} {run[name]:g}" for name, short in SHORT.items() if run[name] != usual[name].get((run["dataset"], run["cell"]))]
+        return ", ".join(parts)
 
     names = runs.apply(name_of, axis=1)
     place = {key: (*style.rank(runs.at[key, "cell"]), len(name), name) for key, name in names.items()}
     rank = {key: number for number, key in enumerate(sorted(place, key=place.get))}
     return frame.assign(group=frame["key"].map(names)).sort_values("key", key=lambda keys: keys.map(rank), kind="stable")
+
+
+def _usual(runs, name):
+    """The most frequent value of a column for each (dataset, cell); none where two are equally frequent."""
+    counts = {}
+    for (*of, value), count in Counter(zip(runs["dataset"], runs["cell"], runs[name], strict=True)).items():
+        counts.setdefault(tuple(of), []).append((count, value))
+    tops = {of: sorted(found, reverse=True)[:2] for of, found in counts.items()}
+    return {of: top[0][1] for of, top in tops.items() if len(top) == 1 or top[0][0] > top[1][0]}
 
 
 def scanned(runs: pd.DataFrame) -> pd.Series:
@@ -162,7 +171,7 @@ TITLES = {"digits": "digits", "mnist": "sequential MNIST", "cifar10": "sequentia
 
 
 def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy", highlight=None):
-    """Curves of one setting against epochs: mean, interval as a band, seeds as thin lines, names at the line ends.
+    """Curves of one setting against epochs: mean, interval as a band (from three seeds on), seeds as thin lines, names at the line ends.
 
     Parameters
     ----------
@@ -205,27 +214,34 @@ def learning_curves(frame: pd.DataFrame, fig=None, metric: str = "validation_acc
 
 def _draw_curves(ax, frame, metric, highlight):
     """Draw all groups of a frame; return limits of the axis."""
-    factor, single = METRICS[metric][1], []
+    factor, few = METRICS[metric][1], {}
     table = summary(frame, metric, ("group", "epoch"))
     for group, part in table.groupby("group", sort=False):
         own = style.look(part["cell"].iat[0])
         if highlight is not None and group not in highlight:
             ax.plot(part["epoch"], part["mean"], color=style.CONTEXT, lw=0.8, zorder=1)
             continue
-        if part["n"].max() == 1:
-            single.append(group)
-        else:
+        if part["n"].max() < BAND_FROM:
+            few[group] = part["n"].max()
+        if part["n"].max() > 1:
             for _, seed in frame[frame["group"] == group].groupby("seed"):
                 ax.plot(seed["epoch"], seed[metric] * factor, color=own.colour, lw=0.4, alpha=0.45, zorder=2)
+        if part["n"].max() >= BAND_FROM:
             ax.fill_between(part["epoch"], part["low"], part["high"], color=own.colour, alpha=0.18, lw=0, zorder=2)
         ax.plot(part["epoch"], part["mean"], color=own.colour, ls=own.line, zorder=3)
         end = {"marker": own.marker, "mfc": own.face, "color": own.colour, "label": group, "clip_on": False, "zorder": 4}
         ax.plot(part["epoch"].iloc[-1:], part["mean"].iloc[-1:], **end)
-    if single:
-        _note(ax, "n = 1 seed" if len(single) == table["group"].nunique() or highlight == single else f"n = 1: {', '.join(single)}")
+    notes = []
+    for n, words in ((1, "n = 1 seed"), (2, "n = 2 seeds, no band")):
+        groups = [group for group, count in few.items() if count == n]
+        everywhere = len(groups) == table["group"].nunique() or highlight == groups
+        notes += [words if everywhere else f"n = {n}: {', '.join(groups)}"] * bool(groups)
+    if notes:
+        _note(ax, "; ".join(notes))
     ax.set_xlim(0, table["epoch"].max())
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    bottom, top = table[["low", "mean"]].min().min(), table[["high", "mean"]].max().max()
+    banded, seeds = table[table["n"] >= BAND_FROM], frame[metric] * factor
+    bottom, top = np.nanmin([seeds.min(), banded["low"].min()]), np.nanmax([seeds.max(), banded["high"].max()])
     if metric.endswith("accuracy") or METRICS[metric][1] == 100:
         bottom, top = max(bottom, 0), min(top, 100)
     margin = 0.03 * (top - bottom) or 1

@@ -155,7 +155,7 @@ function curveTraces(curves, shown) {
   const bands = [], grey = [], lines = [];
   for (const name of names.filter(n => n in curves)) {
     const c = curves[name], look = data.groups[name], on = shown.includes(name), line = {color: look.colour, dash: look.dash, width: 2.2};
-    if (on && c.n.some(n => n > 1)) {
+    if (on && c.n.some(n => n > 2)) {  // the interval of two seeds would fill the plot
       const none = {hoverinfo: "skip", showlegend: false, mode: "lines", line: {width: 0}, legendgroup: name};
       const fill = rgba(look.colour, shown.length > 4 ? 0.07 : 0.16);
       bands.push({x: c.epoch, y: c.low, ...none}, {x: c.epoch, y: c.high, fill: "tonexty", fillcolor: fill, ...none});

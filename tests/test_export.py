@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from scipy import stats
 
 from lib import analysis, cells, export, paper, paths, plots, style
 from lib.store import Store
@@ -33,6 +34,7 @@ CONTROLS = (
     {"last_rows": 8},
     {"hidden_size": 61},
 )
+LONGER = ("rnn", "gru", "cb", "dale_cb")
 
 
 def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
@@ -40,6 +42,7 @@ def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
     parts = [frames.runs(frames.NINE, seeds=seeds), frames.runs(["dale"], ["8/4"], seeds), frames.scan(), *extra]
     parts += [frames.runs(["cb", "dale_cb"], ["8/4"], seeds, initialisation="notes")]
     parts += [frames.runs(["stp_dale_cb", "gru"], ["8/4"], seeds, **change) for change in CONTROLS]
+    parts += [frames.runs(LONGER, ["8/4"], seeds, epochs=20)]
     runs = pd.concat(parts, ignore_index=True)
     main = paper.comparison(runs)
     main = main[main["window"] == "8/4"]
@@ -197,9 +200,13 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
     cells.register(Mine)
     part, full = (paper.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)])) for s in (["8/4"], frames.WINDOWS))
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
-    shown, own = paper.controls(study)
-    assert len(shown) == (12 + 4) * 3 and 100 not in set(shown["seed"])  # beside the four cells they vary
+    assert set(paper.controls(study)) == set(paper.KINDS)
+    shown, own = paper.controls(study)["controls"]
+    assert len(shown) == (8 + 4) * 3 and 100 not in set(shown["seed"])  # beside the four cells they vary
     assert own["DaleCB, notes"] == own["DaleCB"] == "DaleCB" and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
+    images, longer = paper.controls(study)["tasks"][0], paper.controls(study)["epochs"][0]
+    assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
+    assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(LONGER)
     assert set(paper.scan(study.runs)["seed"]) == {100}
 
 
@@ -234,12 +241,30 @@ def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
         assert found[f"Gru{title}"] == f"{table.at['gru', 'mean']:.1f}"
         assert found[f"StpDaleCb{title}Interval"] == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
     gate = analysis.contrasts(main[main["window"] == "8/4"]).set_index("contrast").loc["gate"]
-    assert found["GateDifference"] == f"{gate['mean'] * 100:.1f}" and found["GateP"] == f"{gate['p_holm']:.3f}"
+    assert found["GateDifference"] == f"{gate['mean'] * 100:.1f}" and float(found["GateP"]) == round(gate["p_holm"], 3) > 0
     assert all(export.COMMAND.fullmatch(name) for name in found)
     summary = {item.name: item.frame for item in paper.tables(study)}["summary"].set_index("Cell")
     assert summary.at["full GRU", "Accuracy (%)"] == pytest.approx(
         100 * main.query("cell == 'gru' and window == '8/4'").test_accuracy.mean()
     )
+
+
+def test_order_after_longer_training_is_of_the_same_seeds(study):
+    wide = study.runs[(study.runs["window"] == "8/4") & study.runs["cell"].isin(LONGER) & (study.runs["learning_rate"] == 0.003)]
+    wide = wide[(wide["initialisation"] == "balanced") & (wide["options"] == "{}") & (wide["hidden_size"] == 48) & (wide["seed"] < 3)]
+    wide = wide[~wide["permuted"] & wide["last_rows"].isna()].pivot_table(index="cell", columns="epochs", values="test_accuracy")
+    found = paper.numbers(study)
+    assert wide.shape == (4, 2) and found["LongerOrder"] == f"{stats.spearmanr(wide[10], wide[20])[0]:.2f}"
+    assert (found["LongerEpochs"], found["LongerCells"], found["LongerSeeds"]) == ("20", "4", "3")
+    assert found["LongerBestCell"] == cells.get(wide[20].idxmax()).label
+    assert found["EpochsRows"] == "4" and found["FullGRUEpochsTwoZeroBestEpoch"] == "19.5"
+
+
+def test_diverged_runs_are_said_and_enter_no_mean(study):
+    lost = frames.runs(["cb"], ["8/4"], [3]).assign(state="DIVERGED", test_accuracy=np.nan)
+    found = paper.numbers(study._replace(runs=pd.concat([study.runs, lost], ignore_index=True)))
+    assert (found["Diverged"], found["DivergedRuns"]) == ("1 run", "CB, seed 3")
+    assert found["CbAccuracy"] == paper.numbers(study)["CbAccuracy"] and "Diverged" not in paper.numbers(study)
 
 
 def test_findings_say_what_was_run_and_no_more(study):
@@ -249,7 +274,7 @@ def test_findings_say_what_was_run_and_no_more(study):
     said = re.findall(r"−?\d+\.\d+", "".join(re.findall(r"\*\*(.*?)\*\*", text, re.DOTALL)))
     known = set(re.findall(r"−?\d+\.\d+", " ".join(quoted.values())))
     assert len(said) > 30 and set(said) <= known
-    assert all(f"cifar10/figures/{item.name}.png" in text for item in paper.figures(study)[0] if item.name in ("controls", "effects"))
+    assert all(f"cifar10/figures/{item.name}.png" in text for item in paper.figures(study)[0] if item.name in (*paper.KINDS, "effects"))
     few = paper.readme(small(["gru", "rnn"]), "cifar10")
     assert "## Which cell is best" in few and "one seed, no interval" in few
     assert not any(word in few for word in ("DaleCB", "Does the window matter", "ingredient", "standard deviation", "{"))
@@ -379,7 +404,7 @@ def check_document(folder, log, pages):
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 @pytest.mark.parametrize("pgf", [False, True])
 def test_zip_compiles_to_two_pages_and_one_of_controls(overleaf, tmp_path, pgf):
-    assert len(list(overleaf[2].glob("figures/*.pgf"))) == 11
+    assert len(list(overleaf[2].glob("figures/*.pgf"))) == 13
     check_document(tmp_path, compiled(overleaf[0], tmp_path, pgf), pages=3)
 
 

@@ -243,6 +243,17 @@ def test_one_seed_has_no_band_and_says_so():
     assert all("n = 1 seed" in [text.get_text() for text in ax.texts] for ax in fig.axes)
 
 
+def test_two_seeds_have_thin_lines_and_no_band_and_set_the_axis():
+    with style.context():
+        fig = plots.learning_curves(CURVES[CURVES["seed"] < 2])
+    assert not any(ax.collections for ax in fig.axes)
+    assert all("n = 2 seeds, no band" in [text.get_text() for text in ax.texts] for ax in fig.axes)
+    assert sum(line.get_linewidth() == 0.4 for line in fig.axes[0].lines) == 2 * 3
+    held = CURVES.loc[CURVES["seed"] < 2, "validation_accuracy"] * 100
+    low, high = fig.axes[0].get_ylim()
+    assert held.min() - 5 < low < held.min() and held.max() < high < held.max() + 5
+
+
 def test_bars_start_at_zero_with_chance_in_the_fixed_order():
     ax = drawn("bars").axes[0]
     assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
