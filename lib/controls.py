@@ -73,9 +73,11 @@ class Frames:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def grouped(self, table, task, window):
-        """Finished runs ("runs") or their curves ("curves") of one task and window, with the groups of `plots.grouped`."""
+        """Finished runs ("runs") or their curves ("curves") of one task and window, without a scan, in the groups of `plots.grouped`."""
         every = self.keep(table, lambda: self.done if table == "runs" else self._with_task(self.store.curves(state="DONE")))
-        return self.keep((table, task, window), lambda: _comparable(every[(every["task"] == task) & (every["window"] == window)]))
+        return self.keep(
+            (table, task, window), lambda: plots.grouped(plots.without_scan(every[(every["task"] == task) & (every["window"] == window)]))
+        )
 
     def summary(self, table, task, window, metric, by, groups):
         """`plots.summary` of these groups of `grouped`, each computed once."""
@@ -101,15 +103,6 @@ class Frames:
             names[key] = task_label(task, scan)
             self.tasks[names[key]] = task, scan
         return frame.assign(task=[names[key] for key in keys])
-
-
-def _comparable(frame):
-    """`plots.grouped` without the seed of a learning-rate scan where its group has other seeds: it chose their rate."""
-    frame = plots.grouped(frame)
-    runs = frame.drop_duplicates("key")
-    scanned = runs[plots.scanned(runs)]
-    others = runs.loc[~runs["key"].isin(scanned["key"]), "group"]
-    return frame[~frame["key"].isin(scanned.loc[scanned["group"].isin(others), "key"])]
 
 
 def task_label(task, scan="raster"):

@@ -75,7 +75,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[runs["state"] == "DONE"]
     if not len(runs):
         raise ValueError("No finished run to export; train some first, for example with: python -m lib compare.")
-    runs = without_scan(runs)
+    runs = plots.without_scan(runs)
     plain = (
         (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation) & (runs["cell"] == runs["cell"].map(style.kin))
     )
@@ -119,15 +119,6 @@ KINDS = {  # of controls, and what each is compared with: each kind is one famil
     "tasks": ("Other images", "the same cell on whole images in their order"),
     "epochs": ("Longer training", "the same cell in the comparison"),
 }
-
-
-def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
-    """All runs but those of a learning-rate scan: its seed chose the rate, so it must not count among the seeds that compare.
-
-    Where there is nothing else at all, they stay.
-    """
-    scanned = plots.scanned(runs)
-    return runs if scanned.all() else runs[~scanned]
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:

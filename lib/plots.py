@@ -113,6 +113,16 @@ def scanned(runs: pd.DataFrame) -> pd.Series:
     return runs.groupby(columns, dropna=False)["learning_rate"].transform("nunique") > 1
 
 
+def without_scan(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs, or their curves, without those of a learning-rate scan: its seed chose the rate, so it must not count among those that compare.
+
+    Where there is nothing else at all, they stay.
+    """
+    runs = frame.drop_duplicates("key")
+    compared = runs.loc[~scanned(runs), "key"]
+    return frame[frame["key"].isin(compared)] if len(compared) else frame
+
+
 def one(frame: pd.DataFrame, column: str):
     """The single value of a column; ValueError where a figure would mix several."""
     values = list(frame[column].drop_duplicates())

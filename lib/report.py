@@ -36,7 +36,7 @@ def write(frames, path=None) -> Path:
 
 def content(frames) -> dict:
     """What the page shows: looks of the groups, and for every task and window the curves, values and caption."""
-    runs = plots.grouped(paper.without_scan(frames.runs))
+    runs = plots.grouped(plots.without_scan(frames.runs))
     groups = runs[["group", "cell"]].drop_duplicates("group")
     looks = {group: style.look(cell) for group, cell in groups.itertuples(index=False)}
     plain = set(paper.comparison(frames.runs)["group"])
