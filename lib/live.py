@@ -9,7 +9,7 @@ import time
 from IPython import get_ipython
 from IPython.display import display
 
-from lib import style, train
+from lib import controls, style, train
 from lib.attempt import describe
 from lib.config import RunConfig
 from lib.store import Store, StoreError
@@ -51,8 +51,8 @@ class View:
         layout["yaxis"] = {"title": "Accuracy (% of the validation set)", "rangemode": "tozero"}
         self.figure = go.FigureWidget(lines, {**layout, "showlegend": True})
         self.bar = ipywidgets.FloatProgress(max=1, layout={"width": "300px"})
-        self.text = ipywidgets.Label()
-        display(ipywidgets.VBox([ipywidgets.HBox([self.bar, self.text]), self.figure]))
+        self.text = ipywidgets.HTML()  # a Label would cut a long line
+        display(ipywidgets.VBox([self.bar, self.text, self.figure]))
 
     def show(self, progress, curves=()):
         """Draw what is known.
@@ -77,7 +77,7 @@ class View:
                 self._tenth = int(10 * share)
                 print(self.message, flush=True)
             return
-        self.bar.value, self.text.value = share, self.message
+        self.bar.value, self.text.value = share, controls.say(self.message)
         with self.figure.batch_update():
             for line, key in zip(self.figure.data, self.rows, strict=True):
                 if key in curves:
