@@ -227,7 +227,9 @@ class Checks(widgets.HBox):
         if options != self.options:
             kept = default if self.value == self.default else tuple(option for option in options if option in self.value) or default
             self.options, self.default = options, default
-            self.children = [widgets.Checkbox(description=option, indent=False, layout={"width": "max-content"}) for option in options]
+            self.children = [
+                widgets.Checkbox(description=option, indent=False, layout={"width": "max-content", "margin": SPACE}) for option in options
+            ]
             for box in self.children:
                 box.observe(self._read, "value")
             self.value = ()
