@@ -211,8 +211,8 @@ def _interval(key, names, title, table, factor=1):
 def _tested(key, names, table, title="Difference"):
     """Differences in percentage points with interval, n, Holm-corrected p and what it allows to say."""
     says = [
-        "not told apart" if not p < 0.05 else "higher" if mean > 0 else "lower"
-        for p, mean in zip(table["p_holm"], table["mean"], strict=True)
+        "one seed" if n < 2 else "not told apart" if not p < 0.05 else "higher" if mean > 0 else "lower"
+        for n, p, mean in table[["n", "p_holm", "mean"]].itertuples(index=False)
     ]
     shown = _interval(key, names, title, table, 100)
     return shown.assign(**{"n": table["n"].to_numpy(), "p (Holm)": table["p_holm"].to_numpy(), "Says": says})
@@ -303,6 +303,7 @@ def numbers(frames: Frames) -> dict:
         if "Says" in item.frame:
             says = item.frame["Says"].value_counts()
             counts = {"Rows": len(item.frame), "Higher": says.get("higher", 0), "Lower": says.get("lower", 0)}
+            counts |= {"Up": (item.frame["Difference"] > 0).sum()}
             found |= {f"{stem}{what}": str(count) for what, count in counts.items()}
         for title in ("Length", "Overlap") if "Length" in item.frame else ():
             slopes, p = item.frame[title], item.frame[f"p ({title})"]
@@ -683,8 +684,8 @@ The highest of several leans high.
 
 **Input weights P_z of the gate of any sign, and no other change: {CBPZFreeDifference} points {CBPZFreeDifferenceInterval} in CB,
 {DaleCBPZFreeDifference} {DaleCBPZFreeDifferenceInterval} in DaleCB, {STPDaleCBPZFreeDifference} {STPDaleCBPZFreeDifferenceInterval} in
-STPDaleCB.** Pixels are standardised, so that with P_z > 0 no gate can open for dark ones. DaleCB with a free P_z reaches
-{DaleCBPZFreeAccuracy} %, CB with a positive one {CbAccuracy} %. It was tried in DaleCB and STPDaleCB because CB gained from it, with three
+STPDaleCB.** Pixels are standardised: with P_z > 0 a bright pixel can only open a gate and a dark one only close it. DaleCB with a free
+P_z reaches {DaleCBPZFreeAccuracy} %, CB with a positive one {CbAccuracy} %. It was tried in DaleCB and STPDaleCB because CB gained from it, with three
 seeds and then, since those gained too, with more: a finding to be confirmed elsewhere, and no planned comparison.
 
 FIGURE controls
@@ -700,8 +701,8 @@ Again: `python -m lib sweep {Grids}/cifar10_variants.yaml --cells-from {Grids}/v
 **After {LongerEpochs} epochs {LongerBestCell} has the highest mean; the order of the {LongerCells} cells correlates with that after
 {Epochs} by {LongerOrder}** (Spearman, means of the same seeds, n = {LongerSeeds}).
 
-**{EpochsRows} kinds of longer runs; higher than those of {Epochs} epochs: {EpochsHigher}; lower: {EpochsLower}.**
-Learning rates are those that the scan chose for {Epochs} epochs; a best epoch far before the end says that training was no longer stable.
+**{EpochsUp} of {EpochsRows} kinds of longer runs end above the same cell and seeds after {Epochs} epochs.** Learning rates are those that
+the scan chose for {Epochs} epochs; a best epoch far before the end says that training was no longer stable.
 
 FIGURE epochs
 

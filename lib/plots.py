@@ -706,7 +706,8 @@ def _dots(ax, frame, table, metric):
         ax.plot(seeds, np.full(len(seeds), y - 0.3), "o", ms=1.8, color=own.colour, alpha=0.7, mew=0)
     ax.grid(axis="y")
     if (table["n"] == 1).all():
-        _note(ax, "n = 1 seed")
+        size = mpl.rcParams["xtick.labelsize"]
+        ax.annotate("n = 1 seed", (1, 1), xycoords="axes fraction", ha="right", va="bottom", size=size, color="#555555")
 
 
 def _window_columns(frame):

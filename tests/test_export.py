@@ -257,7 +257,8 @@ def test_order_after_longer_training_is_of_the_same_seeds(study):
     assert wide.shape == (4, 2) and found["LongerOrder"] == f"{stats.spearmanr(wide[10], wide[20])[0]:.2f}"
     assert (found["LongerEpochs"], found["LongerCells"], found["LongerSeeds"]) == ("20", "4", "3")
     assert found["LongerBestCell"] == cells.get(wide[20].idxmax()).label
-    assert found["EpochsRows"] == "4" and found["FullGRUEpochsTwoZeroBestEpoch"] == "19.5"
+    assert found["EpochsRows"] == "4" and found["EpochsUp"] == str((wide[20] > wide[10]).sum())
+    assert found["FullGRUEpochsTwoZeroBestEpoch"] == "19.5"
 
 
 def test_diverged_runs_are_said_and_enter_no_mean(study):
@@ -284,6 +285,7 @@ def test_findings_say_what_was_run_and_no_more(study):
 def test_direction_is_said_where_the_corrected_test_allows_it(p, mean, says):
     table = pd.DataFrame({"mean": [mean], "low": [0], "high": [0], "n": [3], "p_holm": [p]})
     assert paper._tested("Pair", ["a - b"], table)["Says"].tolist() == [says]
+    assert paper._tested("Pair", ["a - b"], table.assign(n=1, p_holm=np.nan))["Says"].tolist() == ["one seed"]
 
 
 # ---- committed results
