@@ -682,11 +682,14 @@ Again: `python -m lib sweep {Grids}/cifar10_grid.yaml` and, for more seeds, `pyt
 **Of the changes to DaleCB the highest mean has {FixCell}: {FixDifference} points {FixDifferenceInterval}, p = {FixP}, {FixSays}.**
 The highest of several leans high.
 
-**Input weights P_z of the gate of any sign, and no other change: {CBPZFreeDifference} points {CBPZFreeDifferenceInterval} in CB,
-{DaleCBPZFreeDifference} {DaleCBPZFreeDifferenceInterval} in DaleCB, {STPDaleCBPZFreeDifference} {STPDaleCBPZFreeDifferenceInterval} in
-STPDaleCB.** Pixels are standardised: with P_z > 0 a bright pixel can only open a gate and a dark one only close it. DaleCB with a free
-P_z reaches {DaleCBPZFreeAccuracy} %, CB with a positive one {CbAccuracy} %. It was tried in DaleCB and STPDaleCB because CB gained from it, with three
-seeds and then, since those gained too, with more: a finding to be confirmed elsewhere, and no planned comparison.
+**Input weights P_z of the gate of any sign, and no other change:
+{CBPZFreeDifference} points {CBPZFreeDifferenceInterval} in CB,
+{DaleCBPZFreeDifference} {DaleCBPZFreeDifferenceInterval} in DaleCB,
+{STPDaleCBPZFreeDifference} {STPDaleCBPZFreeDifferenceInterval} in STPDaleCB.**
+Pixels are standardised: with P_z > 0 a bright pixel can only open a gate and a dark one only close it. DaleCB with a free P_z reaches
+{DaleCBPZFreeAccuracy} %, CB with a positive one {CbAccuracy} %.
+It was tried in DaleCB and STPDaleCB because CB gained from it, with three seeds and then, since those gained too, with more: a finding to
+be confirmed elsewhere, and no planned comparison.
 
 FIGURE controls
 
