@@ -212,14 +212,14 @@ class WindowControls:
 # ---- small widgets
 
 
-class Checks(widgets.HBox):
-    """Check boxes, one an option; ``value`` is the tuple of the ticked ones."""
+class Checks(widgets.VBox):
+    """Check boxes, one an option; ``value`` is the tuple of the ticked ones. Those that are not ticked by default are folded away."""
 
     value = traitlets.Tuple()
 
     def __init__(self):
-        self.options, self.default, self._setting = (), (), False
-        super().__init__(layout={"flex_flow": "row wrap"})
+        self.options, self.default, self.boxes, self._setting = (), (), [], False
+        super().__init__()
 
     def offer(self, options, default):
         """Offer other options; what was ticked stays ticked, and the default takes the place of the default."""
@@ -227,17 +227,19 @@ class Checks(widgets.HBox):
         if options != self.options:
             kept = default if self.value == self.default else tuple(option for option in options if option in self.value) or default
             self.options, self.default = options, default
-            self.children = [
-                widgets.Checkbox(description=option, indent=False, layout={"width": "max-content", "margin": SPACE}) for option in options
-            ]
-            for box in self.children:
+            layout = {"width": "max-content", "margin": SPACE}
+            self.boxes = [widgets.Checkbox(description=option, indent=False, layout=layout) for option in options]
+            for box in self.boxes:
                 box.observe(self._read, "value")
+            others = [box for box in self.boxes if box.description not in default]
+            folded = [widgets.Accordion([row_of(others)], titles=(f"{len(others)} variants",))] if others else []
+            self.children = [row_of(box for box in self.boxes if box.description in default), *folded]
             self.value = ()
             self.value = kept
 
     def _read(self, change):
         if not self._setting:
-            self.value = tuple(box.description for box in self.children if box.value)
+            self.value = tuple(box.description for box in self.boxes if box.value)
 
     @traitlets.validate("value")
     def _known(self, proposal):
@@ -248,7 +250,7 @@ class Checks(widgets.HBox):
     @traitlets.observe("value")
     def _write(self, change):
         self._setting = True
-        for box in self.children:
+        for box in self.boxes:
             box.value = box.description in change["new"]
         self._setting = False
 

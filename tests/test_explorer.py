@@ -68,7 +68,7 @@ def test_curves_show_the_numbers_of_the_store(store):
     assert {trace.name for trace in shown(view) if trace.showlegend} == {"CB"}
     view.controls["metric"].value = "train_loss"
     assert np.nanmax(next(trace for trace in shown(view) if trace.showlegend).y) > 1
-    view.controls["cells"].children[0].value = False
+    view.controls["cells"].boxes[0].value = False
     assert "No cell is chosen" in view.message.value and not shown(view)
 
 
@@ -213,6 +213,7 @@ def test_many_variants_are_offered_but_the_cells_as_they_are_are_shown(monkeypat
     for make in (explorer.CurveExplorer, explorer.BarExplorer):
         cells = make(Store(tmp_path)).controls["cells"]
         assert len(cells.options) == 17 and len(cells.value) == 10 and not any("dt" in name for name in cells.value)
+        assert len(cells.children) == 2 and cells.children[1].titles == ("7 variants",) and cells.children[1].selected_index is None
         cells.value = (*cells.value, "CB, dt 0.3")
         assert "CB, dt 0.3" in cells.value
 
