@@ -84,8 +84,11 @@ class Frames:
         place, columns = (table, task, window, metric, by), list(dict.fromkeys(["group", "cell", "seed", *by, metric]))
         frame = self.grouped(table, task, window)[columns]
         held = set(frame.loc[frame[metric].notna(), "group"])
-        own = {group: lambda group=group: plots.summary(frame[frame["group"] == group], metric, by) for group in groups if group in held}
-        parts = [self.keep((*place, group), make) for group, make in own.items()]
+        new = [group for group in groups if group in held and (*place, group) not in self._kept]
+        if new:
+            table = plots.summary(frame[frame["group"].isin(new)], metric, by)
+            self._kept |= {(*place, group): part for group, part in table.groupby("group")}
+        parts = [self._kept[(*place, group)] for group in groups if group in held]
         return pd.concat(parts) if parts else plots.summary(frame.iloc[:0], metric, by)
 
     def keep(self, what, make):

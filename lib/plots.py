@@ -148,7 +148,7 @@ def chance(frame: pd.DataFrame) -> float:
 
 def caption(frame: pd.DataFrame, lead: str = "") -> str:
     """What a reader must know of the runs behind a figure: data set, window, hidden size, epochs, seeds and interval."""
-    frame = grouped(frame)
+    frame = frame if "group" in frame else grouped(frame)
     data = frame.drop_duplicates(["dataset", "permuted", "last_rows"]).apply(task_name, axis=1)
     shapes = sorted(frame["window"].unique(), key=lambda text: [int(part) for part in text.split("/")])
     counts = frame.groupby(["group", "window"])["seed"].nunique()
