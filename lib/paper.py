@@ -362,7 +362,7 @@ def _longer(shown, own):
         "LongerCells": str(len(means)),
         "LongerSeeds": plots.ranged(both.groupby("cell")["seed"].nunique()),
         "LongerOrder": f"{means.corr('spearman').iat[0, 1]:.2f}",
-        "LongerBestCell": cells.get(means["test_accuracy longer"].idxmax()).label,
+        "LongerBestCell": both.loc[both["cell"] == means["test_accuracy longer"].idxmax(), "label"].iat[0],
     }
 
 
