@@ -115,6 +115,7 @@ def opened(url, name, width=1280, height=1000):
         errors = []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.add_init_script("AbortSignal.timeout = (timeout => () => timeout.call(AbortSignal, 0))(AbortSignal.timeout)")
         page.set_default_timeout(120_000)
         page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
         page.wait_for_function(IDLE)  # the indicator in the toolbar says idle before there is a kernel
