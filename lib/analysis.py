@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.multitest import multipletests
+from threadpoolctl import threadpool_limits
 
 from lib import cells
 
@@ -345,4 +346,6 @@ def refitted_accuracy(train_states, train_labels, test_states, test_labels) -> f
     A truncated sequence leaves the state where the trained read-out never saw it, so that its own accuracy mixes forgetting with a shift.
     """
     readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return readout.fit(np.asarray(train_states), np.asarray(train_labels)).score(np.asarray(test_states), np.asarray(test_labels))
+    with threadpool_limits(1):  # so small a fit takes fifteen times as long when the threads of BLAS and of torch wait for each other
+        readout.fit(np.asarray(train_states), np.asarray(train_labels))
+        return readout.score(np.asarray(test_states), np.asarray(test_labels))
