@@ -74,10 +74,18 @@ class Frames:
 
     def grouped(self, table, task, window):
         """Finished runs ("runs") or their curves ("curves") of one task and window, without a scan, in the groups of `plots.grouped`."""
-        every = self.keep(table, lambda: self.done if table == "runs" else self._with_task(self.store.curves(state="DONE")))
-        return self.keep(
-            (table, task, window), lambda: plots.grouped(plots.without_scan(every[(every["task"] == task) & (every["window"] == window)]))
+        return self.keep((table, task, window), lambda: self._runs(task, window) if table == "runs" else self._curves(task, window))
+
+    def _runs(self, task, window):
+        return plots.grouped(plots.without_scan(self.done[(self.done["task"] == task) & (self.done["window"] == window)]))
+
+    def _curves(self, task, window):
+        every, groups = (
+            self.keep("curves", lambda: self.store.curves(state="DONE")),
+            self.grouped("runs", task, window).set_index("key")["group"],
         )
+        own, order = every[every["key"].isin(groups.index)], {key: place for place, key in enumerate(groups.index)}
+        return own.assign(group=own["key"].map(groups)).sort_values("key", key=lambda keys: keys.map(order), kind="stable")
 
     def summary(self, table, task, window, metric, by, groups):
         """`plots.summary` of these groups of `grouped`, each computed once."""

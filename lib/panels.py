@@ -12,21 +12,34 @@ HIDDEN = {"image": {"type": "image", "z": None, "visible": False}, "heatmap": {"
 
 
 def show(figure, specs, layout):
-    """Bring a figure to these traces and layout in place; traces that are not needed now stay, hidden."""
+    """Bring a figure to these traces and layout in place; traces that are not needed now stay, hidden.
+
+    What a trace showed before is not sent again: plotly checks and sends every value that it is given.
+    """
     for spec in specs:
         if spec.get("customdata") is not None:  # JSON knows no NaN
             spec["customdata"] = np.where(pd.isna(spec["customdata"]), None, np.asarray(spec["customdata"], object))
+    before, shown = getattr(figure, "_shown", []), [{"visible": True, **spec} for spec in specs]
     with figure.batch_update():
         if any(old.type != new["type"] for old, new in zip(figure.data, specs, strict=False)):
-            figure.data = ()
-        for old, new in zip(figure.data, specs, strict=False):
-            old.update({"visible": True, **new})
-        for old in figure.data[len(specs) :]:
-            old.visible = False
+            figure.data, before = (), []
+        for trace, new, old in zip(figure.data, shown, before, strict=False):
+            trace.update({name: value for name, value in new.items() if not (name in old and _same(old[name], value))})
+        for trace, old in zip(figure.data[len(specs) :], before[len(specs) :], strict=True):
+            trace.visible = False
+            shown.append({**old, "visible": False})
         figure.layout.annotations, figure.layout.shapes = layout.pop("annotations", []), layout.pop("shapes", [])  # an update would merge
         figure.update_layout(layout)
     if len(specs) > len(figure.data):
-        figure.add_traces([{"visible": True, **new} for new in specs[len(figure.data) :]])
+        figure.add_traces(shown[len(figure.data) :])
+    figure._shown = shown
+
+
+def _same(a, b):
+    """Whether a value need not be sent again; arrays count as different, since comparing them costs as much."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    return a is b or (isinstance(a, str | int | float) and isinstance(b, str | int | float) and a == b)
 
 
 def empty(words):
@@ -126,17 +139,19 @@ def plain(label):
 
 
 def curve(group, own, part, seeds, metric, factor):
-    """Band (from three seeds on), seeds and mean of one cell; ``own`` is None for a cell that stands back in grey."""
+    """Band (from three seeds on), seeds (run by run, in order) and mean of one cell; a cell without an ``own`` look stands back in grey."""
     colour, same = own.colour if own else style.CONTEXT, {"type": "scatter", "legendgroup": group, "mode": "lines"}
     x, epochs = part["epoch"].to_numpy(), part["epoch"].to_numpy()
     bounded = part["n"].max() >= plots.BAND_FROM and own is not None
     band = {"x": np.concatenate([x, x[::-1]]) if bounded else [], "y": np.concatenate([part["high"], part["low"][::-1]]) if bounded else []}
     band |= {"fill": "toself", "fillcolor": rgba(colour, 0.18), "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-    gap = seeds.groupby("key", sort=False).tail(1).assign(**{metric: np.nan, "epoch": np.nan})  # so that lines of seeds do not join
-    lines = pd.concat([seeds, gap]).sort_values(["key", "step"], kind="stable")
+    keys = seeds["key"].to_numpy()
+    ends = np.flatnonzero(keys[1:] != keys[:-1]) + 1  # gaps here, so that lines of seeds do not join
+    of = seeds[["seed", "key", "step"]].to_numpy(object)
+    lines = [np.insert(values.to_numpy(float), ends, np.nan) for values in (seeds["epoch"], seeds[metric] * factor)]
     hover = f"{group}<br>%{{y:.4g}} at epoch %{{x:.3g}}, step %{{customdata[2]}}<br>"
     hover += "seed %{customdata[0]}, run %{customdata[1]}<extra></extra>"
-    thin = {"x": lines["epoch"].to_numpy(), "y": lines[metric].to_numpy() * factor, "customdata": lines[["seed", "key", "step"]].to_numpy()}
+    thin = {"x": lines[0], "y": lines[1], "customdata": np.insert(of, ends, of[ends], axis=0)}
     thin |= {
         "line": {"width": 0.8 if part["n"].max() > 1 else 1.6, "color": colour},
         "opacity": 0.5,

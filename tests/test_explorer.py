@@ -72,6 +72,22 @@ def test_curves_show_the_numbers_of_the_store(store):
     assert "No cell is chosen" in view.message.value and not shown(view)
 
 
+@pytest.mark.parametrize("kind", [explorer.CurveExplorer, explorer.BarExplorer])
+def test_a_view_does_not_depend_on_those_before_it(store, kind):
+    view = kind(store, stride=8)
+    for name, value in (("cells", ("CB",)), ("metric", view.controls["metric"].options[1][1]), ("highlight", "with STP")) * 2:
+        before = view.controls[name].value
+        for state in (value, before):
+            view.controls[name].value = state
+            fresh = kind(store, **{name: control.value for name, control in view.controls.items()})
+            kept = [
+                [(trace.name, trace.x, trace.y, trace.line, trace.hovertemplate) for trace in shown(one) if trace.type == "scatter"]
+                for one in (view, fresh)
+            ]
+            np.testing.assert_equal(kept[0], kept[1])
+            assert [trace.marker for trace in shown(view)] == [trace.marker for trace in shown(fresh)]
+
+
 def test_a_highlight_greys_the_others(store):
     view = explorer.CurveExplorer(store, stride=8, highlight="with STP")
     colours = {trace.name: trace.line.color for trace in shown(view) if trace.showlegend}
