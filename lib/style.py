@@ -70,7 +70,8 @@ def look(name: str, label: str | None = None) -> Look:
     """
     cell = cells.CELLS.get(name, cells.CELLS.get(kin(name)))
     weights = getattr(cell, "weights", "unknown")
-    hue = HUES.get(weights, HUES["unknown"])
+    own = name not in ORDER and weights == "baseline"  # the baselines' greys leave no room for one more
+    hue = HUES["unknown"] if own else HUES.get(weights, HUES["unknown"])
     colour = SHADES.get(name) or (hue if name in ORDER else _shade(hue, name))
     label = label or (cells.CELLS[name].label if name in cells.CELLS else name)
     return Look(name, label, weights, bool(getattr(cell, "stp", False)), colour)
