@@ -81,21 +81,25 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame[frame["state"] == "DONE"]
     if not len(frame):
         raise ValueError("No finished run to show; train some first, for example with: python -m lib compare.")
-    runs = frame.drop_duplicates("key").set_index("key")
+    runs = frame.drop_duplicates("key")
     usual = {name: _usual(runs, name) for name in SHORT}
+    orders, cuts = runs["permuted"].nunique(), runs["last_rows"].nunique(dropna=False)
 
     def name_of(run):
-        parts = [run["label"], *(f"{k.replace('_', ' ')} {v}" for k, v in json.loads(run["options"]).items())]
-        parts += [run["initialisation"]] if run["initialisation"] != CellSpec().initialisation else []
-        parts += ["permuted"] if run["permuted"] and runs["permuted"].nunique() > 1 else []
-        parts += [f"last {run['last_rows']:.0f} rows"] if pd.notna(run["last_rows"]) and runs["last_rows"].nunique(dropna=False) > 1 else []
-        parts += [f"{short} {run[name]:g}" for name, short in SHORT.items() if run[name] != usual[name].get((run["dataset"], run["cell"]))]
+        parts = [run.label, *(f"{k.replace('_', ' ')} {v}" for k, v in json.loads(run.options).items())]
+        parts += [run.initialisation] if run.initialisation != CellSpec().initialisation else []
+        parts += ["permuted"] if run.permuted and orders > 1 else []
+        parts += [f"last {run.last_rows:.0f} rows"] if pd.notna(run.last_rows) and cuts > 1 else []
+        own = {name: getattr(run, name) for name in SHORT}
+        parts += [f"{short} {own[name]:g}" for name, short in SHORT.items() if own[name] != usual[name].get((run.dataset, run.cell))]
         return ", ".join(parts)
 
-    names = runs.apply(name_of, axis=1)
-    place = {key: (*style.rank(runs.at[key, "cell"]), len(name), name) for key, name in names.items()}
-    rank = {key: number for number, key in enumerate(sorted(place, key=place.get))}
-    return frame.assign(group=frame["key"].map(names)).sort_values("key", key=lambda keys: keys.map(rank), kind="stable")
+    ranks, names, place = {cell: style.rank(cell) for cell in runs["cell"].unique()}, {}, {}
+    for run in runs.itertuples():
+        names[run.key] = name_of(run)
+        place[run.key] = (*ranks[run.cell], len(names[run.key]), names[run.key])
+    order = {key: number for number, key in enumerate(sorted(place, key=place.get))}
+    return frame.assign(group=frame["key"].map(names)).sort_values("key", key=lambda keys: keys.map(order), kind="stable")
 
 
 def _usual(runs, name):
@@ -252,8 +256,9 @@ def _draw_curves(ax, frame, metric, highlight):
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     banded, seeds = table[table["n"] >= BAND_FROM], frame[metric] * factor
     bottom, top = np.nanmin([seeds.min(), banded["low"].min()]), np.nanmax([seeds.max(), banded["high"].max()])
+    bottom = max(bottom, 0)  # no metric is negative, though the interval of a skewed one may reach below
     if metric.endswith("accuracy") or METRICS[metric][1] == 100:
-        bottom, top = max(bottom, 0), min(top, 100)
+        top = min(top, 100)
     margin = 0.03 * (top - bottom) or 1
     return bottom - margin, top + margin
 
@@ -332,7 +337,7 @@ def bars(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
         )
         _interval_line(ax, y, row, style.INK)
         seeds = frame.loc[frame["group"] == row.group, metric] * METRICS[metric][1]
-        ax.plot(seeds, np.full(len(seeds), y), "o", ms=2.2, mfc="white", mec=style.INK, mew=0.4, clip_on=False, zorder=5)
+        ax.plot(seeds, np.full(len(seeds), y), "o", ms=2.8, mfc="white", mec=style.INK, mew=0.5, clip_on=False, zorder=5)
     if metric.endswith("accuracy"):
         ax.axvline(chance(frame), color=style.INK, ls=(0, (4, 3)), lw=0.8)
         ax.annotate(
@@ -421,7 +426,9 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
         ax.tick_params(axis="y", length=0)
         if kind != ("z", "saturated"):
             ax.set_xscale("log")
-            ax.xaxis.set(major_locator=mpl.ticker.MaxNLocator(4), major_formatter=mpl.ticker.ScalarFormatter())
+            low, high = ax.get_xlim()
+            locator = mpl.ticker.LogLocator(subs=(1, 3)) if high > 5 * low else mpl.ticker.MaxNLocator(4)
+            ax.xaxis.set(major_locator=locator, major_formatter=mpl.ticker.ScalarFormatter())
             ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     return fig
 
