@@ -62,7 +62,7 @@ class Explorer:
     def __init__(self, controls, state, window=None):
         self.window, self.frame, self._held = window, None, False
         self.controls = {**(window.controls if window else {}), **controls}
-        self.figure = go.FigureWidget(layout={"template": style.plotly_template(), "width": 820, "height": 440, "margin": {"b": 65}})
+        self.figure = go.FigureWidget(layout={"template": style.plotly_template(), "width": 820, "height": 440})
         self.figure._config = {**self.figure._config, "displaylogo": False}
         self.message, code, export = widgets.HTML(), button("Show code"), button("Export CSV and PDF")
         code.on_click(lambda _: self._tell(self.state()))

@@ -47,7 +47,7 @@ class View:
             lines.append(go.Scatter(x=[], y=[], line={"color": own.colour, "dash": own.dash}, hovertemplate=hover, **key))
         epochs = max(row["epochs"] for row in self.rows.values())
         layout = {"template": style.plotly_template(), "xaxis": {"title": "Training (epochs)", "range": [0, epochs]}}
-        layout["height"] = max(340, 100 + 30 * len(set(labels)))  # the whole legend
+        layout["height"] = max(340, 130 + 30 * len(set(labels)))  # the whole legend
         layout["yaxis"] = {"title": "Accuracy (% of the validation set)", "rangemode": "tozero"}
         self.figure = go.FigureWidget(lines, {**layout, "showlegend": True})
         self.bar = ipywidgets.FloatProgress(max=1, layout={"width": "300px"})

@@ -207,4 +207,4 @@ def plotly_template():
     layout = {"font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK}, "xaxis": axis, "yaxis": axis}
     layout |= {"paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": [look(name).colour for name in ORDER]}
     layout |= {"colorscale": {"sequential": "Viridis", "diverging": DIVERGING}, "hovermode": "closest"}
-    return go.layout.Template(layout={**layout, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}})
+    return go.layout.Template(layout={**layout, "margin": {"l": 60, "r": 20, "t": 40, "b": 65}})
