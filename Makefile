@@ -22,7 +22,9 @@ test: $(READY) ## run the whole test suite, notebooks included
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not chaos" tests
-	WORKBOOK_RESULTS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --nbmake --nbmake-timeout=600 notebooks/*.ipynb
+	store=$$(mktemp -d) && cp -r results/cifar10 $$store && \
+		WORKBOOK_RESULTS=$$store OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --nbmake --nbmake-timeout=600 notebooks/*.ipynb
+	WORKBOOK_RESULTS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks/10_*.ipynb
 
 chaos: $(READY) ## kill running trainings at random for up to 15 minutes and check that nothing is lost
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos tests

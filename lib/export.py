@@ -12,12 +12,14 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
+from pylatexenc.latexencode import UnicodeToLatexEncoder
 
 from lib import paths, style
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
 SPECIAL |= {sign: f"\\{sign}" for sign in "&%#_"} | {"$": r"\textdollar{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''"}
+BEYOND = UnicodeToLatexEncoder(non_ascii_only=True, unknown_char_policy="unihex", unknown_char_warning=False)
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 # Names of numbers start with a capital, which few commands of LaTeX do; \newcommand itself stops at any that a document has defined.
 COMMAND = re.compile(r"[A-Z][A-Za-z]{2,}")
@@ -30,9 +32,10 @@ TAKEN |= set("Uparrow Updownarrow Upsilon Vert".split())
 
 
 def tex(text) -> str:
-    """Text as LaTeX shows it: specials escaped; what stands between a pair of dollars stays mathematics."""
+    """Text as LaTeX shows it: specials and signs beyond ASCII as commands; what stands between a pair of dollars stays mathematics."""
     parts = re.split(r"(\$[^$]+\$)", str(text))
-    shown = "".join(part if number % 2 else "".join(SPECIAL.get(sign, sign) for sign in part) for number, part in enumerate(parts))
+    plain = ["".join(SPECIAL.get(sign) or BEYOND.unicode_to_latex(sign) for sign in part) for part in parts[::2]]
+    shown = "".join(part for pair in zip(plain, [*parts[1::2], ""], strict=True) for part in pair)
     return "{[}" + shown[1:] if shown.startswith("[") else shown  # a row's end would take it for its option
 
 

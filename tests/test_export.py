@@ -25,7 +25,7 @@ from lib.store import Store
 mpl.use("Agg")
 
 TESTS = Path(__file__).parent
-NASTY = r"a_b & 50% #1 ~^ {x} \ $2"
+NASTY = r"a_b & 50% #1 ~^ {x} \ $2 σ é ≥"
 COMMIT = "0123abc"
 CONTROLS = (
     {"options": '{"excitatory_fraction": 0.8}'},
