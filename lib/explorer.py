@@ -569,7 +569,7 @@ class TraceExplorer(Explorer):
         self.picture = picture = self.data.images["test"][int(trace.images[number])].numpy()
         config = self.window.window
         self.pixels = windows.step_pixels(*picture.shape[1:], config.input_length, config.stride, config.scan).numpy()
-        held = {name: float(value) for name, value in self.cell.constrained().items() if name in ("v_e", "v_i")} if variable == "v" else {}
+        held = {name: value.item() for name, value in self.cell.constrained().items() if name in ("v_e", "v_i")} if variable == "v" else {}
         self.levels = [] if show == "heat map" else [panels.line(level, "y", "x2", "y2", style.INK) for level in held.values()]
         x, values = np.arange(first, last + 1), self._values(trace, variable, [number])[:, first : last + 1]
         rows = trace.rows[first : last + 1]
