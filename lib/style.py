@@ -195,8 +195,16 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
 @contextmanager
 def context(journal: str = "report", width: str | float = "text", height: float = 2.2):
     """Draw in the style of a journal: ``with style.context("neurips", "column"): ...``; the settings before come back."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **rc(journal, width, height), "backend": mpl.rcParams["backend"]}):
-        yield
+    settings = {**mpl.rcParamsDefault, **rc(journal, width, height), "backend": mpl.rcParams["backend"]}
+    interactive = settings["interactive"] = mpl.is_interactive()
+    try:
+        with mpl.rc_context(settings):
+            try:
+                yield
+            finally:
+                interactive = mpl.is_interactive()
+    finally:
+        mpl.interactive(interactive)  # a first figure loads the backend, and Jupyter's then turns on that figures are shown
 
 
 def plotly_template():

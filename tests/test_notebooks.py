@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -67,3 +68,15 @@ def test_links_lead_somewhere():
         text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
         links = [part.split(")")[0] for part in text.split("](")[1:]]
         assert {link for link in links if link.endswith(".ipynb")} <= names, path.name
+
+
+def test_figures_are_shown_after_one_in_the_style_of_a_journal():
+    sources = (
+        "import matplotlib.pyplot as plt\nfrom lib import style",
+        "with style.context():\n    plt.figure().add_subplot()",
+        "plt.figure().add_subplot();",
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": FOLDER}}).execute()
+    shown = [["image/png" in output.get("data", {}) for output in cell.outputs] for cell in notebook.cells]
+    assert shown == [[], [True], [True]]
