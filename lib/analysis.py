@@ -341,7 +341,7 @@ def delay(x: torch.Tensor, steps: int, seed: int = 0) -> torch.Tensor:
 
 
 def refitted_accuracy(train_states, train_labels, test_states, test_labels) -> float:
-    """Accuracy of a linear read-out fitted anew on frozen states ``(n, hidden)``, tested on others.
+    """Accuracy, 0..1, of a linear read-out (logistic regression) fitted anew on frozen states ``(n, hidden)``, tested on others.
 
     A truncated sequence leaves the state where the trained read-out never saw it, so that its own accuracy mixes forgetting with a shift.
     """

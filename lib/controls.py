@@ -74,18 +74,11 @@ class Frames:
 
     def grouped(self, table, task, window):
         """Finished runs ("runs") or their curves ("curves") of one task and window, without a scan, in the groups of `plots.grouped`."""
-        return self.keep((table, task, window), lambda: self._runs(task, window) if table == "runs" else self._curves(task, window))
-
-    def _runs(self, task, window):
-        return plots.grouped(plots.without_scan(self.done[(self.done["task"] == task) & (self.done["window"] == window)]))
-
-    def _curves(self, task, window):
-        every, groups = (
-            self.keep("curves", lambda: self.store.curves(state="DONE")),
-            self.grouped("runs", task, window).set_index("key")["group"],
-        )
-        own, order = every[every["key"].isin(groups.index)], {key: place for place, key in enumerate(groups.index)}
-        return own.assign(group=own["key"].map(groups)).sort_values("key", key=lambda keys: keys.map(order), kind="stable")
+        if table == "curves":
+            curves = self.keep(table, lambda: self.store.curves(state="DONE"))
+            return self.keep((table, task, window), lambda: self.grouped("runs", task, window)[["key", "group"]].merge(curves, on="key"))
+        here = (self.done["task"] == task) & (self.done["window"] == window)
+        return self.keep((table, task, window), lambda: plots.grouped(plots.without_scan(self.done[here])))
 
     def summary(self, table, task, window, metric, by, groups):
         """`plots.summary` of these groups of `grouped`, each computed once."""
@@ -94,8 +87,8 @@ class Frames:
         held = set(frame.loc[frame[metric].notna(), "group"])
         new = [group for group in groups if group in held and (*place, group) not in self._kept]
         if new:
-            table = plots.summary(frame[frame["group"].isin(new)], metric, by)
-            self._kept |= {(*place, group): part for group, part in table.groupby("group")}
+            made = plots.summary(frame[frame["group"].isin(new)], metric, by)
+            self._kept |= {(*place, group): part for group, part in made.groupby("group")}
         parts = [self._kept[(*place, group)] for group in groups if group in held]
         return pd.concat(parts) if parts else plots.summary(frame.iloc[:0], metric, by)
 

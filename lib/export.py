@@ -19,7 +19,8 @@ from lib import paths, style
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
 SPECIAL |= {sign: f"\\{sign}" for sign in "&%#_"} | {"$": r"\textdollar{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''"}
-BEYOND = UnicodeToLatexEncoder(non_ascii_only=True, unknown_char_policy="unihex", unknown_char_warning=False)
+ESCAPED = str.maketrans(SPECIAL)
+BEYOND_ASCII = UnicodeToLatexEncoder(non_ascii_only=True, unknown_char_policy="unihex", unknown_char_warning=False)
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 # Names of numbers start with a capital, which few commands of LaTeX do; \newcommand itself stops at any that a document has defined.
 COMMAND = re.compile(r"[A-Z][A-Za-z]{2,}")
@@ -34,8 +35,7 @@ TAKEN |= set("Uparrow Updownarrow Upsilon Vert".split())
 def tex(text) -> str:
     """Text as LaTeX shows it: specials and signs beyond ASCII as commands; what stands between a pair of dollars stays mathematics."""
     parts = re.split(r"(\$[^$]+\$)", str(text))
-    plain = ["".join(SPECIAL.get(sign) or BEYOND.unicode_to_latex(sign) for sign in part) for part in parts[::2]]
-    shown = "".join(part for pair in zip(plain, [*parts[1::2], ""], strict=True) for part in pair)
+    shown = "".join(part if number % 2 else BEYOND_ASCII.unicode_to_latex(part.translate(ESCAPED)) for number, part in enumerate(parts))
     return "{[}" + shown[1:] if shown.startswith("[") else shown  # a row's end would take it for its option
 
 

@@ -94,10 +94,8 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
         parts += [f"{short} {own[name]:g}" for name, short in SHORT.items() if own[name] != usual[name].get((run.dataset, run.cell))]
         return ", ".join(parts)
 
-    ranks, names, place = {cell: style.rank(cell) for cell in runs["cell"].unique()}, {}, {}
-    for run in runs.itertuples():
-        names[run.key] = name_of(run)
-        place[run.key] = (*ranks[run.cell], len(names[run.key]), names[run.key])
+    names, ranks = {run.key: name_of(run) for run in runs.itertuples()}, {cell: style.rank(cell) for cell in runs["cell"].unique()}
+    place = {key: (*ranks[cell], len(names[key]), names[key]) for key, cell in zip(runs["key"], runs["cell"], strict=True)}
     order = {key: number for number, key in enumerate(sorted(place, key=place.get))}
     return frame.assign(group=frame["key"].map(names)).sort_values("key", key=lambda keys: keys.map(order), kind="stable")
 

@@ -195,16 +195,13 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
 @contextmanager
 def context(journal: str = "report", width: str | float = "text", height: float = 2.2):
     """Draw in the style of a journal: ``with style.context("neurips", "column"): ...``; the settings before come back."""
-    settings = {**mpl.rcParamsDefault, **rc(journal, width, height), "backend": mpl.rcParams["backend"]}
-    interactive = settings["interactive"] = mpl.is_interactive()
-    try:
-        with mpl.rc_context(settings):
-            try:
-                yield
-            finally:
-                interactive = mpl.is_interactive()
-    finally:
-        mpl.interactive(interactive)  # a first figure loads the backend, and Jupyter's then turns on that figures are shown
+    import matplotlib.pyplot as plt
+
+    # Jupyter's backend turns on, when it is loaded, that figures are shown; loaded inside, the end of the context would turn that off.
+    plt.switch_backend(mpl.rcParams["backend"])
+    own = {**rc(journal, width, height), "backend": mpl.rcParams["backend"], "interactive": mpl.is_interactive()}
+    with mpl.rc_context({**mpl.rcParamsDefault, **own}):
+        yield
 
 
 def plotly_template():
