@@ -10,10 +10,20 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Data = Annotated[Path | None, typer.Option(help="Folder of the image data sets (default: data/, or WORKBOOK_DATA).")]
-Results = Annotated[Path | None, typer.Option(help="Folder of the results (default: results/, or WORKBOOK_RESULTS).")]
-Cells = Annotated[str, typer.Option(help="all (the nine), design (W x STP), or names joined by commas.")]
-CellsFrom = Annotated[Path | None, typer.Option(help="A Python file that registers your own cells.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the image data sets (default: data/, or WORKBOOK_DATA)."),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the results (default: results/, or WORKBOOK_RESULTS)."),
+]
+Cells = Annotated[
+    str, typer.Option(help="all (the nine), design (W x STP), or names joined by commas.")
+]
+CellsFrom = Annotated[
+    Path | None, typer.Option(help="A Python file that registers your own cells.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Backend = Annotated[str, typer.Option(help="auto, reference or fast.")]
 Slots = Annotated[int | None, typer.Option(help="Runs side by side (default: one a core).")]
@@ -22,28 +32,47 @@ Where = Annotated[str, typer.Option(help="local, slurm, or the address of a Dask
 
 @app.command()
 def compare(
-    dataset: Annotated[str, typer.Option(help="digits (embedded), mnist, cifar10, or one of your own.")] = "digits",
+    dataset: Annotated[
+        str, typer.Option(help="digits (embedded), mnist, cifar10, or one of your own.")
+    ] = "digits",
     cells: Cells = "all",
-    input_length: Annotated[str, typer.Option(help="Pixels a step reads; several joined by commas.")] = "8",
-    stride: Annotated[str, typer.Option(help="Pixels between steps, or fixed (4) or half; several joined by commas.")] = "4",
-    seeds: Annotated[str, typer.Option(help="A number n for seeds 0 to n - 1, or a list such as 0,4.")] = "3",
+    input_length: Annotated[
+        str, typer.Option(help="Pixels a step reads; several joined by commas.")
+    ] = "8",
+    stride: Annotated[
+        str,
+        typer.Option(help="Pixels between steps, or fixed (4) or half; several joined by commas."),
+    ] = "4",
+    seeds: Annotated[
+        str, typer.Option(help="A number n for seeds 0 to n - 1, or a list such as 0,4.")
+    ] = "3",
     epochs: int = 20,
     hidden_size: int = 48,
     learning_rate: float = 0.01,
     initialisation: str = "balanced",
-    permuted: Annotated[bool, typer.Option("--permuted", help="Permute the pixels, the same way in every image.")] = False,
-    last_rows: Annotated[int | None, typer.Option(help="Keep only the last rows of every image.")] = None,
+    permuted: Annotated[
+        bool, typer.Option("--permuted", help="Permute the pixels, the same way in every image.")
+    ] = False,
+    last_rows: Annotated[
+        int | None, typer.Option(help="Keep only the last rows of every image.")
+    ] = None,
     cells_from: CellsFrom = None,
     data: Data = None,
     results: Results = None,
     device: Device = "cpu",
     backend: Backend = "auto",
     slots: Slots = None,
-    from_: Annotated[Path | None, typer.Option("--from", help="Only rebuild figures and tables from the runs in this folder.")] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Only rebuild figures and tables from the runs in this folder."
+        ),
+    ] = None,
 ):
     """Train the cells, or reuse their finished runs, and write curves, bars and tables."""
-    from lib import paper, sweep
-    from lib.store import Store
+    from lib.figures import paper
+    from lib.runs import sweep
+    from lib.runs.store import Store
 
     if from_ is not None:
         frames = paper.collect(Store(from_))
@@ -56,7 +85,10 @@ def compare(
         permuted=permuted,
         last_rows=last_rows,
         input_length=[_whole("input-length", part) for part in input_length.split(",")],
-        stride=[int(part) if part.strip().lstrip("-").isdigit() else part.strip() for part in stride.split(",")],
+        stride=[
+            int(part) if part.strip().lstrip("-").isdigit() else part.strip()
+            for part in stride.split(",")
+        ],
         cells=cells,
         hidden_size=hidden_size,
         initialisation=initialisation,
@@ -65,7 +97,9 @@ def compare(
         learning_rate=learning_rate,
     )
     store = Store(results)
-    sweep.load_or_run(configs, store, confirm=True, data=data, device=device, backend=backend, slots=slots)
+    sweep.load_or_run(
+        configs, store, confirm=True, data=data, device=device, backend=backend, slots=slots
+    )
     _figures(paper.collect(store, key=[config.key() for config in configs]), store.root)
 
 
@@ -79,13 +113,21 @@ def run(
     threads: int = 1,
 ):
     """Train one configuration in this process; a second call resumes or reuses it."""
-    from lib import live, run
+    from lib.explore import live
+    from lib.runs import run
 
     try:
         configs = [json.loads(config.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise ValueError(f"{config} is no configuration: {error}.") from error
-    request = {"configs": configs, "data": data, "results": results, "device": device, "backend": backend, "threads": threads}
+    request = {
+        "configs": configs,
+        "data": data,
+        "results": results,
+        "device": device,
+        "backend": backend,
+        "threads": threads,
+    }
     raise typer.Exit(run.run_request(request, [live.Live()]))
 
 
@@ -93,24 +135,33 @@ def run(
 def sweep_(
     grid: Annotated[Path, typer.Argument(help="YAML file, such as notebooks/grids/smoke.yaml.")],
     where: Where = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and how long.")] = False,
-    cluster: Annotated[Path | None, typer.Option(help="YAML file of SLURM settings, such as notebooks/grids/slurm.yaml.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and how long.")
+    ] = False,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of SLURM settings, such as notebooks/grids/slurm.yaml."),
+    ] = None,
     cells_from: CellsFrom = None,
     data: Data = None,
     results: Results = None,
     device: Device = "cpu",
     slots: Slots = None,
 ):
-    """Train every run of a grid that has no result yet; what is interrupted goes on at the next call."""
-    from lib import sweep
-    from lib.store import Store
+    """Train every run of a grid that has no result yet; what is interrupted goes on at the next
+    call.
+    """
+    from lib.runs import sweep
+    from lib.runs.store import Store
 
     _own_cells(cells_from)
     configs, store = sweep.read_grid(grid), Store(results)
     print(sweep.preview(configs, store, slots, device))
     if not dry_run:
         settings = sweep.read_cluster(cluster) if cluster else None
-        runs = sweep.sweep(configs, store, where=where, data=data, device=device, slots=slots, cluster=settings)
+        runs = sweep.sweep(
+            configs, store, where=where, data=data, device=device, slots=slots, cluster=settings
+        )
         print(runs.state.value_counts().to_string())
         raise typer.Exit(int(not runs.state.isin(["DONE", "DIVERGED"]).all()))
 
@@ -118,8 +169,8 @@ def sweep_(
 @app.command()
 def status(results: Results = None):
     """State, progress and accuracies of all runs."""
-    from lib import sweep
-    from lib.store import Store
+    from lib.runs import sweep
+    from lib.runs.store import Store
 
     print(sweep.status(store=Store(results)).to_string(index=False))
 
@@ -127,8 +178,8 @@ def status(results: Results = None):
 @app.command()
 def cancel(key: str, results: Results = None):
     """Stop a run; its state stays saved."""
-    from lib import sweep
-    from lib.store import Store
+    from lib.runs import sweep
+    from lib.runs.store import Store
 
     sweep.cancel(key, Store(results))
 
@@ -136,8 +187,8 @@ def cancel(key: str, results: Results = None):
 @app.command()
 def export(results: Results = None, journal: str = "report"):
     """Write results/overleaf/ and results/overleaf.zip from the finished runs."""
-    from lib import paper
-    from lib.store import Store
+    from lib.figures import paper
+    from lib.runs.store import Store
 
     store = Store(results)
     path, left_out = paper.overleaf(paper.collect(store), store.root, journal=journal)
@@ -148,8 +199,8 @@ def export(results: Results = None, journal: str = "report"):
 @app.command()
 def report(results: Results = None):
     """Write results/report.html: the interactive comparison in one file."""
-    from lib import paper, report
-    from lib.store import Store
+    from lib.figures import paper, report
+    from lib.runs.store import Store
 
     store = Store(results)
     print(f"Open {report.write(paper.collect(store), store.root / 'report.html')} in a browser.")
@@ -162,7 +213,9 @@ def _own_cells(path):
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"The file of your own cells, {path}, cannot be read: {error.strerror}.") from error
+            raise ValueError(
+                f"The file of your own cells, {path}, cannot be read: {error.strerror}."
+            ) from error
         cells.register_source(text)
 
 
@@ -170,20 +223,24 @@ def _whole(name, text):
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"--{name} is {text!r}, but must be a whole number, or several joined by commas.") from None
+        raise ValueError(
+            f"--{name} is {text!r}, but must be a whole number, or several joined by commas."
+        ) from None
 
 
 def _seeds(text):
     parts = [_whole("seeds", part) for part in text.split(",") if part]
     if len(parts) == 1 and "," not in text:
         if parts[0] < 1:
-            raise ValueError(f"--seeds is {text}, but must be a number of seeds from 1 on, or a list such as 0,4.")
+            raise ValueError(
+                f"--seeds is {text}, but must be a number of seeds from 1 on, or a list such as 0,4."
+            )
         return list(range(parts[0]))
     return parts
 
 
 def _figures(frames, out):
-    from lib import paper
+    from lib.figures import paper
 
     left_out = paper.write(frames, out)
     print((Path(out) / "tables" / "summary.md").read_text(encoding="utf-8"))
@@ -201,8 +258,10 @@ def _stop(number, frame):
 
 
 def main():
-    """Run the command line; a refused value is one sentence and exit code 2, an unusable results folder 3."""
-    from lib.checkpoint import StoreError
+    """Run the command line; a refused value is one sentence and exit code 2, an unusable results
+    folder 3.
+    """
+    from lib.runs.checkpoint import StoreError
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

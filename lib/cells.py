@@ -1,8 +1,9 @@
 """The recurrent cells: parameters, constraints, initialisation, and one step; never a loop.
 
-A cell says how one step works; `lib.recurrence` owns time. Methods of a step get every tensor they need as an argument
-(``theta`` holds the constrained point-wise parameters) and read at most fixed numbers such as ``dt`` from ``self``, so
-that the same code runs for one seed, for many seeds at once, eagerly and compiled.
+A cell says how one step works; `lib.recurrence` owns time. Methods of a step get every tensor they
+need as an argument (``theta`` holds the constrained point-wise parameters) and read at most fixed
+numbers such as ``dt`` from ``self``, so that the same code runs for one seed, for many seeds at
+once, eagerly and compiled.
 
 Signals, weights ``[post, pre]`` and biases of one step, with ``H`` hidden units and ``I`` features:
 
@@ -26,7 +27,8 @@ SOURCES: dict[str, str] = {}  # text of the user's own cells, by name; enters th
 
 
 def register(cell):
-    """Make a cell class known under ``cell.name``; usable as a decorator. The last registration of a name counts.
+    """Make a cell class known under ``cell.name``; usable as a decorator. The last registration of
+    a name counts.
 
     Raises
     ------
@@ -35,10 +37,14 @@ def register(cell):
     """
     name = cell.__dict__.get("name")
     if not (isinstance(name, str) and name.isidentifier()):
-        raise ValueError(f"{cell.__name__}.name is {name!r}, but a cell needs a name that is a plain word; add name = 'my_cell'.")
+        raise ValueError(
+            f"{cell.__name__}.name is {name!r}, but a cell needs a name that is a plain word; add name = 'my_cell'."
+        )
     if cell.__module__ != __name__:
         if name in CELLS and CELLS[name].__module__ == __name__:
-            raise ValueError(f"The name {name!r} belongs to a built-in cell; choose another name for {cell.__name__}.")
+            raise ValueError(
+                f"The name {name!r} belongs to a built-in cell; choose another name for {cell.__name__}."
+            )
         if cell.__module__ != "user_cells":
             text = _text(cell)
             SOURCES[name] = text if text.startswith("@") else f"{text}\nregister({cell.__name__})\n"
@@ -47,20 +53,26 @@ def register(cell):
 
 
 def _text(cell):
-    """Source of a class. One typed into a notebook has no file, but its functions know the text of their notebook cell."""
+    """Source of a class. One typed into a notebook has no file, but its functions know the text of
+    their notebook cell.
+    """
     try:
         return inspect.getsource(cell)
     except OSError:
-        lines, _ = inspect.findsource(next(value for value in vars(cell).values() if inspect.isfunction(value)))
-        classes = (node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef))
+        lines, _ = inspect.findsource(
+            next(value for value in vars(cell).values() if inspect.isfunction(value))
+        )
+        classes = (
+            node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef)
+        )
         node = next(node for node in classes if node.name == cell.__name__)
         first = min(part.lineno for part in (node, *node.decorator_list))
         return "".join(lines[first - 1 : node.end_lineno]).rstrip() + "\n"
 
 
 def register_source(text):
-    """Run the text of a user's file, in which cells (and data sets) register themselves; ``torch``, ``nn``, ``NamedTuple`` and this
-    module's public names are at hand.
+    """Run the text of a user's file, in which cells (and data sets) register themselves; ``torch``,
+    ``nn``, ``NamedTuple`` and this module's public names are at hand.
 
     Returns
     -------
@@ -77,10 +89,17 @@ def register_source(text):
     try:
         exec(compile(text, "<user's cells>", "exec"), {**public, "__name__": "user_cells"})
     except Exception as error:
-        raise ValueError(f"The file of the user's own cells does not run: {type(error).__name__}: {error}.") from error
-    found, sets = ([name for name, value in known.items() if before.get(name) is not value] for known in (CELLS, datasets.SOURCES))
+        raise ValueError(
+            f"The file of the user's own cells does not run: {type(error).__name__}: {error}."
+        ) from error
+    found, sets = (
+        [name for name, value in known.items() if before.get(name) is not value]
+        for known in (CELLS, datasets.SOURCES)
+    )
     if not found + sets:
-        raise ValueError("The file of the user's own cells registers no cell; put @register above the class.")
+        raise ValueError(
+            "The file of the user's own cells registers no cell; put @register above the class."
+        )
     SOURCES.update(dict.fromkeys(found, text))
     datasets.TEXTS.update(dict.fromkeys(sets, text))
     return found
@@ -100,11 +119,19 @@ def get(name):
 
 
 ALL = ("rnn", "simple_gru", "gru", "cb", "cb_gru", "dale_cb", "stp", "stp_dale", "stp_dale_cb")
-DESIGN = ("cb", "dale", "dale_cb", "stp", "stp_dale", "stp_dale_cb")  # W (free, sign, reversal) x STP (no, yes)
+DESIGN = (
+    "cb",
+    "dale",
+    "dale_cb",
+    "stp",
+    "stp_dale",
+    "stp_dale_cb",
+)  # W (free, sign, reversal) x STP (no, yes)
 
 
 def names(selection="all"):
-    """Cell names of a selection: ``"all"`` (the nine of the notes), ``"design"`` (W x STP), or names joined by commas.
+    """Cell names of a selection: ``"all"`` (the nine of the notes), ``"design"`` (W x STP), or
+    names joined by commas.
 
     Raises
     ------
@@ -112,11 +139,15 @@ def names(selection="all"):
         A name is unknown or stands twice.
     """
     groups = {"all": ALL, "design": DESIGN}
-    chosen = [name for part in selection.split(",") for name in groups.get(part.strip(), (part.strip(),))]
+    chosen = [
+        name for part in selection.split(",") for name in groups.get(part.strip(), (part.strip(),))
+    ]
     for name in chosen:
         get(name)
         if chosen.count(name) > 1:
-            raise ValueError(f"Cell {name!r} is named {chosen.count(name)} times; name each cell once.")
+            raise ValueError(
+                f"Cell {name!r} is named {chosen.count(name)} times; name each cell once."
+            )
     return chosen
 
 
@@ -126,13 +157,22 @@ def check_cell(spec):
     Raises
     ------
     ValueError
-        Unknown cell, initialisation or option, a hidden size that is no positive integer, or a value out of range.
+        Unknown cell, initialisation or option, a hidden size that is no positive integer, or a
+        value out of range.
     """
     cell = get(spec.name)
-    if not isinstance(spec.hidden_size, int) or isinstance(spec.hidden_size, bool) or spec.hidden_size < 1:
-        raise ValueError(f"hidden_size is {spec.hidden_size!r}, but must be a whole number of at least 1.")
+    if (
+        not isinstance(spec.hidden_size, int)
+        or isinstance(spec.hidden_size, bool)
+        or spec.hidden_size < 1
+    ):
+        raise ValueError(
+            f"hidden_size is {spec.hidden_size!r}, but must be a whole number of at least 1."
+        )
     if spec.initialisation not in INITIALISATIONS:
-        raise ValueError(f"initialisation is {spec.initialisation!r}, but must be one of {', '.join(INITIALISATIONS)}.")
+        raise ValueError(
+            f"initialisation is {spec.initialisation!r}, but must be one of {', '.join(INITIALISATIONS)}."
+        )
     cell.check_options(spec.hidden_size, spec.options)
 
 
@@ -157,27 +197,45 @@ class Cell(nn.Module):
 
     name: str
     label: str
-    weights = "baseline"  # how W is made: "baseline", "free", "sign" (constrained), "reversal" (potentials)
+    # how W is made: "baseline", "free", "sign" (constrained), "reversal" (potentials)
+    weights = "baseline"
     stp = False
     variables: tuple[str, ...] = ()  # recorded variables, each (batch, time, hidden)
     defaults: dict = {}  # noqa: RUF012  options and their default values
     roles: dict = {}  # noqa: RUF012  parameter name -> "gate", "drive", "input" or "plasticity"; others count as drive
     z_max = None  # largest value of the gate z, None without a gate
-    additive = False  # whether a and g enter update only as their sum; then grad a is read off grad g
+    additive = (
+        False  # whether a and g enter update only as their sum; then grad a is read off grad g
+    )
     excitatory = None  # number of excitatory units under Dale's law, which come first
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         own = cls.__dict__
-        if ("update" in own or "presynaptic" in own or "_plasticity" in own) and "pullback" not in own:
-            # A derivative by hand belongs to the step it was written for; a changed step is differentiated automatically.
+        if (
+            "update" in own or "presynaptic" in own or "_plasticity" in own
+        ) and "pullback" not in own:
+            # A derivative by hand belongs to the step it was written for; a changed step is
+            # differentiated automatically.
             cls.saved, cls.pullback = Cell.saved, Cell.pullback
             cls.additive = own.get("additive", False)
 
-    def __init__(self, input_size, hidden_size, sequence_length=256, initialisation="balanced", generator=None, **options):
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        sequence_length=256,
+        initialisation="balanced",
+        generator=None,
+        **options,
+    ):
         super().__init__()
         self.check_options(hidden_size, options)
-        self.input_size, self.hidden_size, self.sequence_length = input_size, hidden_size, sequence_length
+        self.input_size, self.hidden_size, self.sequence_length = (
+            input_size,
+            hidden_size,
+            sequence_length,
+        )
         for option, value in {**self.defaults, **options}.items():
             setattr(self, option, value)
         self.initialise(initialisation, generator)
@@ -188,7 +246,9 @@ class Cell(nn.Module):
         for option in options:
             if option not in cls.defaults:
                 has = ", ".join(cls.defaults) or "none"
-                raise ValueError(f"Cell {cls.name!r} has no option {option!r}; its options are: {has}.")
+                raise ValueError(
+                    f"Cell {cls.name!r} has no option {option!r}; its options are: {has}."
+                )
 
     def initialise(self, initialisation, generator):
         """Create the parameters (`uniform` makes one)."""
@@ -201,7 +261,9 @@ class Cell(nn.Module):
         return nn.Parameter(torch.rand(*shape, generator=generator) * (high - low) + low)
 
     def forward(self):
-        """All that a pass needs of the parameters: input weights, recurrent weights, theta. One call a pass."""
+        """All that a pass needs of the parameters: input weights, recurrent weights, theta. One
+        call a pass.
+        """
         return self.input_weights(), self.recurrent_weights(), self.pointwise()
 
     def input_weights(self):
@@ -235,13 +297,15 @@ class Cell(nn.Module):
     def pullback(self, previous, state, signals, saved, adjoint, theta, transpose):
         """Derivative of one step: from the adjoint of ``state`` to those of what it was made of.
 
-        This one differentiates `update` and `presynaptic` and serves every cell; a family may override it, with `saved`,
-        where the derivative by hand is faster. ``transpose`` maps the adjoint of a to that of the presynaptic signals.
+        This one differentiates `update` and `presynaptic` and serves every cell; a family may
+        override it, with `saved`, where the derivative by hand is faster. ``transpose`` maps the
+        adjoint of a to that of the presynaptic signals.
 
         Returns
         -------
         tuple
-            Adjoints of the previous state (NamedTuple), of a (tuple), of g, and of theta (dict, each (batch, H)).
+            Adjoints of the previous state (NamedTuple), of a (tuple), of g, and of theta (dict,
+            each (batch, H)).
         """
         *a, g = saved
         _, pull_update = torch.func.vjp(self.update, previous, tuple(a), g, theta)
@@ -249,7 +313,12 @@ class Cell(nn.Module):
         direct, grad_a, grad_g, grad_theta = pull_update(adjoint)
         through, through_theta = pull_presynaptic(transpose(grad_a))
         grad_previous = type(previous)(*(x + y for x, y in zip(direct, through, strict=True)))
-        return grad_previous, grad_a, grad_g, {name: value + through_theta[name] for name, value in grad_theta.items()}
+        return (
+            grad_previous,
+            grad_a,
+            grad_g,
+            {name: value + through_theta[name] for name, value in grad_theta.items()},
+        )
 
     def observe(self, previous, state, a, g, theta):
         """Recorded variables of a step: mapping of name to (batch, H)."""
@@ -320,7 +389,9 @@ class RNN(Cell):
 
 @register
 class SimpleGRU(RNN):
-    """z_t = sigma(W_z r + P_z x_t + b_z); r_t = (1 - z_t) r + z_t sigma(W r + P x_t + b), with r = r_{t-1}."""
+    """z_t = sigma(W_z r + P_z x_t + b_z); r_t = (1 - z_t) r + z_t sigma(W r + P x_t + b), with r =
+    r_{t-1}.
+    """
 
     name, label, variables, z_max = "simple_gru", "simple GRU", ("r", "z"), 1.0
     roles = {"W_z": "gate", "b_z": "gate", "P_z": "input", "P": "input"}  # noqa: RUF012
@@ -349,7 +420,9 @@ class SimpleGRU(RNN):
     def pullback(self, previous, state, signals, saved, adjoint, theta, transpose):
         z, target = saved
         slope = adjoint.h * z
-        grad = torch.cat((slope * (1 - z) * (target - previous.h), slope * target * (1 - target)), -1)
+        grad = torch.cat(
+            (slope * (1 - z) * (target - previous.h), slope * target * (1 - target)), -1
+        )
         return RateState(adjoint.h - slope + transpose((grad,))[0]), (grad,), grad, {}
 
     def observe(self, previous, state, a, g, theta):
@@ -358,9 +431,11 @@ class SimpleGRU(RNN):
 
 @register
 class GRU(Cell):
-    """torch.nn.GRU (Cho et al. 2014; reset gate applied after the matrix product), with torch.nn.GRUCell's names and gate order.
+    """torch.nn.GRU (Cho et al. 2014; reset gate applied after the matrix product), with
+    torch.nn.GRUCell's names and gate order.
 
-    torch's update gate multiplies the OLD state; the recorded z is the fraction replaced, one minus torch's gate.
+    torch's update gate multiplies the OLD state; the recorded z is the fraction replaced, one minus
+    torch's gate.
     """
 
     name, label, variables, z_max = "gru", "full GRU", ("h", "z"), 1.0
@@ -373,7 +448,8 @@ class GRU(Cell):
         self.bias_hh = self.uniform(3 * H, generator=generator)
 
     def input_weights(self):
-        # The recurrent biases of both gates simply add to g; only the candidate's is scaled by the reset gate.
+        # The recurrent biases of both gates simply add to g; only the candidate's is scaled by the
+        # reset gate.
         gates, candidate = self.bias_hh.split((2 * self.hidden_size, self.hidden_size))
         return self.weight_ih, self.bias_ih + torch.cat((gates, torch.zeros_like(candidate)))
 
@@ -404,15 +480,26 @@ class GRU(Cell):
     def pullback(self, previous, state, signals, saved, adjoint, theta, transpose):
         r, u, scaled, n = saved
         grad_n = adjoint.h * (1 - u) * (1 - n * n)
-        gates = torch.cat((grad_n * scaled * r * (1 - r), adjoint.h * (previous.h - n) * u * (1 - u)), -1)
+        gates = torch.cat(
+            (grad_n * scaled * r * (1 - r), adjoint.h * (previous.h - n) * u * (1 - u)), -1
+        )
         grad_a, grad_g = torch.cat((gates, grad_n * r), -1), torch.cat((gates, grad_n), -1)
-        return RateState(adjoint.h * u + transpose((grad_a,))[0]), (grad_a,), grad_g, {"bias_hn": grad_n * r}
+        return (
+            RateState(adjoint.h * u + transpose((grad_a,))[0]),
+            (grad_a,),
+            grad_g,
+            {"bias_hn": grad_n * r},
+        )
 
     def observe(self, previous, state, a, g, theta):
         return {"h": state.h, "z": 1 - torch.sigmoid(a[0].chunk(3, -1)[1] + g.chunk(3, -1)[1])}
 
     def constrained(self):
-        return {"W": self.weight_hh[2 * self.hidden_size :], "P": self.weight_ih[2 * self.hidden_size :], **dict(self.named_parameters())}
+        return {
+            "W": self.weight_hh[2 * self.hidden_size :],
+            "P": self.weight_ih[2 * self.hidden_size :],
+            **dict(self.named_parameters()),
+        }
 
 
 class VoltageState(NamedTuple):
@@ -437,13 +524,14 @@ class ConductanceCell(Cell):
         v_t = (1 - z_t) v_{t-1} + dt (W q_t + P x_t + b)
         q_t = r without, U_t X_t r with short-term plasticity (which scales W only, never K)
 
-    Class attributes choose the member: ``weights`` says how W is made ("free"; "sign": s_j exp(log_W); "reversal":
-    v_e (K + C) and v_i (K + C) column blocks), ``stp`` adds Tsodyks-Markram plasticity with one X and U a presynaptic unit,
-    ``positive_K`` and ``positive_P_z`` hold K and P_z as logarithms.
+    Class attributes choose the member: ``weights`` says how W is made ("free"; "sign": s_j
+    exp(log_W); "reversal": v_e (K + C) and v_i (K + C) column blocks), ``stp`` adds Tsodyks-Markram
+    plasticity with one X and U a presynaptic unit, ``positive_K`` and ``positive_P_z`` hold K and
+    P_z as logarithms.
 
-        X_t = z_x + (1 - z_x) X - d U X r                     X_0 = 1
-        U_t = U_cap z_u + (1 - z_u) U + d U_cap (1 - U) r     U_0 = U_cap     (U, X, r of t - 1; d = stp_dt)
-        z_x, z_u = 0.001 + 0.099 sigma(c_x), sigma(c_u);  U_cap = 0.9 sigma(c_U)
+        X_t = z_x + (1 - z_x) X - d U X r                     X_0 = 1 U_t = U_cap z_u + (1 - z_u) U
+        + d U_cap (1 - U) r     U_0 = U_cap     (U, X, r of t - 1; d = stp_dt) z_x, z_u = 0.001 +
+        0.099 sigma(c_x), sigma(c_u);  U_cap = 0.9 sigma(c_U)
     """
 
     positive_K = positive_P_z = additive = True
@@ -457,14 +545,20 @@ class ConductanceCell(Cell):
         super().__init_subclass__(**kwargs)
         cls.dale = cls.weights in ("sign", "reversal")
         cls.variables = ("v", "r", "z", "X", "U") if cls.stp else ("v", "r", "z")
-        cls.defaults = {"dt": 0.1, **({"excitatory_fraction": 0.5} if cls.dale else {}), **({"stp_dt": 1.0} if cls.stp else {})}
+        cls.defaults = {
+            "dt": 0.1,
+            **({"excitatory_fraction": 0.5} if cls.dale else {}),
+            **({"stp_dt": 1.0} if cls.stp else {}),
+        }
 
     @classmethod
     def check_options(cls, hidden_size, options):
         super().check_options(hidden_size, options)
         for option, value in options.items():
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
-                raise ValueError(f"{option} is {value!r}, but must be a number above 0 and at most 1.")
+                raise ValueError(
+                    f"{option} is {value!r}, but must be a number above 0 and at most 1."
+                )
         if cls.dale:
             fraction = options.get("excitatory_fraction", cls.defaults["excitatory_fraction"])
             excitatory = round(fraction * hidden_size)
@@ -484,24 +578,33 @@ class ConductanceCell(Cell):
         return self.dt
 
     def initialise(self, initialisation, generator):
-        """Policies "notes" and "balanced"; the latter starts every gate unsaturated and every cell from an equal drive.
+        """Policies "notes" and "balanced"; the latter starts every gate unsaturated and every cell
+        from an equal drive.
 
-        Balanced: K and C log-normal (sigma 0.5) with rows that sum to 1; W with the second moment 1/(3H) of the free cells'
-        uniform weights, excitation and inhibition equal in the mean (Rajan and Abbott 2006), and scaled up under plasticity by
-        the efficacy U X at r = 1/2; P_z log-normal with rows that sum to 1; b_z for time constants log-spaced from 2/dt to
-        max(T, 4/dt) steps (chrono initialisation, Tallec and Ollivier 2018), in excitatory and inhibitory units alike.
+        Balanced: K and C log-normal (sigma 0.5) with rows that sum to 1; W with the second moment
+        1/(3H) of the free cells' uniform weights, excitation and inhibition equal in the mean
+        (Rajan and Abbott 2006), and scaled up under plasticity by the efficacy U X at r = 1/2; P_z
+        log-normal with rows that sum to 1; b_z for time constants log-spaced from 2/dt to max(T,
+        4/dt) steps (chrono initialisation, Tallec and Ollivier 2018), in excitatory and inhibitory
+        units alike.
         """
         H, I, balanced = self.hidden_size, self.input_size, initialisation == "balanced"  # noqa: E741
 
         def logarithm(*shape, mean):  # log of a positive weight
             if balanced:
-                return nn.Parameter(torch.randn(*shape, generator=generator) * SPREAD + math.log(mean) - SPREAD**2 / 2)
+                return nn.Parameter(
+                    torch.randn(*shape, generator=generator) * SPREAD
+                    + math.log(mean)
+                    - SPREAD**2 / 2
+                )
             return self.uniform(*shape, low=0, high=1, generator=generator)
 
         self.P = self.uniform(H, I, generator=generator)
         self.b = self.uniform(H, generator=generator)
         if self.stp:
-            self.c_x, self.c_u, self.c_U = (self.uniform(H, low=0, high=1, generator=generator) for _ in range(3))
+            self.c_x, self.c_u, self.c_U = (
+                self.uniform(H, low=0, high=1, generator=generator) for _ in range(3)
+            )
         if self.positive_K:
             self.log_K = logarithm(H, H, mean=1 / H)
         else:
@@ -519,7 +622,9 @@ class ConductanceCell(Cell):
         elif self.weights == "sign":
             self.log_W = logarithm(H, H, mean=gain * math.exp(-(SPREAD**2) / 2) / math.sqrt(3 * H))
             if balanced:
-                self.log_W.data += torch.where(self.signs > 0, math.log(column["e"]), math.log(column["i"]))
+                self.log_W.data += torch.where(
+                    self.signs > 0, math.log(column["e"]), math.log(column["i"])
+                )
         else:
             self.log_C = logarithm(H, H, mean=1 / H)
             second_moment = 2 * (math.exp(SPREAD**2) + 1) / H**2  # of K + C
@@ -531,9 +636,13 @@ class ConductanceCell(Cell):
         if balanced:
             longest = max(self.sequence_length, 4 / self.dt)
             groups = (self.excitatory, H - self.excitatory) if self.dale else (H,)
-            tau = torch.cat([torch.logspace(math.log10(2 / self.dt), math.log10(longest), n) for n in groups])
+            tau = torch.cat(
+                [torch.logspace(math.log10(2 / self.dt), math.log10(longest), n) for n in groups]
+            )
             with torch.no_grad():
-                self.b_z.copy_(-torch.log(self.dt * tau - 1) - self.constrained()["K"].sum(1).mean() / 2)
+                self.b_z.copy_(
+                    -torch.log(self.dt * tau - 1) - self.constrained()["K"].sum(1).mean() / 2
+                )
 
     @torch.no_grad()
     def _efficacy(self):
@@ -553,7 +662,9 @@ class ConductanceCell(Cell):
             return torch.cat((W[:, : self.excitatory], -W[:, self.excitatory :]), 1)
         E = self.excitatory
         conductance = K + self.log_C.exp()
-        return torch.cat((self.log_v_e.exp() * conductance[:, :E], -self.log_v_i.exp() * conductance[:, E:]), 1)
+        return torch.cat(
+            (self.log_v_e.exp() * conductance[:, :E], -self.log_v_i.exp() * conductance[:, E:]), 1
+        )
 
     def input_weights(self):
         P_z = self.log_P_z.exp() if self.positive_P_z else self.P_z
@@ -615,22 +726,41 @@ class ConductanceCell(Cell):
         d, z_x, z_u, U_cap = self.stp_dt, theta["z_x"], theta["z_u"], theta["U_cap"]
         X, U = previous.X, previous.U
         grad_X, grad_U = adjoint.X + grad_q * state.U * r, adjoint.U + grad_q * state.X * r
-        grad_r = grad_r + grad_q * state.U * state.X + d * (U_cap * (1 - U) * grad_U - U * X * grad_X)
-        grad_previous = PlasticState(
-            direct + r * (1 - r) * grad_r, (1 - z_x - d * U * r) * grad_X, (1 - z_u - d * U_cap * r) * grad_U - d * X * r * grad_X
+        grad_r = (
+            grad_r + grad_q * state.U * state.X + d * (U_cap * (1 - U) * grad_U - U * X * grad_X)
         )
-        grad_theta = {"z_x": (1 - X) * grad_X, "z_u": (U_cap - U) * grad_U, "U_cap": (z_u + d * (1 - U) * r) * grad_U}
+        grad_previous = PlasticState(
+            direct + r * (1 - r) * grad_r,
+            (1 - z_x - d * U * r) * grad_X,
+            (1 - z_u - d * U_cap * r) * grad_U - d * X * r * grad_X,
+        )
+        grad_theta = {
+            "z_x": (1 - X) * grad_X,
+            "z_u": (U_cap - U) * grad_U,
+            "U_cap": (z_u + d * (1 - U) * r) * grad_U,
+        }
         return grad_previous, None, grad_g, grad_theta
 
     def observe(self, previous, state, a, g, theta):
-        return {"r": torch.sigmoid(state.v), "z": self.dt * torch.sigmoid(self._products(a, g)[0]), **state._asdict()}
+        return {
+            "r": torch.sigmoid(state.v),
+            "z": self.dt * torch.sigmoid(self._products(a, g)[0]),
+            **state._asdict(),
+        }
 
     def output(self, state):
         return state.v[..., : self.readout_size]
 
     def constrained(self):
         K = self._K()
-        values = {"K": K, "W": self._W(K), "P": self.P, "P_z": self.input_weights()[0][: self.hidden_size], "b": self.b, "b_z": self.b_z}
+        values = {
+            "K": K,
+            "W": self._W(K),
+            "P": self.P,
+            "P_z": self.input_weights()[0][: self.hidden_size],
+            "b": self.b,
+            "b_z": self.b_z,
+        }
         if self.weights == "reversal":
             values |= {"C": self.log_C.exp(), "v_e": self.log_v_e.exp(), "v_i": -self.log_v_i.exp()}
         return values | self.pointwise()
@@ -663,7 +793,9 @@ class Dale(ConductanceCell):
 
 @register
 class DaleCB(ConductanceCell):
-    """W from reversal potentials: W[:, :H_E] = v_e (K + C)[:, :H_E], W[:, H_E:] = v_i (K + C)[:, H_E:], v_e > 0 > v_i."""
+    """W from reversal potentials: W[:, :H_E] = v_e (K + C)[:, :H_E], W[:, H_E:] = v_i (K + C)[:,
+    H_E:], v_e > 0 > v_i.
+    """
 
     name, label, weights = "dale_cb", "DaleCB", "reversal"
 
@@ -700,13 +832,16 @@ def parameter_count(model):
     Returns
     -------
     dict
-        ``gate``, ``drive``, ``input``, ``plasticity``, ``readout`` and ``total``. K counts as gate also where the drive shares it.
+        ``gate``, ``drive``, ``input``, ``plasticity``, ``readout`` and ``total``. K counts as gate
+        also where the drive shares it.
     """
     return _count(model.cell, model.readout.out_features)
 
 
 def matching_hidden_size(name, target, input_size, classes, **options):
-    """Hidden size at which cell ``name`` with its read-out comes closest to ``target`` trainable parameters; the smaller of two equals."""
+    """Hidden size at which cell ``name`` with its read-out comes closest to ``target`` trainable
+    parameters; the smaller of two equals.
+    """
 
     def total(hidden_size):
         return _count(get(name)(input_size, hidden_size, **options), classes)["total"]
@@ -723,7 +858,9 @@ def matching_hidden_size(name, target, input_size, classes, **options):
 def _count(cell, classes):
     count = dict.fromkeys(("gate", "drive", "input", "plasticity", "readout"), 0)
     for name, parameter in cell.named_parameters():
-        if isinstance(cell, GRU) and name.endswith("_hh"):  # reset and update rows are gate, candidate rows drive
+        if isinstance(cell, GRU) and name.endswith(
+            "_hh"
+        ):  # reset and update rows are gate, candidate rows drive
             count["gate"] += parameter.numel() * 2 // 3
             count["drive"] += parameter.numel() // 3
         elif isinstance(cell, GRU):

@@ -4,7 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 
-SCHEMA = 1  # raise it when the meaning of a field changes, so that old results are never taken for new ones
+# raise it when the meaning of a field changes, so that old results are never taken for new ones
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,9 @@ class Task:
 
     dataset: str = "digits"
     permuted: bool = False  # one fixed permutation of the pixels, drawn from data_seed
-    last_rows: int | None = None  # keep only the last rows of every image (control for short memory)
+    last_rows: int | None = (
+        None  # keep only the last rows of every image (control for short memory)
+    )
     data_seed: int = 0  # fixes split and permutation; not the seed of the run, so that runs pair
     source: str | None = None  # text that registers a user's own data set; part of the key
 
@@ -38,7 +41,9 @@ class CellSpec:
     name: str = "cb"
     hidden_size: int = 48
     initialisation: str = "balanced"
-    options: dict = field(default_factory=dict)  # only what differs from the cell's defaults, e.g. {"dt": 0.3}
+    options: dict = field(
+        default_factory=dict
+    )  # only what differs from the cell's defaults, e.g. {"dt": 0.3}
     source: str | None = None  # text that registers a user's own cell; part of the key
 
 
@@ -55,7 +60,9 @@ class Training:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: a task, a window, a cell, a training, and ONE seed (initialisation and batch order)."""
+    """One run: a task, a window, a cell, a training, and ONE seed (initialisation and batch
+    order).
+    """
 
     task: Task = Task()
     window: Window = Window()
@@ -83,7 +90,9 @@ class RunConfig:
     def key(self) -> str:
         """16 hexadecimal digits that identify the result: no paths, no machine."""
         values = self.to_dict()
-        if values["task"]["source"] is None:  # the field came after the first results, whose keys stay
+        if (
+            values["task"]["source"] is None
+        ):  # the field came after the first results, whose keys stay
             del values["task"]["source"]
         text = json.dumps({"schema": SCHEMA, **values}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -95,7 +104,9 @@ def _build(cls, values, where):
         raise ValueError(f"{where} is {values!r}, but must be a mapping of {', '.join(known)}.")
     for name in values:
         if name not in known:
-            raise ValueError(f"Unknown field {name!r} in {where}; known fields are {', '.join(known)}.")
+            raise ValueError(
+                f"Unknown field {name!r} in {where}; known fields are {', '.join(known)}."
+            )
     built = {}
     for name, value in values.items():
         default = known[name].default

@@ -1,4 +1,5 @@
-"""What is followed over training beside accuracy: distributions of the parameters and of the dynamic variables.
+"""What is followed over training beside accuracy: distributions of the parameters and of the
+dynamic variables.
 
 Rows are dicts of variable, statistic, value.
 """
@@ -10,7 +11,8 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def parameter_rows(cell, constrained):
-    """Quantiles of the constrained parameters, spectral radius and E/I ratio of W, violations of Dale's signs.
+    """Quantiles of the constrained parameters, spectral radius and E/I ratio of W, violations of
+    Dale's signs.
 
     Parameters
     ----------
@@ -21,15 +23,17 @@ def parameter_rows(cell, constrained):
     Yields
     ------
     dict
-        variable, statistic, value. The E/I ratio is the sum of the excitatory over that of the inhibitory weights. Time constants
-        ``tau_x``, ``tau_u`` are -1 / ln(1 - z), in steps.
+        variable, statistic, value. The E/I ratio is the sum of the excitatory over that of the
+        inhibitory weights. Time constants ``tau_x``, ``tau_u`` are -1 / ln(1 - z), in steps.
     """
     for name in ("K", "C", "b_z", "v_e", "v_i", "U_cap"):
         if name in constrained:
             yield from _quantiles(name, constrained[name])
     for name in ("x", "u"):
         if f"z_{name}" in constrained:
-            yield from _quantiles(f"tau_{name}", -1 / np.log1p(-constrained[f"z_{name}"].astype(np.float64)))
+            yield from _quantiles(
+                f"tau_{name}", -1 / np.log1p(-constrained[f"z_{name}"].astype(np.float64))
+            )
     W = constrained.get("W")
     if W is None:
         return
@@ -43,11 +47,14 @@ def parameter_rows(cell, constrained):
     if (W < 0).any():
         yield _row("W", "ei_ratio", W.clip(min=0).sum() / -W.clip(max=0).sum())
     if np.isfinite(W).all():
-        yield _row("W", "spectral_radius", torch.linalg.eigvals(torch.tensor(W)).abs().max())  # torch: its thread count is set
+        yield _row(
+            "W", "spectral_radius", torch.linalg.eigvals(torch.tensor(W)).abs().max()
+        )  # torch: its thread count is set
 
 
 def dynamic_rows(cell, constrained, trace):
-    """Quantiles of the recorded variables, saturation of the gate, voltages outside the reversal potentials.
+    """Quantiles of the recorded variables, saturation of the gate, voltages outside the reversal
+    potentials.
 
     Parameters
     ----------
@@ -67,11 +74,17 @@ def dynamic_rows(cell, constrained, trace):
     if "z" in trace and cell.z_max is not None:
         yield _row("z", "saturated", (trace["z"] > 0.95 * cell.z_max).mean())
     if "v_e" in constrained and "v" in trace:
-        yield _row("v", "outside", ((trace["v"] < constrained["v_i"]) | (trace["v"] > constrained["v_e"])).mean())
+        yield _row(
+            "v",
+            "outside",
+            ((trace["v"] < constrained["v_i"]) | (trace["v"] > constrained["v_e"])).mean(),
+        )
 
 
 def _quantiles(variable, values):
-    for statistic, value in zip(QUANTILES, np.quantile(values, list(QUANTILES.values())), strict=True):
+    for statistic, value in zip(
+        QUANTILES, np.quantile(values, list(QUANTILES.values())), strict=True
+    ):
         yield _row(variable, statistic, value)
 
 

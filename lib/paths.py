@@ -10,10 +10,14 @@ def project_root() -> Path:
 
 
 def data_dir() -> Path:
-    """Folder of the downloaded image data sets; the environment variable ``WORKBOOK_DATA`` overrides it."""
+    """Folder of the downloaded image data sets; the environment variable ``WORKBOOK_DATA``
+    overrides it.
+    """
     return Path(os.environ.get("WORKBOOK_DATA", project_root() / "data"))
 
 
 def results_dir() -> Path:
-    """Folder of runs, bundles and figures; the environment variable ``WORKBOOK_RESULTS`` overrides it."""
+    """Folder of runs, bundles and figures; the environment variable ``WORKBOOK_RESULTS`` overrides
+    it.
+    """
     return Path(os.environ.get("WORKBOOK_RESULTS", project_root() / "results"))

@@ -1,6 +1,7 @@
 """Training: knows no cell, no notebook, no file. Progress, checkpoints and storage are callbacks.
 
-Every per-seed quantity has a leading seed axis of length S, also for one seed, so that there is one code path.
+Every per-seed quantity has a leading seed axis of length S, also for one seed, so that there is one
+code path.
 """
 
 import functools
@@ -19,7 +20,11 @@ from lib import cells, datasets, measures, windows
 from lib.config import RunConfig
 from lib.recurrence import SequenceClassifier, resolve_backend
 
-PROBE_IMAGES = PROBE_STEPS = 64  # fixed validation images, and evenly spaced time steps, on which the dynamic variables are followed
+PROBE_IMAGES = PROBE_STEPS = (
+    # fixed validation images, and evenly spaced time steps, on which the dynamic variables are
+    # followed
+    64
+)
 
 
 class Callback:
@@ -32,7 +37,9 @@ class Callback:
         """After every training step, and after the validation that it made due."""
 
     def on_validation(self, state, record):
-        """After a validation, once for each seed that has not diverged; `record` is that seed's newest row of the curves, with its seed."""
+        """After a validation, once for each seed that has not diverged; `record` is that seed's
+        newest row of the curves, with its seed.
+        """
 
     def on_end(self, state):
         """After the last step, before the test set is read."""
@@ -44,11 +51,15 @@ class Outcome:
 
     config: RunConfig
     state: str  # "DONE" or "DIVERGED"
-    summary: dict  # best_epoch, validation_accuracy, test_accuracy, test_loss, parameters, seconds, ms_per_step, backend, message
+    # best_epoch, validation_accuracy, test_accuracy, test_loss, parameters, seconds, ms_per_step,
+    # backend, message
+    summary: dict
     curves: list  # one dict for each validation
     history: list  # long rows: step, epoch, variable, statistic, value
     weights: dict  # "initial", "best" and, unless diverged, "final": name -> tensor
-    predictions: dict | None  # image, label, prediction, probability of the test set with the best state; None if diverged
+    predictions: (
+        dict | None
+    )  # image, label, prediction, probability of the test set with the best state; None if diverged
 
 
 def check(config):
@@ -63,7 +74,9 @@ def check(config):
     if task.source is not None and datasets.TEXTS.get(task.dataset) != task.source:
         cells.register_source(task.source)
     datasets.check_task(task)
-    windows.check_window(window.input_length, window.stride, datasets.image_shape(task)[2], window.scan)
+    windows.check_window(
+        window.input_length, window.stride, datasets.image_shape(task)[2], window.scan
+    )
     if config.cell.source is not None and cells.SOURCES.get(config.cell.name) != config.cell.source:
         cells.register_source(config.cell.source)
     cells.check_cell(config.cell)
@@ -71,7 +84,11 @@ def check(config):
         _check_whole(name, getattr(training, name), lowest)
     for name in ("learning_rate", "clip_norm"):
         value = getattr(training, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise ValueError(f"{name} is {value!r}, but must be a number above 0.")
     _check_whole("seed", config.seed, 0)
     if config.seed >= 2**63:
@@ -84,7 +101,9 @@ def _check_whole(name, value, lowest):
 
 
 def build(config, *, backend="reference", seeds=None, device="cpu"):
-    """The `SequenceClassifier` of a configuration, at its initialisation; with `seeds` all of them side by side."""
+    """The `SequenceClassifier` of a configuration, at its initialisation; with `seeds` all of them
+    side by side.
+    """
     channels, rows, columns = datasets.image_shape(config.task)
     window, cell = config.window, config.cell
     return SequenceClassifier(
@@ -104,9 +123,10 @@ def build(config, *, backend="reference", seeds=None, device="cpu"):
 def fit(configs, data=None, *, device="cpu", backend="auto", callbacks=(), resume=None):
     """Train one configuration, or several equal but for the seed side by side.
 
-    Adam with the gradient norm of each seed clipped and a cosine schedule over all steps; validation at step 0 and
-    `validations_per_epoch` times an epoch; the best validation state is kept and meets the test set once. A seed whose loss or
-    gradient is no longer finite ends as DIVERGED; the others go on.
+    Adam with the gradient norm of each seed clipped and a cosine schedule over all steps;
+    validation at step 0 and `validations_per_epoch` times an epoch; the best validation state is
+    kept and meets the test set once. A seed whose loss or gradient is no longer finite ends as
+    DIVERGED; the others go on.
 
     Parameters
     ----------
@@ -118,7 +138,8 @@ def fit(configs, data=None, *, device="cpu", backend="auto", callbacks=(), resum
         "auto" is resolved once, from all time steps of the run.
     callbacks : sequence of Callback
     resume : sequence of dict, optional
-        `Trainer.snapshot` of each configuration, all of the same step; continues with the bits of a run that never stopped.
+        `Trainer.snapshot` of each configuration, all of the same step; continues with the bits of a
+        run that never stopped.
 
     Returns
     -------
@@ -128,19 +149,23 @@ def fit(configs, data=None, *, device="cpu", backend="auto", callbacks=(), resum
     Raises
     ------
     ValueError
-        As `check`; configurations differ in more than the seed; a seed stands twice; a batch exceeds the training set.
+        As `check`; configurations differ in more than the seed; a seed stands twice; a batch
+        exceeds the training set.
     """
     configs = [configs] if isinstance(configs, RunConfig) else list(configs)
     for config in configs:
         check(config)
         if config.with_seed(configs[0].seed) != configs[0]:
-            raise ValueError(f"Runs {configs[0].key()} and {config.key()} differ in more than the seed; train them one after the other.")
+            raise ValueError(
+                f"Runs {configs[0].key()} and {config.key()} differ in more than the seed; train them one after the other."
+            )
     seeds = [config.seed for config in configs]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {seeds}, but each may stand only once.")
     if not isinstance(data, datasets.Dataset):
         data = datasets.load(configs[0].task, data=data, device=device)
-    # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they were.
+    # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they
+    # were.
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(_mix(configs[0].seed, -1))
         return Trainer(configs, data, device, backend, callbacks, resume).run()
@@ -178,21 +203,46 @@ class Trainer:
         examples, batch = len(data.labels["train"]), self.training.batch_size
         self.steps_per_epoch = examples // batch
         if not self.steps_per_epoch:
-            raise ValueError(f"batch_size is {batch}, but the training set has {examples} images; choose a smaller batch.")
+            raise ValueError(
+                f"batch_size is {batch}, but the training set has {examples} images; choose a smaller batch."
+            )
         self.steps = self.training.epochs * self.steps_per_epoch
         parts = self.training.validations_per_epoch
-        self.validation_steps = {round(k * self.steps_per_epoch / parts) for k in range(1, self.training.epochs * parts + 1)}
+        self.validation_steps = {
+            round(k * self.steps_per_epoch / parts)
+            for k in range(1, self.training.epochs * parts + 1)
+        }
         one = len(configs) == 1
         rows, columns = data.shape[1:]
-        length = windows.sequence_length(rows, columns, self.window.input_length, self.window.stride)
+        length = windows.sequence_length(
+            rows, columns, self.window.input_length, self.window.stride
+        )
         self.backend = resolve_backend(backend, self.steps * length, device)
-        self.model = build(configs[0], backend=self.backend, seeds=None if one else tuple(c.seed for c in configs), device=device)
-        self.probe = self.model if one else build(configs[0], device=device)  # one seed at a time, to read constrained parameters
+        self.model = build(
+            configs[0],
+            backend=self.backend,
+            seeds=None if one else tuple(c.seed for c in configs),
+            device=device,
+        )
+        self.probe = (
+            self.model if one else build(configs[0], device=device)
+        )  # one seed at a time, to read constrained parameters
         # Views with a leading seed axis: writing to them writes to the model.
-        self.parameters = {name: p.data.unsqueeze(0) if one else p.data for name, p in self.model.named_parameters()}
+        self.parameters = {
+            name: p.data.unsqueeze(0) if one else p.data
+            for name, p in self.model.named_parameters()
+        }
         fused = torch.device(device).type in ("cpu", "cuda")
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=self.training.learning_rate, fused=fused)
-        self.step, self.order, self.validated, self._seconds, self._segments = 0, None, False, 0.0, []
+        self.optimiser = torch.optim.Adam(
+            self.model.parameters(), lr=self.training.learning_rate, fused=fused
+        )
+        self.step, self.order, self.validated, self._seconds, self._segments = (
+            0,
+            None,
+            False,
+            0.0,
+            [],
+        )
         self.curves, self.history = [[] for _ in configs], [[] for _ in configs]
         self.diverged_step, self._best_step = [None] * len(configs), [0] * len(configs)
         self._initial, self._best = self._copy(), self._copy()
@@ -208,7 +258,9 @@ class Trainer:
 
     @property
     def ms_per_step(self):
-        """Milliseconds one seed's batch takes in training: median over the stretches between validations."""
+        """Milliseconds one seed's batch takes in training: median over the stretches between
+        validations.
+        """
         return 1e3 * median(self._segments) / len(self.configs) if self._segments else math.nan
 
     def run(self):
@@ -218,7 +270,9 @@ class Trainer:
             self.validate()
         while self.step < self.steps and None in self.diverged_step:
             self.train_step()
-            if self._segment_start is None:  # the first step of a process may compile, which is not what a step takes
+            if (
+                self._segment_start is None
+            ):  # the first step of a process may compile, which is not what a step takes
                 self._segment_start, self._segment_step = time.perf_counter(), self.step
             self.validated = self.step in self.validation_steps
             if self.validated:
@@ -232,9 +286,13 @@ class Trainer:
         return self.training.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def sequence(self, split, index):
-        """Sequences (..., time, features) and labels (...) of the images at `index` (...) of a split."""
+        """Sequences (..., time, features) and labels (...) of the images at `index` (...) of a
+        split.
+        """
         images, labels = self.data.batch(split, index)
-        return windows.to_sequence(images, self.window.input_length, self.window.stride, self.window.scan), labels
+        return windows.to_sequence(
+            images, self.window.input_length, self.window.stride, self.window.scan
+        ), labels
 
     def train_step(self):
         """One batch of every seed. Nothing here waits for the device."""
@@ -245,7 +303,11 @@ class Trainer:
         index = self.order[:, position * batch : (position + 1) * batch]
         x, labels = self.sequence("train", index if len(self.configs) > 1 else index[0])
         logits = self.model(x).flatten(0, -2)
-        loss = F.cross_entropy(logits, labels.flatten(), reduction="none").view(len(self.configs), -1).mean(1)
+        loss = (
+            F.cross_entropy(logits, labels.flatten(), reduction="none")
+            .view(len(self.configs), -1)
+            .mean(1)
+        )
         self.optimiser.zero_grad(set_to_none=True)
         loss.sum().backward()
         norm = self._clip()
@@ -255,26 +317,46 @@ class Trainer:
         loss = loss.detach()
         finite = torch.isfinite(loss + norm)
         self._diverged = torch.where(finite | (self._diverged >= 0), self._diverged, self.step)
-        correct = (logits.detach().argmax(1) == labels.flatten()).view(len(self.configs), -1).float().mean(1)
+        correct = (
+            (logits.detach().argmax(1) == labels.flatten())
+            .view(len(self.configs), -1)
+            .float()
+            .mean(1)
+        )
         self._sums += torch.stack((loss, correct, norm))
         self._count += 1
 
     def _clip(self):
         """Scale the gradient of each seed to at most `clip_norm`; return the norms before, (S,)."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.cat([g.reshape(len(self.configs), -1) for g in gradients], 1), dim=1)
+        norm = torch.linalg.vector_norm(
+            torch.cat([g.reshape(len(self.configs), -1) for g in gradients], 1), dim=1
+        )
         scale = (self.training.clip_norm / (norm + 1e-6)).clamp_(max=1)
-        torch._foreach_mul_(gradients, [scale.view(-1, *[1] * (g.dim() - 1)) if len(scale) > 1 else scale[0] for g in gradients])
+        torch._foreach_mul_(
+            gradients,
+            [
+                scale.view(-1, *[1] * (g.dim() - 1)) if len(scale) > 1 else scale[0]
+                for g in gradients
+            ],
+        )
         return norm
 
     def _permutations(self, epoch):
-        """Order of the training images in this epoch for each seed, (S, images); drawn on the CPU, so that devices agree."""
+        """Order of the training images in this epoch for each seed, (S, images); drawn on the CPU,
+        so that devices agree.
+        """
         examples = len(self.data.labels["train"])
-        orders = [torch.randperm(examples, generator=torch.Generator().manual_seed(_mix(c.seed, epoch))) for c in self.configs]
+        orders = [
+            torch.randperm(examples, generator=torch.Generator().manual_seed(_mix(c.seed, epoch)))
+            for c in self.configs
+        ]
         return torch.stack(orders).to(self.device)
 
     def _reset_sums(self):
-        self._sums = torch.zeros(3, len(self.configs), dtype=torch.float64, device=self.device)  # loss, accuracy, gradient norm
+        self._sums = torch.zeros(
+            3, len(self.configs), dtype=torch.float64, device=self.device
+        )  # loss, accuracy, gradient norm
         self._count = 0
 
     # Validation and what is recorded with it
@@ -287,7 +369,9 @@ class Trainer:
         return logits.view(len(self.configs), -1, logits.shape[-1])[:, : len(index)]
 
     def _batches(self, split, index):
-        """Sequences of the images at `index`, in batches of the training size (the last one padded), so that compiled graphs are shared."""
+        """Sequences of the images at `index`, in batches of the training size (the last one
+        padded), so that compiled graphs are shared.
+        """
         batch = self.training.batch_size
         padded = index[torch.arange(-(-len(index) // batch) * batch) % len(index)].to(self.device)
         return (self.sequence(split, part)[0] for part in padded.split(batch))
@@ -295,27 +379,52 @@ class Trainer:
     def _loss_and_accuracy(self, logits, split):
         """Mean loss and accuracy (S,) of logits (S, images, classes)."""
         labels = self.data.labels[split].expand(len(logits), -1)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(len(logits), -1).mean(1)
+        loss = (
+            F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            .view(len(logits), -1)
+            .mean(1)
+        )
         return loss, (logits.argmax(-1) == labels).float().mean(1)
 
     @torch.no_grad()
     def validate(self):
         """Record curves and history, keep the best state of each seed, notice divergence."""
         sums = (self._sums / self._count if self._count else self._sums * math.nan).tolist()
-        if self._segment_start is not None and self.step > self._segment_step:  # the line above waited for the device
-            self._segments.append((time.perf_counter() - self._segment_start) / (self.step - self._segment_step))
-        loss, accuracy = (values.tolist() for values in self._loss_and_accuracy(self.predict("validation"), "validation"))
+        if (
+            self._segment_start is not None and self.step > self._segment_step
+        ):  # the line above waited for the device
+            self._segments.append(
+                (time.perf_counter() - self._segment_start) / (self.step - self._segment_step)
+            )
+        loss, accuracy = (
+            values.tolist()
+            for values in self._loss_and_accuracy(self.predict("validation"), "validation")
+        )
         diverged = self._diverged.tolist()
         for s in range(len(self.configs)):
             if self.diverged_step[s] is None and (diverged[s] >= 0 or not math.isfinite(loss[s])):
                 self.diverged_step[s] = diverged[s] if diverged[s] >= 0 else self.step
         alive = [s for s in range(len(self.configs)) if self.diverged_step[s] is None]
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
-        rate = self.learning_rate(max(self.step - 1, 0))  # of the newest step; the curves also carry the configured learning_rate
+        rate = self.learning_rate(
+            max(self.step - 1, 0)
+        )  # of the newest step; the curves also carry the configured learning_rate
         for s in alive:
-            record = dict(zip(("train_loss", "train_accuracy", "gradient_norm"), (row[s] for row in sums), strict=True))
-            record |= position | {"validation_loss": loss[s], "validation_accuracy": accuracy[s], "rate": rate}
-            if not self.curves[s] or accuracy[s] > max(row["validation_accuracy"] for row in self.curves[s]):
+            record = dict(
+                zip(
+                    ("train_loss", "train_accuracy", "gradient_norm"),
+                    (row[s] for row in sums),
+                    strict=True,
+                )
+            )
+            record |= position | {
+                "validation_loss": loss[s],
+                "validation_accuracy": accuracy[s],
+                "rate": rate,
+            }
+            if not self.curves[s] or accuracy[s] > max(
+                row["validation_accuracy"] for row in self.curves[s]
+            ):
                 self._best_step[s] = self.step
                 for name, value in self.parameters.items():
                     self._best[name][s] = value[s]
@@ -329,28 +438,48 @@ class Trainer:
             self._segment_start, self._segment_step = time.perf_counter(), self.step
 
     def _measure(self, seeds):
-        """Yield (s, rows of variable, statistic, value): parameters, and dynamics on fixed validation images and steps."""
+        """Yield (s, rows of variable, statistic, value): parameters, and dynamics on fixed
+        validation images and steps.
+        """
         available = len(self.data.labels["validation"])
         images = torch.linspace(0, available - 1, min(PROBE_IMAGES, available)).long()
         traces = []
         for x in self._batches("validation", images):
-            steps = torch.linspace(0, x.shape[-2] - 1, min(PROBE_STEPS, x.shape[-2])).long().to(self.device)
-            traces.append({name: value.index_select(-2, steps).cpu() for name, value in self.model(x, record=True)[1].items()})
+            steps = (
+                torch.linspace(0, x.shape[-2] - 1, min(PROBE_STEPS, x.shape[-2]))
+                .long()
+                .to(self.device)
+            )
+            traces.append(
+                {
+                    name: value.index_select(-2, steps).cpu()
+                    for name, value in self.model(x, record=True)[1].items()
+                }
+            )
         trace = {name: torch.cat([part[name] for part in traces], -3) for name in traces[0]}
-        trace = {name: value.view(len(self.configs), -1, *value.shape[-2:])[:, : len(images)].numpy() for name, value in trace.items()}
+        trace = {
+            name: value.view(len(self.configs), -1, *value.shape[-2:])[:, : len(images)].numpy()
+            for name, value in trace.items()
+        }
         for s in seeds:
             if self.probe is not self.model:
                 for name, parameter in self.probe.named_parameters():
                     parameter.copy_(self.parameters[name][s])
             cell = self.probe.cell
-            constrained = {name: value.detach().cpu().numpy() for name, value in cell.constrained().items()}
-            dynamics = measures.dynamic_rows(cell, constrained, {name: value[s] for name, value in trace.items()})
+            constrained = {
+                name: value.detach().cpu().numpy() for name, value in cell.constrained().items()
+            }
+            dynamics = measures.dynamic_rows(
+                cell, constrained, {name: value[s] for name, value in trace.items()}
+            )
             yield s, [*measures.parameter_rows(cell, constrained), *dynamics]
 
     # Resuming: a snapshot is of one seed, whatever the arrangement
 
     def snapshot(self, s):
-        """All that the seed at position `s` needs to go on: plain values and tensors only, on the CPU."""
+        """All that the seed at position `s` needs to go on: plain values and tensors only, on the
+        CPU.
+        """
         one = len(self.configs) == 1
 
         def part(value):
@@ -361,7 +490,10 @@ class Trainer:
             "order": self.order[s].int(),
             "random": torch.get_rng_state(),
             "model": {name: value[s] for name, value in self.parameters.items()},
-            "optimiser": {name: {k: part(v) for k, v in self.optimiser.state[p].items()} for name, p in self.model.named_parameters()},
+            "optimiser": {
+                name: {k: part(v) for k, v in self.optimiser.state[p].items()}
+                for name, p in self.model.named_parameters()
+            },
             "initial": {name: value[s] for name, value in self._initial.items()},
             "best": {name: value[s] for name, value in self._best.items()},
             "best_step": self._best_step[s],
@@ -382,13 +514,19 @@ class Trainer:
         """Inverse of `snapshot`, for all seeds."""
         first = snapshots[0]
         if len({snapshot["step"] for snapshot in snapshots}) > 1:
-            raise ValueError("The seeds to resume stopped at different steps; resume them from a step they share, or one by one.")
+            raise ValueError(
+                "The seeds to resume stopped at different steps; resume them from a step they share, or one by one."
+            )
 
         def joined(*names):
             values = [functools.reduce(operator.getitem, names, snapshot) for snapshot in snapshots]
             return torch.stack(values).to(self.device)
 
-        self.step, self._count, self._segments = first["step"], first["count"], list(first["segments"])
+        self.step, self._count, self._segments = (
+            first["step"],
+            first["count"],
+            list(first["segments"]),
+        )
         self._seconds = first["seconds"]
         self.order = joined("order").long()
         for name, p in self.model.named_parameters():
@@ -397,11 +535,15 @@ class Trainer:
             self._best[name].copy_(joined("best", name))
             state = first["optimiser"][name]
             # The count of steps is shared, everything else has the parameter's shape.
-            self.optimiser.state[p] = {k: joined("optimiser", name, k).view_as(p) for k in state if k != "step"}
+            self.optimiser.state[p] = {
+                k: joined("optimiser", name, k).view_as(p) for k in state if k != "step"
+            }
             if state:
                 self.optimiser.state[p]["step"] = state["step"].to(self.device, copy=True)
         self._best_step = [snapshot["best_step"] for snapshot in snapshots]
-        self._diverged = torch.tensor([snapshot["diverged"] for snapshot in snapshots], device=self.device)
+        self._diverged = torch.tensor(
+            [snapshot["diverged"] for snapshot in snapshots], device=self.device
+        )
         self.diverged_step = [snapshot["diverged_step"] for snapshot in snapshots]
         self._sums = joined("sums").T.clone()
         self.curves = [list(snapshot["curves"]) for snapshot in snapshots]
@@ -434,7 +576,11 @@ class Trainer:
         outcomes = []
         for s, config in enumerate(self.configs):
             failed = self.diverged_step[s] is not None
-            best = next(row for row in self.curves[s] if row["step"] == self._best_step[s]) if self.curves[s] else {}
+            best = (
+                next(row for row in self.curves[s] if row["step"] == self._best_step[s])
+                if self.curves[s]
+                else {}
+            )
             summary = {
                 "best_epoch": best.get("epoch", math.nan),
                 "validation_accuracy": best.get("validation_accuracy", math.nan),
@@ -446,17 +592,38 @@ class Trainer:
                 "backend": self.backend,
                 "message": self._divergence(s) if failed else "",
             }
-            kept = {which: {n: v[s].cpu().clone() for n, v in w.items()} for which, w in weights.items()}
+            kept = {
+                which: {n: v[s].cpu().clone() for n, v in w.items()} for which, w in weights.items()
+            }
             if failed:
                 del kept["final"]  # not finite
-            predictions = {"image": np.arange(len(labels)), "label": labels, "prediction": prediction[s], "probability": probability[s]}
+            predictions = {
+                "image": np.arange(len(labels)),
+                "label": labels,
+                "prediction": prediction[s],
+                "probability": probability[s],
+            }
             state = "DIVERGED" if failed else "DONE"
-            outcomes.append(Outcome(config, state, summary, self.curves[s], self.history[s], kept, None if failed else predictions))
+            outcomes.append(
+                Outcome(
+                    config,
+                    state,
+                    summary,
+                    self.curves[s],
+                    self.history[s],
+                    kept,
+                    None if failed else predictions,
+                )
+            )
         return outcomes
 
     def _divergence(self, s):
         last = self.curves[s][-1] if self.curves[s] else None
-        good = f"; at step {last['step']} the validation accuracy was {last['validation_accuracy']:.1%}" if last else ""
+        good = (
+            f"; at step {last['step']} the validation accuracy was {last['validation_accuracy']:.1%}"
+            if last
+            else ""
+        )
         return f"Loss or gradient was no longer finite at step {self.diverged_step[s]}{good}."
 
 

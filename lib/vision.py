@@ -1,4 +1,6 @@
-"""A guard around the import of torchvision, which a CPU build of torch beside torchvision's CUDA wheel breaks."""
+"""A guard around the import of torchvision, which a CPU build of torch beside torchvision's CUDA
+wheel breaks.
+"""
 
 import importlib
 import sys
@@ -10,8 +12,9 @@ import torch
 def torchvision_datasets():
     """Import ``torchvision.datasets``, repairing the import only where it is broken.
 
-    torchvision's CUDA wheel cannot load its library beside a CPU build of torch; its import then fails with
-    ``operator torchvision::nms does not exist``, although data sets need no operator. Where torchvision loads natively nothing is defined.
+    torchvision's CUDA wheel cannot load its library beside a CPU build of torch; its import then
+    fails with ``operator torchvision::nms does not exist``, although data sets need no operator.
+    Where torchvision loads natively nothing is defined.
 
     Returns
     -------
@@ -28,7 +31,8 @@ def torchvision_datasets():
     except RuntimeError as error:
         if "operator torchvision::" not in str(error) or "does not exist" not in str(error):
             raise
-    # The failed import leaves submodules that belong to a package which no longer exists; start again without them.
+    # The failed import leaves submodules that belong to a package which no longer exists; start
+    # again without them.
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
     _missing_schemas()

@@ -12,7 +12,8 @@ SCANS = ("raster", "snake")
 def resolve_stride(stride, input_length: int) -> int:
     """Stride in pixels of a number or of a named convention.
 
-    ``fixed`` is always 4 pixels, ``half`` is half the input length. Whether the stride suits the image is for `check_window` to say.
+    ``fixed`` is always 4 pixels, ``half`` is half the input length. Whether the stride suits the
+    image is for `check_window` to say.
 
     Raises
     ------
@@ -24,19 +25,27 @@ def resolve_stride(stride, input_length: int) -> int:
     if stride == "half":
         length = _integer("input_length", input_length)
         if length % 2:
-            raise ValueError(f"stride 'half' of input_length {length} is no whole number of pixels; choose an even input_length.")
+            raise ValueError(
+                f"stride 'half' of input_length {length} is no whole number of pixels; choose an even input_length."
+            )
         return length // 2
     if isinstance(stride, str):
         try:
             return int(stride)
         except ValueError:
-            raise ValueError(f"stride is {stride!r}, but must be a whole number of pixels or one of {', '.join(CONVENTIONS)}.") from None
+            raise ValueError(
+                f"stride is {stride!r}, but must be a whole number of pixels or one of {', '.join(CONVENTIONS)}."
+            ) from None
     return _integer("stride", stride)
 
 
 def conventions(input_length: int, stride: int) -> tuple[str, ...]:
     """Names of the stride conventions that this window satisfies; 8/4 satisfies both."""
-    return tuple(name for name, pixels in zip(CONVENTIONS, (FIXED_STRIDE, input_length / 2), strict=True) if stride == pixels)
+    return tuple(
+        name
+        for name, pixels in zip(CONVENTIONS, (FIXED_STRIDE, input_length / 2), strict=True)
+        if stride == pixels
+    )
 
 
 def is_wide(input_length: int, stride: int) -> bool:
@@ -50,7 +59,8 @@ def check_window(input_length: int, stride: int, columns: int, scan: str = "rast
     Raises
     ------
     ValueError
-        A length is not a whole number, ``input_length`` exceeds half a row, ``stride`` is not in 1..input_length, or ``scan`` is unknown.
+        A length is not a whole number, ``input_length`` exceeds half a row, ``stride`` is not in
+        1..input_length, or ``scan`` is unknown.
     """
     length, step = _integer("input_length", input_length), _integer("stride", stride)
     if not 1 <= length <= columns // 2:
@@ -58,18 +68,24 @@ def check_window(input_length: int, stride: int, columns: int, scan: str = "rast
             f"input_length is {length}, but must be between 1 and half a row of {columns} pixels; choose at most {columns // 2}."
         )
     if not 1 <= step <= length:
-        raise ValueError(f"stride is {step}, but must be between 1 and the input_length, or pixels are skipped; choose at most {length}.")
+        raise ValueError(
+            f"stride is {step}, but must be between 1 and the input_length, or pixels are skipped; choose at most {length}."
+        )
     _check_scan(scan)
 
 
 def sequence_length(rows: int, columns: int, input_length: int, stride: int) -> int:
-    """Number of time steps, T = (pixels - input_length) // stride + 1; pixels after the last whole window are not read."""
+    """Number of time steps, T = (pixels - input_length) // stride + 1; pixels after the last whole
+    window are not read.
+    """
     check_window(input_length, stride, columns)
     return (rows * columns - input_length) // stride + 1
 
 
 def pixel_order(rows: int, columns: int, scan: str = "raster") -> torch.Tensor:
-    """Raster index of the pixels in the order in which they are read, ``(pixels,)``; ``snake`` reverses every second row."""
+    """Raster index of the pixels in the order in which they are read, ``(pixels,)``; ``snake``
+    reverses every second row.
+    """
     _check_scan(scan)
     order = torch.arange(rows * columns).view(rows, columns)
     if scan == "snake":
@@ -77,16 +93,21 @@ def pixel_order(rows: int, columns: int, scan: str = "raster") -> torch.Tensor:
     return order.flatten()
 
 
-def step_pixels(rows: int, columns: int, input_length: int, stride: int, scan: str = "raster") -> torch.Tensor:
+def step_pixels(
+    rows: int, columns: int, input_length: int, stride: int, scan: str = "raster"
+) -> torch.Tensor:
     """Raster index of the pixels that each step reads, ``(time, input_length)``."""
     check_window(input_length, stride, columns, scan)
     return pixel_order(rows, columns, scan).unfold(0, input_length, stride)
 
 
-def to_sequence(images: torch.Tensor, input_length: int, stride: int, scan: str = "raster") -> torch.Tensor:
+def to_sequence(
+    images: torch.Tensor, input_length: int, stride: int, scan: str = "raster"
+) -> torch.Tensor:
     """Slide a window over the pixels of images.
 
-    A strided view on one interleaved copy, without a loop and without repeating the overlaps: do not write into it.
+    A strided view on one interleaved copy, without a loop and without repeating the overlaps: do
+    not write into it.
 
     Parameters
     ----------
@@ -112,7 +133,9 @@ def to_sequence(images: torch.Tensor, input_length: int, stride: int, scan: str 
     pixels = images.flatten(-2)
     if scan != "raster":
         pixels = pixels.index_select(-1, pixel_order(rows, columns, scan).to(images.device))
-    return pixels.transpose(-1, -2).flatten(-2).unfold(-1, channels * input_length, channels * stride)
+    return (
+        pixels.transpose(-1, -2).flatten(-2).unfold(-1, channels * input_length, channels * stride)
+    )
 
 
 def _check_scan(scan):

@@ -1,7 +1,9 @@
-"""Benchmarks: forward and backward pass of every cell against the libraries, the bare products and the notes' style of loop.
+"""Benchmarks: forward and backward pass of every cell against the libraries, the bare products and
+the notes' style of loop.
 
-Everything runs in one process on one thread, interleaved; the table shows medians. ``make bench`` runs it; ``--json FILE`` writes
-the same numbers for machines (README's table is made from results/bench.json); the optional extra ``bench`` adds jax.lax.scan under jit.
+Everything runs in one process on one thread, interleaved; the table shows medians. ``make bench``
+runs it; ``--json FILE`` writes the same numbers for machines (README's table is made from
+results/bench.json); the optional extra ``bench`` adds jax.lax.scan under jit.
 """
 
 import argparse
@@ -13,7 +15,9 @@ import subprocess
 import sys
 import time
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
 
 import torch
 from notes_loop import NotesLoop
@@ -57,7 +61,9 @@ class LastStep(torch.nn.Module):
 
 
 def bare_products(cell, x):
-    """The matrix products of one forward and backward pass, and nothing else. x: (time, batch, features)."""
+    """The matrix products of one forward and backward pass, and nothing else. x: (time, batch,
+    features).
+    """
     with torch.no_grad():
         (P, b), weights, _ = cell()
     steps, batch = x.shape[:2]
@@ -84,7 +90,9 @@ def bare_products(cell, x):
 
 
 def jax_scan(name, cell, x):
-    """CB or full GRU through jax.lax.scan under jit, forward and backward; None without jax or for another cell."""
+    """CB or full GRU through jax.lax.scan under jit, forward and backward; None without jax or for
+    another cell.
+    """
     try:
         import jax
         import jax.numpy as jnp
@@ -94,7 +102,9 @@ def jax_scan(name, cell, x):
         return None
     with torch.no_grad():
         (P, b), (W,), theta = cell()
-    parameters = [jnp.asarray(t.detach().numpy()) for t in (P, b, W, theta.get("bias_hn", torch.zeros(1)))]
+    parameters = [
+        jnp.asarray(t.detach().numpy()) for t in (P, b, W, theta.get("bias_hn", torch.zeros(1)))
+    ]
     inputs = jnp.asarray(x.numpy())
 
     def loss(parameters):
@@ -110,7 +120,9 @@ def jax_scan(name, cell, x):
             return (1 - u) * jnp.tanh(g_n + jax.nn.sigmoid(a_r + g_r) * (a_n + bias)) + u * h, None
 
         g = inputs @ P.T + b
-        return jax.lax.scan({"cb": cb, "gru": gru}[name], jnp.zeros((x.shape[1], cell.hidden_size)), g)[0].sum()
+        return jax.lax.scan(
+            {"cb": cb, "gru": gru}[name], jnp.zeros((x.shape[1], cell.hidden_size)), g
+        )[0].sum()
 
     step = jax.jit(jax.grad(loss))
     jax.block_until_ready(step(parameters))
@@ -121,7 +133,9 @@ def processor():
     """Name of the processor, as far as the system tells."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.split(":")[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -183,20 +197,39 @@ def show(row, header):
     if header:
         print("  ".join(f"{c:>11}" for c in COLUMNS))
     values = [row.get(c, "") for c in COLUMNS]
-    print("  ".join(f"{v:11.2f}" if isinstance(v, float) else f"{v:>11}" for v in values), flush=True)
+    print(
+        "  ".join(f"{v:11.2f}" if isinstance(v, float) else f"{v:>11}" for v in values), flush=True
+    )
 
 
 def cifar_shaped(images=400):
-    """Random images in the shape of CIFAR-10: what is timed does not depend on their content, and nothing need be downloaded."""
+    """Random images in the shape of CIFAR-10: what is timed does not depend on their content, and
+    nothing need be downloaded.
+    """
     generator = torch.Generator().manual_seed(0)
-    pixels = {split: torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator) for split in datasets.SPLITS}
+    pixels = {
+        split: torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        for split in datasets.SPLITS
+    }
     labels = {split: torch.arange(images) % 10 for split in datasets.SPLITS}
-    return datasets.Dataset(Task("cifar10"), pixels, labels, torch.full((3,), 127.5), torch.full((3,), 74.0), tuple("0123456789"))
+    return datasets.Dataset(
+        Task("cifar10"),
+        pixels,
+        labels,
+        torch.full((3,), 127.5),
+        torch.full((3,), 74.0),
+        tuple("0123456789"),
+    )
 
 
 def training_step(repeats, name="stp_dale_cb"):
-    """One whole training step at CIFAR-10's size, 8/4, H = 48: ours, its share inside the model, and the notes' loop."""
-    data, config = cifar_shaped(), RunConfig(Task("cifar10"), Window(8, 4), CellSpec(name), Training(epochs=100))
+    """One whole training step at CIFAR-10's size, 8/4, H = 48: ours, its share inside the model,
+    and the notes' loop.
+    """
+    data, config = (
+        cifar_shaped(),
+        RunConfig(Task("cifar10"), Window(8, 4), CellSpec(name), Training(epochs=100)),
+    )
     trainer = Trainer([config], data, backend="fast")
     notes = NotesLoop(name, 24, 48)
     readout = torch.nn.Linear(48, 10)
@@ -217,7 +250,9 @@ def training_step(repeats, name="stp_dale_cb"):
 
     def loop():
         images, labels = data.batch("train", torch.randint(400, (40,)))
-        loss = torch.nn.functional.cross_entropy(readout(notes(images.movedim(1, -1).flatten(1), 24, 12)), labels)
+        loss = torch.nn.functional.cross_entropy(
+            readout(notes(images.movedim(1, -1).flatten(1), 24, 12)), labels
+        )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*notes.parameters(), *readout.parameters()], 1.0)
@@ -243,7 +278,9 @@ def scaling(repeats):
     """Time a step and memory against the length of the sequence, CB."""
     functions = {}
     for steps in (256, 1024):
-        functions[steps] = both_ways(SequenceClassifier("cb", 12, 48, 10, steps, backend="fast"), torch.randn(40, steps, 12))
+        functions[steps] = both_ways(
+            SequenceClassifier("cb", 12, 48, 10, steps, backend="fast"), torch.randn(40, steps, 12)
+        )
         functions[steps]()
     times = interleaved(functions, repeats)
     code = "import sys, torch; from lib.recurrence import SequenceClassifier as S; torch.set_num_threads(1)\n"
@@ -252,7 +289,9 @@ def scaling(repeats):
     code += "pass_(8).sum().backward(); before = resident(); out = pass_(int(sys.argv[1])); print(resident() - before)"
     memory = {}
     for steps in (1024, 2048, 4096):
-        held = subprocess.run([sys.executable, "-c", code, str(steps)], capture_output=True, text=True, check=True).stdout
+        held = subprocess.run(
+            [sys.executable, "-c", code, str(steps)], capture_output=True, text=True, check=True
+        ).stdout
         memory[steps] = int(held) / 2**20
     print(
         "\ntime a step, CB: "
@@ -264,7 +303,9 @@ def scaling(repeats):
 
 
 def throughput(seconds=10, name="cb"):
-    """Seed-steps a second: four seeds as single-threaded processes, two at once, against one seed on two threads."""
+    """Seed-steps a second: four seeds as single-threaded processes, two at once, against one seed
+    on two threads.
+    """
     code = (
         "import sys, time, torch; sys.path.insert(0, 'tests'); torch.set_num_threads(int(sys.argv[1])); import bench\n"
         f"trainer = bench.Trainer([bench.RunConfig(bench.Task('cifar10'), bench.Window(8, 4), bench.CellSpec('{name}'), "
@@ -279,7 +320,11 @@ def throughput(seconds=10, name="cb"):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         children = [subprocess.Popen([*command, str(seed)], **pipes) for seed in seeds]
         time.sleep(15)  # until all have compiled
-        return sum(float(child.communicate("\n")[0]) for child in children) if len(children) == 1 else sum(_together(children))
+        return (
+            sum(float(child.communicate("\n")[0]) for child in children)
+            if len(children) == 1
+            else sum(_together(children))
+        )
 
     alone, pairs = rates(2, [0]), [rates(1, [0, 1]), rates(1, [2, 3])]
     print(
@@ -311,7 +356,10 @@ def markdown(results):
     lines = [("cell", *README_COLUMNS), ("---",) * (1 + len(README_COLUMNS))]
     for row in results["passes"]:
         values = [(column, row.get(column)) for column in README_COLUMNS.values()]
-        shown = ["" if value is None else f"{value:.2f}" if "/" in column else f"{value:.1f}" for column, value in values]
+        shown = [
+            "" if value is None else f"{value:.2f}" if "/" in column else f"{value:.1f}"
+            for column, value in values
+        ]
         lines.append((cells.get(row["cell"]).label, *shown))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -328,13 +376,29 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"forward + backward, ms, medians of {options.repeats} interleaved repeats on one thread")
-    shape = f"batch {options.batch}, T = {options.steps}, I = {options.features}, H = {options.hidden}"
+    shape = (
+        f"batch {options.batch}, T = {options.steps}, I = {options.features}, H = {options.hidden}"
+    )
     print(f"{shape}; torch {torch.__version__}, {processor()}")
-    rows = passes(cells.names(options.cells), options.steps, options.batch, options.features, options.hidden, options.repeats)
-    results = {"options": vars(options), "torch": torch.__version__, "processor": processor(), "passes": rows}
+    rows = passes(
+        cells.names(options.cells),
+        options.steps,
+        options.batch,
+        options.features,
+        options.hidden,
+        options.repeats,
+    )
+    results = {
+        "options": vars(options),
+        "torch": torch.__version__,
+        "processor": processor(),
+        "passes": rows,
+    }
     if options.hidden != 128:
         print("\nthe same at H = 128")
-        results["H = 128"] = passes(["cb"], options.steps, options.batch, options.features, 128, options.repeats)
+        results["H = 128"] = passes(
+            ["cb"], options.steps, options.batch, options.features, 128, options.repeats
+        )
     results["training step"] = training_step(options.repeats)
     results["scaling"] = scaling(options.repeats)
     results["throughput"] = throughput()

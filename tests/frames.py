@@ -1,4 +1,6 @@
-"""Synthetic tidy frames with the columns of `lib.store`: plausible numbers, fast to make, the same at every call."""
+"""Synthetic tidy frames with the columns of `lib.runs.store`: plausible numbers, fast to make, the
+same at every call.
+"""
 
 import hashlib
 import json
@@ -13,14 +15,25 @@ NINE = cells.ALL
 TEN = (*cells.ALL, "dale")
 WINDOWS = ("4/4", "4/2", "8/4", "16/4", "16/8")
 LEVEL = dict(
-    rnn=0.36, simple_gru=0.45, gru=0.545, cb=0.47, cb_gru=0.5, dale=0.42, dale_cb=0.41, stp=0.455, stp_dale=0.40, stp_dale_cb=0.415
+    rnn=0.36,
+    simple_gru=0.45,
+    gru=0.545,
+    cb=0.47,
+    cb_gru=0.5,
+    dale=0.42,
+    dale_cb=0.41,
+    stp=0.455,
+    stp_dale=0.40,
+    stp_dale_cb=0.415,
 )
 BATCHES = 200  # of an epoch
 
 
 def runs(names=NINE, shapes=WINDOWS, seeds=(0, 1, 2), **changed) -> pd.DataFrame:
     """One row per finished run; ``changed`` overrides columns, e.g. ``initialisation="notes"``."""
-    return pd.DataFrame([_run(name, shape, seed, changed) for name in names for shape in shapes for seed in seeds])
+    return pd.DataFrame(
+        [_run(name, shape, seed, changed) for name in names for shape in shapes for seed in seeds]
+    )
 
 
 def scan(names=NINE, rates=(0.001, 0.003, 0.01), seed=100) -> pd.DataFrame:
@@ -28,7 +41,11 @@ def scan(names=NINE, rates=(0.001, 0.003, 0.01), seed=100) -> pd.DataFrame:
     frames = []
     for number, rate in enumerate(rates):
         for policy in ("balanced", "notes"):
-            chosen = [name for name in names if policy == "balanced" or cells.get(name).weights != "baseline"]
+            chosen = [
+                name
+                for name in names
+                if policy == "balanced" or cells.get(name).weights != "baseline"
+            ]
             frame = runs(chosen, ("8/4",), (seed,), learning_rate=rate, initialisation=policy)
             frame["validation_accuracy"] += (-0.06, 0.0, -0.02)[number] - 0.05 * (policy == "notes")
             frames.append(frame)
@@ -43,11 +60,17 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
         epoch = np.arange(0, row.epochs + 0.25, 0.5)
         rise = 1 - np.exp(-epoch / (1.2 + 1.6 * noise.random()))
         accuracy = 0.1 + (row.validation_accuracy - 0.1) * rise + noise.normal(0, 0.006, epoch.size)
-        part = pd.DataFrame({"step": (epoch * BATCHES).astype(int), "epoch": epoch, "validation_accuracy": accuracy})
+        part = pd.DataFrame(
+            {"step": (epoch * BATCHES).astype(int), "epoch": epoch, "validation_accuracy": accuracy}
+        )
         part["train_accuracy"] = accuracy + 0.02 * rise
         part["validation_loss"], part["train_loss"] = 2.3 - 1.6 * accuracy, 2.3 - 1.7 * accuracy
-        part = part.assign(gradient_norm=1 + rise, **{name: getattr(row, name) for name in CONFIGURATION})
-        parts.append(part.assign(rate=row.learning_rate * (1 + np.cos(np.pi * epoch / row.epochs)) / 2))
+        part = part.assign(
+            gradient_norm=1 + rise, **{name: getattr(row, name) for name in CONFIGURATION}
+        )
+        parts.append(
+            part.assign(rate=row.learning_rate * (1 + np.cos(np.pi * epoch / row.epochs)) / 2)
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -61,18 +84,44 @@ def history(frame: pd.DataFrame) -> pd.DataFrame:
         if cell.weights == "reversal":
             centres |= {"K": (0.05, 0.03), "C": (0.05, 0.03), "v_e": (2.7, 0.0), "v_i": (-2.7, 0.0)}
         if cell.stp:
-            centres |= {"U_cap": (0.45, 0.1), "tau_x": (20.0, 8.0), "tau_u": (25.0, 9.0), "X": (0.5, 0.2), "U": (0.6, 0.1)}
+            centres |= {
+                "U_cap": (0.45, 0.1),
+                "tau_x": (20.0, 8.0),
+                "tau_u": (25.0, 9.0),
+                "X": (0.5, 0.2),
+                "U": (0.6, 0.1),
+            }
         for epoch in np.arange(0, row.epochs + 0.25, 0.5):
-            same = {name: getattr(row, name) for name in CONFIGURATION} | {"step": int(epoch * BATCHES), "epoch": epoch}
+            same = {name: getattr(row, name) for name in CONFIGURATION} | {
+                "step": int(epoch * BATCHES),
+                "epoch": epoch,
+            }
             for variable, (centre, width) in centres.items():
-                for quantile, offset in zip(("q05", "q25", "q50", "q75", "q95"), (-1.6, -0.7, 0, 0.7, 1.6), strict=True):
-                    value = centre * (1 + 0.03 * epoch) + offset * width * (1 + 0.05 * epoch) + noise.normal(0, 0.02 * width)
-                    rows.append({**same, "variable": variable, "statistic": quantile, "value": value})
+                for quantile, offset in zip(
+                    ("q05", "q25", "q50", "q75", "q95"), (-1.6, -0.7, 0, 0.7, 1.6), strict=True
+                ):
+                    value = (
+                        centre * (1 + 0.03 * epoch)
+                        + offset * width * (1 + 0.05 * epoch)
+                        + noise.normal(0, 0.02 * width)
+                    )
+                    rows.append(
+                        {**same, "variable": variable, "statistic": quantile, "value": value}
+                    )
             if cell.weights != "baseline":
                 saturated = 0.5 * np.exp(-epoch) + 0.05 * noise.random()
                 rows.append({**same, "variable": "z", "statistic": "saturated", "value": saturated})
-            rows.append({**same, "variable": "W", "statistic": "spectral_radius", "value": 1 + 0.2 * np.log1p(epoch)})
-            rows.append({**same, "variable": "W", "statistic": "ei_ratio", "value": np.exp(-0.1 * epoch)})
+            rows.append(
+                {
+                    **same,
+                    "variable": "W",
+                    "statistic": "spectral_radius",
+                    "value": 1 + 0.2 * np.log1p(epoch),
+                }
+            )
+            rows.append(
+                {**same, "variable": "W", "statistic": "ei_ratio", "value": np.exp(-0.1 * epoch)}
+            )
     return pd.DataFrame(rows)
 
 
@@ -84,26 +133,76 @@ def trace(steps=64, hidden=24, stp=True, seed=0) -> dict:
     found = {"z": 0.1 / (1 + np.exp(-slow - drive)), "v": drive - drive.mean()}
     found["r"] = 1 / (1 + np.exp(-found["v"]))
     if stp:
-        found["X"] = 1 - 0.6 * (1 - np.exp(-np.arange(steps)[:, None] / 12)) * (0.6 + 0.4 * found["r"])
+        found["X"] = 1 - 0.6 * (1 - np.exp(-np.arange(steps)[:, None] / 12)) * (
+            0.6 + 0.4 * found["r"]
+        )
         found["U"] = 0.4 + 0.3 * (1 - np.exp(-np.arange(steps)[:, None] / 9)) * found["r"]
     return found
 
 
 CONFIGURATION = (
-    *("key", "dataset", "permuted", "last_rows", "data_seed", "input_length", "stride", "scan", "convention", "window", "sequence_length"),
-    *("cell", "label", "hidden_size", "initialisation", "options", "epochs", "batch_size", "learning_rate", "seed"),
+    *(
+        "key",
+        "dataset",
+        "permuted",
+        "last_rows",
+        "data_seed",
+        "input_length",
+        "stride",
+        "scan",
+        "convention",
+        "window",
+        "sequence_length",
+    ),
+    *(
+        "cell",
+        "label",
+        "hidden_size",
+        "initialisation",
+        "options",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "seed",
+    ),
 )
 
 
 def _run(name, shape, seed, changed):
     length, stride = map(int, shape.split("/"))
-    same = dict(dataset="cifar10", permuted=False, last_rows=None, data_seed=0, input_length=length, stride=stride, scan="raster")
-    same |= dict(hidden_size=48, initialisation="balanced", options="{}", epochs=10, batch_size=40, learning_rate=0.003) | changed
-    identity = json.dumps([name, shape, seed, {k: v for k, v in same.items()}], sort_keys=True, default=str)
+    same = dict(
+        dataset="cifar10",
+        permuted=False,
+        last_rows=None,
+        data_seed=0,
+        input_length=length,
+        stride=stride,
+        scan="raster",
+    )
+    same |= (
+        dict(
+            hidden_size=48,
+            initialisation="balanced",
+            options="{}",
+            epochs=10,
+            batch_size=40,
+            learning_rate=0.003,
+        )
+        | changed
+    )
+    identity = json.dumps(
+        [name, shape, seed, {k: v for k, v in same.items()}], sort_keys=True, default=str
+    )
     noise = np.random.default_rng(zlib.crc32(identity.encode()))
     pairing = np.random.default_rng(seed).normal(0, 0.008)  # what the cells of one seed share
     label = cells.get(name).label if name in cells.CELLS else name
-    accuracy = LEVEL.get(name, 0.44) + 0.012 * np.log2(length / 8) - 0.008 * (stride == 2) + pairing + noise.normal(0, 0.008)
+    accuracy = (
+        LEVEL.get(name, 0.44)
+        + 0.012 * np.log2(length / 8)
+        - 0.008 * (stride == 2)
+        + pairing
+        + noise.normal(0, 0.008)
+    )
     hidden = same["hidden_size"]
     return {
         "key": hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -119,7 +218,10 @@ def _run(name, shape, seed, changed):
         "validation_accuracy": accuracy + noise.normal(0.004, 0.003),
         "test_accuracy": accuracy,
         "test_loss": 2.3 - 1.6 * accuracy,
-        "parameters": hidden * hidden * (1 if name == "rnn" else 3 if name in ("gru", "dale_cb", "stp_dale_cb") else 2) + hidden * 40,
+        "parameters": hidden
+        * hidden
+        * (1 if name == "rnn" else 3 if name in ("gru", "dale_cb", "stp_dale_cb") else 2)
+        + hidden * 40,
         "seconds": 300.0,
         "ms_per_step": 8.0 + 4.0 * ("stp" in name) + noise.random(),
         "backend": "fast",

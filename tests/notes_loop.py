@@ -1,4 +1,6 @@
-"""The notes' own style, the comparator of the benchmarks: a Python loop that constrains parameters and forms every product at each step."""
+"""The notes' own style, the comparator of the benchmarks: a Python loop that constrains parameters
+and forms every product at each step.
+"""
 
 import torch
 
@@ -6,11 +8,15 @@ from lib import cells
 
 
 class NotesLoop(torch.nn.Module):
-    """A cell of the conductance family run as the notes write it: states (hidden, batch), the stride in a Python loop."""
+    """A cell of the conductance family run as the notes write it: states (hidden, batch), the
+    stride in a Python loop.
+    """
 
     def __init__(self, name, input_size, hidden_size):
         super().__init__()
-        self.cell = cells.get(name)(input_size, hidden_size, generator=torch.Generator().manual_seed(0))
+        self.cell = cells.get(name)(
+            input_size, hidden_size, generator=torch.Generator().manual_seed(0)
+        )
 
     def forward(self, pixels, input_length, stride):
         """Final voltage (batch, hidden) from flat pixels (batch, values); lengths in values."""
@@ -34,6 +40,10 @@ class NotesLoop(torch.nn.Module):
                 U = U_cap * z_u + (1 - z_u) * U + cell.stp_dt * U_cap * (1 - U) * r
                 X = X_next
                 presynaptic = U * X * r
-            z = dt * torch.sigmoid(torch.matmul(K, r) + torch.matmul(P_z, x) + cell.b_z.unsqueeze(1))
-            v = (1 - z) * v + dt * (torch.matmul(W, presynaptic) + torch.matmul(cell.P, x) + cell.b.unsqueeze(1))
+            z = dt * torch.sigmoid(
+                torch.matmul(K, r) + torch.matmul(P_z, x) + cell.b_z.unsqueeze(1)
+            )
+            v = (1 - z) * v + dt * (
+                torch.matmul(W, presynaptic) + torch.matmul(cell.P, x) + cell.b.unsqueeze(1)
+            )
         return v.T

@@ -1,4 +1,6 @@
-"""Statistics on simulated data whose truth is known: coverage, error rates, effects, trends; and the small transforms."""
+"""Statistics on simulated data whose truth is known: coverage, error rates, effects, trends; and
+the small transforms.
+"""
 
 import numpy as np
 import pandas as pd
@@ -14,13 +16,21 @@ WINDOWS = ((4, 4), (4, 2), (8, 4), (16, 4), (16, 8))
 
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch):
-    monkeypatch.setattr("gc.collect", lambda: None)  # statsmodels' multipletests calls it every time, for 0.2 s
+    monkeypatch.setattr(
+        "gc.collect", lambda: None
+    )  # statsmodels' multipletests calls it every time, for 0.2 s
 
 
 def simulated(levels, seeds, rng, shared=0.02, noise=0.01, **columns):
-    """One run per cell and seed: the cell's true level, what a seed gives to all its cells, and noise."""
+    """One run per cell and seed: the cell's true level, what a seed gives to all its cells, and
+    noise.
+    """
     common = rng.normal(0, shared, seeds)
-    rows = [(cell, seed, level + common[seed] + rng.normal(0, noise)) for cell, level in levels.items() for seed in range(seeds)]
+    rows = [
+        (cell, seed, level + common[seed] + rng.normal(0, noise))
+        for cell, level in levels.items()
+        for seed in range(seeds)
+    ]
     return pd.DataFrame(rows, columns=["cell", "seed", "test_accuracy"]).assign(**columns)
 
 
@@ -28,20 +38,25 @@ def true_within(low, high, truth):
     return np.mean((np.asarray(low) <= truth) & (truth <= np.asarray(high)))
 
 
-# --- intervals -------------------------------------------------------------------------------------------------------------------------
+# --- intervals
 
 
 @pytest.mark.parametrize("n", [3, 5, 9, 10, 20])
 def test_intervals_cover_the_truth(n):
     simulations = 3000 if n < 10 else 1000
-    _, low, high = zip(*map(analysis.interval, np.random.default_rng(n).normal(0.4, 0.02, (simulations, n))), strict=True)
+    _, low, high = zip(
+        *map(analysis.interval, np.random.default_rng(n).normal(0.4, 0.02, (simulations, n))),
+        strict=True,
+    )
     assert 0.95 - 0.025 < true_within(low, high, 0.4) < 0.965
 
 
 def test_bootstrap_covers_the_mean_of_skewed_values_where_the_usual_ones_do_not():
     values = np.random.default_rng(1).exponential(1, (800, 10))
     _, low, high = zip(*map(analysis.interval, values), strict=True)
-    percentile = stats.bootstrap((values,), np.mean, axis=-1, method="percentile", n_resamples=999, batch=50, rng=0).confidence_interval
+    percentile = stats.bootstrap(
+        (values,), np.mean, axis=-1, method="percentile", n_resamples=999, batch=50, rng=0
+    ).confidence_interval
     assert true_within(low, high, 1) > 0.92 > 0.90 > true_within(*percentile, 1)
 
 
@@ -55,7 +70,9 @@ def test_t_interval_by_hand():
 def test_one_value_gives_no_interval(values):
     found = analysis.interval(values)
     assert (
-        np.isnan(found.low) and np.isnan(found.high) and np.array_equal(found.mean, np.mean(values) if values else np.nan, equal_nan=True)
+        np.isnan(found.low)
+        and np.isnan(found.high)
+        and np.array_equal(found.mean, np.mean(values) if values else np.nan, equal_nan=True)
     )
 
 
@@ -72,7 +89,9 @@ def test_summary_of_groups():
             simulated({"cb": 0.2}, 1, rng, window="8/4", last_rows=8.0),
         ]
     ).sample(frac=1, random_state=0)
-    frame.loc[(frame["cell"] == "gru") & (frame["seed"] == 1), "test_accuracy"] = np.nan  # a diverged run
+    frame.loc[(frame["cell"] == "gru") & (frame["seed"] == 1), "test_accuracy"] = (
+        np.nan
+    )  # a diverged run
     table = analysis.summarise(frame, ["cell", "window", "last_rows"]).set_index(["cell", "window"])
     assert len(table) == 4
     gru = table.loc[("gru", "8/4")]
@@ -81,12 +100,19 @@ def test_summary_of_groups():
     assert gru[["mean", "low", "high"]].tolist() == pytest.approx(list(analysis.interval(values)))
     assert table.loc[("cb", "4/4"), ["n", "method"]].tolist() == [12, "bootstrap"]
     alone = table[table["last_rows"] == 8.0].iloc[0]
-    assert alone["n"] == 1 and alone["method"] == "none" and np.isnan(alone["low"]) and np.isnan(alone["sd"])
+    assert (
+        alone["n"] == 1
+        and alone["method"] == "none"
+        and np.isnan(alone["low"])
+        and np.isnan(alone["sd"])
+    )
 
 
 def test_results_do_not_depend_on_the_order_of_the_runs():
     frame = simulated({"cb": 0.4, "gru": 0.5, "rnn": 0.3}, 11, np.random.default_rng(4))
-    shuffled = pd.concat([part.sample(frac=1, random_state=1) for _, part in frame.groupby("cell", sort=False)])
+    shuffled = pd.concat(
+        [part.sample(frac=1, random_state=1) for _, part in frame.groupby("cell", sort=False)]
+    )
     for call in (lambda f: analysis.summarise(f, "cell"), lambda f: analysis.differences(f, "cb")):
         pd.testing.assert_frame_equal(call(frame), call(shuffled), check_exact=True)
 
@@ -96,7 +122,12 @@ def test_summary_of_nothing_is_empty():
 
 
 def test_pooled_windows_are_no_replicates():
-    frame = pd.concat([simulated({"cb": 0.4, "gru": 0.5}, 3, np.random.default_rng(0), window=w) for w in ("8/4", "4/4")])
+    frame = pd.concat(
+        [
+            simulated({"cb": 0.4, "gru": 0.5}, 3, np.random.default_rng(0), window=w)
+            for w in ("8/4", "4/4")
+        ]
+    )
     for call in (
         lambda: analysis.summarise(frame, "cell"),
         lambda: analysis.differences(frame, "cb"),
@@ -108,17 +139,22 @@ def test_pooled_windows_are_no_replicates():
         analysis.summarise(frame, ["cell", "windows"])
 
 
-# --- paired comparisons ----------------------------------------------------------------------------------------------------------------
+# --- paired comparisons
 
 
 def test_differences_equal_scipy_on_the_shared_seeds():
     frame = simulated({"cb": 0.40, "gru": 0.45}, 5, np.random.default_rng(2))
     frame = frame[~((frame["cell"] == "gru") & (frame["seed"] == 3))]
-    a, b = (frame[(frame["cell"] == c) & (frame["seed"] != 3)]["test_accuracy"].to_numpy() for c in ("gru", "cb"))
+    a, b = (
+        frame[(frame["cell"] == c) & (frame["seed"] != 3)]["test_accuracy"].to_numpy()
+        for c in ("gru", "cb")
+    )
     (row,) = analysis.differences(frame, "cb").to_dict("records")
     test = stats.ttest_rel(a, b)
     assert row["contrast"] == "gru - cb" and row["n"] == 4
-    assert (row["t"], row["p"], row["p_holm"]) == pytest.approx((test.statistic, test.pvalue, test.pvalue))
+    assert (row["t"], row["p"], row["p_holm"]) == pytest.approx(
+        (test.statistic, test.pvalue, test.pvalue)
+    )
     assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
     assert row["hedges_g"] == pytest.approx(
         np.mean(a - b) / np.std(a - b, ddof=1) * (1 - 3 / (4 * 3 - 1)), rel=0.01
@@ -130,7 +166,13 @@ def test_paired_intervals_cover_and_profit_from_pairing(n):
     rng, rows, unpaired = np.random.default_rng(n), [], []
     for simulation in range(250):
         frame = simulated({"cb": 0.40, "gru": 0.43}, n, rng, shared=0.05)
-        unpaired.append(np.subtract(*stats.ttest_ind(*(g["test_accuracy"] for _, g in frame.groupby("cell"))).confidence_interval()))
+        unpaired.append(
+            np.subtract(
+                *stats.ttest_ind(
+                    *(g["test_accuracy"] for _, g in frame.groupby("cell"))
+                ).confidence_interval()
+            )
+        )
         rows.append(frame.assign(simulation=simulation))
     table = analysis.differences(pd.concat(rows), "cb", by="simulation")
     assert 0.91 < true_within(table["low"], table["high"], 0.03) < 0.98
@@ -151,8 +193,12 @@ def test_family_wise_error_of_the_planned_contrasts():
     names, rng = ["cb", "cb_gru", "simple_gru", "dale_cb", "dale", "rnn"], np.random.default_rng(5)
     wrong, uncorrected, simulations = 0, 0, 250
     for _ in range(simulations):
-        values = dict(zip(names, rng.normal(0.4, 0.02, 5) + rng.normal(0, 0.01, (6, 5)), strict=True))  # seeds differ, cells do not
-        samples = [({"contrast": c.name}, values[c.cell] - values[c.reference]) for c in analysis.PLANNED]
+        values = dict(
+            zip(names, rng.normal(0.4, 0.02, 5) + rng.normal(0, 0.01, (6, 5)), strict=True)
+        )  # seeds differ, cells do not
+        samples = [
+            ({"contrast": c.name}, values[c.cell] - values[c.reference]) for c in analysis.PLANNED
+        ]
         table = analysis._tests(samples)
         wrong += (table["p_holm"] < 0.05).any()
         uncorrected += (table["p"] < 0.05).any()
@@ -161,23 +207,36 @@ def test_family_wise_error_of_the_planned_contrasts():
 
 
 def test_holm_by_hand_and_untested_pairs_stay_out():
-    frame = simulated({"cb": 0.40, "cb_gru": 0.46, "simple_gru": 0.41, "rnn": 0.35}, 4, np.random.default_rng(7))
+    frame = simulated(
+        {"cb": 0.40, "cb_gru": 0.46, "simple_gru": 0.41, "rnn": 0.35}, 4, np.random.default_rng(7)
+    )
     table = analysis.contrasts(frame).set_index("contrast")
-    assert table.loc[["reversal", "sign"], "n"].tolist() == [0, 0] and table.loc[["reversal", "sign"], "p_holm"].isna().all()
+    assert (
+        table.loc[["reversal", "sign"], "n"].tolist() == [0, 0]
+        and table.loc[["reversal", "sign"], "p_holm"].isna().all()
+    )
     tested = table.loc[["positivity", "voltage", "gate"]].sort_values("p")
     expected = np.minimum(np.maximum.accumulate(tested["p"].to_numpy() * [3, 2, 1]), 1)
     assert tested["p_holm"].to_numpy() == pytest.approx(expected)
 
 
 def test_one_seed_gives_a_difference_and_no_interval():
-    (row,) = analysis.differences(simulated({"cb": 0.4, "gru": 0.5}, 1, np.random.default_rng(0)), "cb").to_dict("records")
+    (row,) = analysis.differences(
+        simulated({"cb": 0.4, "gru": 0.5}, 1, np.random.default_rng(0)), "cb"
+    ).to_dict("records")
     assert row["n"] == 1 and np.isfinite(row["mean"])
     assert all(np.isnan(row[name]) for name in ("low", "high", "hedges_g", "t", "p", "p_holm"))
 
 
 @pytest.mark.filterwarnings("error")
 def test_equal_differences_give_no_test():
-    frame = pd.DataFrame({"cell": ["cb"] * 3 + ["gru"] * 3, "seed": [0, 1, 2] * 2, "test_accuracy": [0.1, 0.2, 0.3, 0.2, 0.3, 0.4]})
+    frame = pd.DataFrame(
+        {
+            "cell": ["cb"] * 3 + ["gru"] * 3,
+            "seed": [0, 1, 2] * 2,
+            "test_accuracy": [0.1, 0.2, 0.3, 0.2, 0.3, 0.4],
+        }
+    )
     (row,) = analysis.differences(frame, "cb").to_dict("records")
     assert row["low"] == row["high"] == pytest.approx(0.1) and np.isnan(row["p"])
 
@@ -192,19 +251,33 @@ def test_other_factors_and_groups_can_be_compared():
         ]
     )
     table = analysis.differences(frame, "notes", by=["cell", "window"], factor="initialisation")
-    assert table["window"].tolist() == ["8/4", "4/4"] and table["reference"].tolist() == ["notes"] * 2
+    assert (
+        table["window"].tolist() == ["8/4", "4/4"] and table["reference"].tolist() == ["notes"] * 2
+    )
     assert table["mean"].tolist() == pytest.approx([0.1, 0.1], abs=0.06)
-    with pytest.raises(ValueError, match="baseline 'random' has no runs here; choose one of notes, balanced"):
+    with pytest.raises(
+        ValueError, match="baseline 'random' has no runs here; choose one of notes, balanced"
+    ):
         analysis.differences(frame, "random", by=["cell", "window"], factor="initialisation")
 
 
 def test_planned_contrasts_name_known_cells():
-    assert {name for contrast in analysis.PLANNED for name in contrast[1:3]} <= {*cells.ALL, *cells.DESIGN}
+    assert {name for contrast in analysis.PLANNED for name in contrast[1:3]} <= {
+        *cells.ALL,
+        *cells.DESIGN,
+    }
 
 
-# --- W x STP ---------------------------------------------------------------------------------------------------------------------------
+# --- W x STP
 
-TRUE = {"cb": 0.48, "dale": 0.42, "dale_cb": 0.40, "stp": 0.46, "stp_dale": 0.43, "stp_dale_cb": 0.41}
+TRUE = {
+    "cb": 0.48,
+    "dale": 0.42,
+    "dale_cb": 0.40,
+    "stp": 0.46,
+    "stp_dale": 0.43,
+    "stp_dale_cb": 0.41,
+}
 TRUE_EFFECTS = {
     "STP: yes - no": 0.0,
     "W: sign - free": -0.045,
@@ -237,20 +310,28 @@ def test_two_way_uses_complete_seeds_alone():
     found, expected = analysis.two_way(incomplete), analysis.two_way(frame[frame["seed"] != 2])
     pd.testing.assert_frame_equal(found, expected)
     assert set(found["n"]) == {3}
-    assert set(analysis.two_way(frame[frame["cell"] != "dale"])["n"]) == {0}  # never run: said, not invented
+    assert set(analysis.two_way(frame[frame["cell"] != "dale"])["n"]) == {
+        0
+    }  # never run: said, not invented
 
 
-# --- trends ----------------------------------------------------------------------------------------------------------------------------
+# --- trends
 
 
-def windows_of(rng, seeds=5, per_doubling=0.02, overlap=-0.03, noise=0.005, shapes=WINDOWS, cell="cb"):
+def windows_of(
+    rng, seeds=5, per_doubling=0.02, overlap=-0.03, noise=0.005, shapes=WINDOWS, cell="cb"
+):
     rows = [
         (
             cell,
             length,
             stride,
             seed,
-            0.3 + per_doubling * np.log2(length) + overlap * (1 - stride / length) + 0.01 * seed + rng.normal(0, noise),
+            0.3
+            + per_doubling * np.log2(length)
+            + overlap * (1 - stride / length)
+            + 0.01 * seed
+            + rng.normal(0, noise),
         )
         for length, stride in shapes
         for seed in range(seeds)
@@ -260,9 +341,19 @@ def windows_of(rng, seeds=5, per_doubling=0.02, overlap=-0.03, noise=0.005, shap
 
 def test_trends_are_recovered_per_cell():
     rng = np.random.default_rng(0)
-    frame = pd.concat([windows_of(rng, noise=0), windows_of(rng, per_doubling=0, overlap=0.1, noise=0, cell="gru")])
+    frame = pd.concat(
+        [
+            windows_of(rng, noise=0),
+            windows_of(rng, per_doubling=0, overlap=0.1, noise=0, cell="gru"),
+        ]
+    )
     table = analysis.trend(frame).set_index(["cell", "trend"])
-    expected = {("cb", "input_length"): 0.02, ("cb", "overlap"): -0.03, ("gru", "input_length"): 0, ("gru", "overlap"): 0.1}
+    expected = {
+        ("cb", "input_length"): 0.02,
+        ("cb", "overlap"): -0.03,
+        ("gru", "input_length"): 0,
+        ("gru", "overlap"): 0.1,
+    }
     assert table["mean"].to_dict() == pytest.approx(expected, abs=1e-12)
     assert set(table["n"]) == {5}
 
@@ -278,17 +369,28 @@ def test_trend_intervals_cover_the_true_slopes():
 
 def test_trend_of_a_seed_equals_least_squares_of_statsmodels():
     frame = windows_of(np.random.default_rng(2), 1)
-    fit = smf.ols("test_accuracy ~ np.log2(input_length) + I(1 - stride / input_length)", frame).fit()
+    fit = smf.ols(
+        "test_accuracy ~ np.log2(input_length) + I(1 - stride / input_length)", frame
+    ).fit()
     assert analysis.trend(frame)["mean"].tolist() == pytest.approx(fit.params.iloc[1:].tolist())
 
 
 def test_trend_needs_windows_that_tell_it_apart():
     half = windows_of(np.random.default_rng(3), shapes=((4, 2), (8, 4), (16, 8)), overlap=0)
-    with pytest.raises(ValueError, match="windows 4/2, 8/4, 16/8 do not tell apart a trend on input_length and on overlap"):
+    with pytest.raises(
+        ValueError,
+        match="windows 4/2, 8/4, 16/8 do not tell apart a trend on input_length and on overlap",
+    ):
         analysis.trend(half)
-    assert analysis.trend(half, on="input_length")["mean"].tolist() == pytest.approx([0.02], abs=0.01)
-    extended = pd.concat([half, windows_of(np.random.default_rng(4), 9, shapes=((8, 4),)).query("seed > 4")])
-    assert analysis.trend(extended, on="input_length")["n"].tolist() == [5]  # seeds that ran one window only say nothing
+    assert analysis.trend(half, on="input_length")["mean"].tolist() == pytest.approx(
+        [0.02], abs=0.01
+    )
+    extended = pd.concat(
+        [half, windows_of(np.random.default_rng(4), 9, shapes=((8, 4),)).query("seed > 4")]
+    )
+    assert analysis.trend(extended, on="input_length")["n"].tolist() == [
+        5
+    ]  # seeds that ran one window only say nothing
 
 
 def test_last_epoch_slope():
@@ -307,13 +409,15 @@ def test_last_epoch_slope():
     ]
     table = analysis.last_epoch_slope(pd.concat(runs))
     assert table["slope"].tolist() == pytest.approx([0.01, 0.02])
-    assert analysis.summarise(table, ["cell", "window"], "slope")["mean"].tolist() == pytest.approx([0.015])
+    assert analysis.summarise(table, ["cell", "window"], "slope")["mean"].tolist() == pytest.approx(
+        [0.015]
+    )
     assert np.isnan(analysis.last_epoch_slope(runs[0][:1])["slope"].item())
     with pytest.raises(ValueError, match="Several curves share cell, window; add"):
         analysis.last_epoch_slope(pd.concat(runs), by=["cell", "window"])
 
 
-# --- recorded variables ----------------------------------------------------------------------------------------------------------------
+# --- recorded variables
 
 
 def test_time_constant_is_that_of_a_leak():
@@ -329,11 +433,15 @@ def test_time_constant_is_that_of_a_leak():
 
 def test_truncation_and_delay():
     x = torch.arange(24.0).view(2, 4, 3)
-    assert torch.equal(analysis.truncate(x, first=1), x[:, :1]) and torch.equal(analysis.truncate(x, last=3), x[:, 1:])
+    assert torch.equal(analysis.truncate(x, first=1), x[:, :1]) and torch.equal(
+        analysis.truncate(x, last=3), x[:, 1:]
+    )
     longer = analysis.delay(x, 500)
     assert torch.equal(longer[:, :4], x) and longer.shape == (2, 504, 3)
     assert abs(longer[:, 4:].mean()) < 0.1 and abs(longer[:, 4:].std() - 1) < 0.1
-    assert torch.equal(longer, analysis.delay(x, 500)) and not torch.equal(longer, analysis.delay(x, 500, seed=1))
+    assert torch.equal(longer, analysis.delay(x, 500)) and not torch.equal(
+        longer, analysis.delay(x, 500, seed=1)
+    )
 
 
 @pytest.mark.parametrize(

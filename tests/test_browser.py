@@ -1,6 +1,7 @@
 """The widget notebooks in a real browser: JupyterLab, driven by Playwright in Debian's Chromium.
 
-Notebooks run as committed, but with the shrunken settings of their metadata, on a small store that holds three windows.
+Notebooks run as committed, but with the shrunken settings of their metadata, on a small store that
+holds three windows.
 """
 
 import json
@@ -18,19 +19,28 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib import paths, run
+from lib import paths
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.store import Store
+from lib.runs import run
+from lib.runs.store import Store
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian package chromium)")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="Chromium is not installed (Debian package chromium)"
+    ),
+]
 
 NOTEBOOKS = paths.project_root() / "notebooks"
 ARTIFACTS = Path(__file__).parent / "artifacts"
 CELLS = ("cb", "dale_cb", "stp_dale_cb")
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+    "@jupyterlab/notebook-extension/tracker": {
+        "windowingMode": "none",
+        "autoStartDefaultKernel": True,
+    },
 }
 IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 PLOTTED = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
@@ -42,7 +52,9 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for length, stride in ((8, 4), (4, 4), (4, 2)):
         for cell in CELLS:
-            config = RunConfig(window=Window(length, stride), cell=CellSpec(cell, 8), training=Training(epochs=1))
+            config = RunConfig(
+                window=Window(length, stride), cell=CellSpec(cell, 8), training=Training(epochs=1)
+            )
             run.execute(config, Store(folder / "results"), backend="reference")
     with jupyterlab(folder) as url:
         yield url
@@ -62,11 +74,32 @@ def jupyterlab(folder, theme="JupyterLab Light"):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    places = {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "RUNTIME", "DATA")}
-    places |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
-    places |= {"IPYTHONDIR": str(folder / "ipython"), "WORKBOOK_RESULTS": str(folder / "results"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", f"--ServerApp.port={port}"]
-    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    places = {
+        f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "RUNTIME", "DATA")
+    }
+    places |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
+    places |= {
+        "IPYTHONDIR": str(folder / "ipython"),
+        "WORKBOOK_RESULTS": str(folder / "results"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        f"--ServerApp.port={port}",
+    ]
+    command += [
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder / 'notebooks'}",
+    ]
     with open(folder / "lab.log", "wb") as log:
         lab = subprocess.Popen(command, env={**os.environ, **places}, stdout=log, stderr=log)
     try:
@@ -113,12 +146,19 @@ def opened(url, name, width=1280, height=1000):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": width, "height": height})
         errors = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: errors.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.add_init_script("AbortSignal.timeout = (timeout => () => timeout.call(AbortSignal, 0))(AbortSignal.timeout)")
+        page.add_init_script(
+            "AbortSignal.timeout = (timeout => () => timeout.call(AbortSignal, 0))(AbortSignal.timeout)"
+        )
         page.set_default_timeout(120_000)
         page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
-        page.wait_for_function(IDLE)  # the indicator in the toolbar says idle before there is a kernel
+        page.wait_for_function(
+            IDLE
+        )  # the indicator in the toolbar says idle before there is a kernel
         page.wait_for_timeout(500)
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function("""() => {
@@ -131,15 +171,21 @@ def opened(url, name, width=1280, height=1000):
 
 
 def choose(page, label, option):
-    """Choose in the last drop-down with a label, an explorer's own; returns what the plots show once its own changed."""
+    """Choose in the last drop-down with a label, an explorer's own; returns what the plots show
+    once its own changed.
+    """
     before = page.evaluate(PLOTTED)
-    page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).last.locator("select").select_option(label=option)
+    page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).last.locator(
+        "select"
+    ).select_option(label=option)
     page.wait_for_function(f"before => ({PLOTTED})().at(-1) !== before", arg=before[-1])
     return page.evaluate(PLOTTED)
 
 
 def failed_cells(page):
-    return page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText[data-mime-type*=stderr]")
+    return page.locator(
+        ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText[data-mime-type*=stderr]"
+    )
 
 
 @pytest.mark.parametrize("name", ["01_sequences", "07_conductance_over_time", "08_compare"])

@@ -1,4 +1,6 @@
-"""Cells against loops written straight from the equations, against torch.nn, and against what the constraints promise."""
+"""Cells against loops written straight from the equations, against torch.nn, and against what the
+constraints promise.
+"""
 
 import math
 
@@ -23,7 +25,9 @@ def model(name, hidden=6, features=5, steps=9, **options):
 
 
 def loop(cell, x):
-    """Final output and trace of one sequence x (time, features), written from the equations, unit by unit where they are."""
+    """Final output and trace of one sequence x (time, features), written from the equations, unit
+    by unit where they are.
+    """
     p = {name: value.detach() for name, value in cell.named_parameters()}
     H = cell.hidden_size
     trace = {}
@@ -52,7 +56,11 @@ def loop(cell, x):
     free = cell.name == "cb_gru"
     K = p["K"] if free else p["log_K"].exp()
     P_z = p["P_z"] if free else p["log_P_z"].exp()
-    dale, reversal, stp = "dale" in cell.name, cell.name.endswith("dale_cb"), cell.name.startswith("stp")
+    dale, reversal, stp = (
+        "dale" in cell.name,
+        cell.name.endswith("dale_cb"),
+        cell.name.startswith("stp"),
+    )
     H_E = round(cell.excitatory_fraction * H) if dale else None
     if not dale:
         W = p["W"]
@@ -71,7 +79,10 @@ def loop(cell, x):
         r = sigma(v)
         q = r
         if stp:
-            X, U = z_x + (1 - z_x) * X - d * U * X * r, U_cap * z_u + (1 - z_u) * U + d * U_cap * (1 - U) * r
+            X, U = (
+                z_x + (1 - z_x) * X - d * U * X * r,
+                U_cap * z_u + (1 - z_u) * U + d * U_cap * (1 - U) * r,
+            )
             q = U * X * r
             keep(X=X, U=U)
         z = cell.dt * sigma(K @ r + P_z @ x_t + p["b_z"])
@@ -89,7 +100,9 @@ def test_equals_loop_from_equations(name, initialisation):
     assert set(trace) == set(CELLS[name].variables)
     for i in range(2):
         y, expected = loop(m.cell, x[i])
-        torch.testing.assert_close(logits[i], m.readout.weight @ y + m.readout.bias, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            logits[i], m.readout.weight @ y + m.readout.bias, rtol=0, atol=1e-12
+        )
         for variable, values in expected.items():
             torch.testing.assert_close(trace[variable][i], torch.stack(values), rtol=0, atol=1e-12)
 
@@ -123,13 +136,17 @@ def test_parity_with_torch(name, twin):
     expected.square().sum().backward()
     pairs = {"W": "weight_hh_l0", "P": "weight_ih_l0", "b": "bias_ih_l0"} if name == "rnn" else {}
     for key, parameter in cell.named_parameters():
-        torch.testing.assert_close(parameter.grad, getattr(layer, pairs.get(key, f"{key}_l0")).grad, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            parameter.grad, getattr(layer, pairs.get(key, f"{key}_l0")).grad, rtol=0, atol=1e-12
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     c=st.lists(st.floats(-8, 8), min_size=3, max_size=3),
-    rates=st.lists(st.floats(0.0, 1.0, exclude_min=True, exclude_max=True), min_size=1, max_size=60),
+    rates=st.lists(
+        st.floats(0.0, 1.0, exclude_min=True, exclude_max=True), min_size=1, max_size=60
+    ),
     d=st.floats(0.01, 1.0),
 )
 def test_plasticity_stays_in_range(c, rates, d):
@@ -140,7 +157,9 @@ def test_plasticity_stays_in_range(c, rates, d):
     theta = cell.pointwise()
     state = cell.initial_state(1, theta)
     for r in rates:
-        voltage = torch.tensor([[math.log(r / (1 - r))]], dtype=torch.float64) if 0 < r < 1 else state.v
+        voltage = (
+            torch.tensor([[math.log(r / (1 - r))]], dtype=torch.float64) if 0 < r < 1 else state.v
+        )
         _, X, U = cell._plasticity(state._replace(v=voltage), theta)
         assert -1e-12 <= X.item() <= 1 + 1e-12
         assert theta["U_cap"].item() - 1e-12 <= U.item() <= 1 + 1e-12
@@ -151,9 +170,13 @@ def test_plasticity_stays_in_range(c, rates, d):
 def test_plasticity_reaches_its_fixed_point(rate, d):
     cell = model("stp", stp_dt=d).cell
     theta = cell.pointwise()
-    state = cell.initial_state(1, theta)._replace(v=torch.full((1, 6), math.log(rate / (1 - rate)), dtype=torch.float64))
+    state = cell.initial_state(1, theta)._replace(
+        v=torch.full((1, 6), math.log(rate / (1 - rate)), dtype=torch.float64)
+    )
     for _ in range(20_000):
-        state = state._replace(**dict(zip(("X", "U"), cell._plasticity(state, theta)[1:], strict=True)))
+        state = state._replace(
+            **dict(zip(("X", "U"), cell._plasticity(state, theta)[1:], strict=True))
+        )
     z_x, z_u, U_cap = theta["z_x"], theta["z_u"], theta["U_cap"]
     U = U_cap * (z_u + d * rate) / (z_u + d * U_cap * rate)
     torch.testing.assert_close(state.U[0], U)
@@ -169,17 +192,26 @@ def test_signs_hold_under_training(name):
     before = m.cell.constrained()["W"].detach().clone()
     for _ in range(100):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(m(torch.randn(8, 9, 5)), torch.randint(3, (8,))).backward()
+        torch.nn.functional.cross_entropy(
+            m(torch.randn(8, 9, 5)), torch.randint(3, (8,))
+        ).backward()
         optimiser.step()
     values = m.cell.constrained()
-    assert (values["W"] * m.cell.signs > 0).all() and (values["K"] > 0).all() and (values["P_z"] > 0).all()
+    assert (
+        (values["W"] * m.cell.signs > 0).all()
+        and (values["K"] > 0).all()
+        and (values["P_z"] > 0).all()
+    )
     assert not torch.equal(values["W"], before)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_initialisation_is_the_seeds_own(name):
     def bits(seed):
-        return [p.detach().clone() for p in SequenceClassifier(name, 4, 8, 3, 20, seed=seed).parameters()]
+        return [
+            p.detach().clone()
+            for p in SequenceClassifier(name, 4, 8, 3, 20, seed=seed).parameters()
+        ]
 
     torch.manual_seed(1)
     first = bits(5)
@@ -197,10 +229,15 @@ def test_balanced_initialisation(name, fraction):
     values = {k: v.detach() for k, v in cell.constrained().items()}
     assert values["K"].sum(1).mean() == pytest.approx(1, abs=0.05)
     tau = (1 + torch.exp(-(values["b_z"] + values["K"].sum(1).mean() / 2))) / cell.dt
-    assert (tau.min().item(), tau.max().item()) == (pytest.approx(2 / cell.dt, rel=1e-3), pytest.approx(T, rel=1e-3))
+    assert (tau.min().item(), tau.max().item()) == (
+        pytest.approx(2 / cell.dt, rel=1e-3),
+        pytest.approx(T, rel=1e-3),
+    )
     scale = cell._efficacy() if cell.stp else 1.0
     assert (values["W"] * scale).square().mean() == pytest.approx(1 / (3 * hidden), rel=0.1)
-    assert abs((values["W"] * scale).sum(1).mean()) < 0.2  # excitation and inhibition cancel in the mean
+    assert (
+        abs((values["W"] * scale).sum(1).mean()) < 0.2
+    )  # excitation and inhibition cancel in the mean
 
 
 def test_notes_initialisation_is_the_notes():
@@ -215,13 +252,20 @@ def test_parameter_count_and_matching_size():
     for name in EVERY:
         m = SequenceClassifier(name, 12, 48, 10, 256)
         count = cells.parameter_count(m)
-        assert count["total"] == sum(p.numel() for p in m.parameters()) == sum(v for k, v in count.items() if k != "total")
+        assert (
+            count["total"]
+            == sum(p.numel() for p in m.parameters())
+            == sum(v for k, v in count.items() if k != "total")
+        )
     gru = cells.parameter_count(SequenceClassifier("gru", 12, 48, 10, 256))
     assert (gru["gate"], gru["drive"]) == (2 * 48 * 48 + 2 * 48, 48 * 48 + 48 + 3 * 48)
     target = cells.parameter_count(SequenceClassifier("cb", 12, 48, 10, 256))["total"]
     assert cells.matching_hidden_size("cb", target, 12, 10) == 48
     size = cells.matching_hidden_size("gru", target, 12, 10)
-    totals = {h: cells.parameter_count(SequenceClassifier("gru", 12, h, 10, 256))["total"] for h in (size - 1, size, size + 1)}
+    totals = {
+        h: cells.parameter_count(SequenceClassifier("gru", 12, h, 10, 256))["total"]
+        for h in (size - 1, size, size + 1)
+    }
     assert min(totals, key=lambda h: abs(totals[h] - target)) == size
 
 
@@ -232,7 +276,10 @@ def test_parameter_count_and_matching_size():
         (CellSpec("cb", hidden_size=0), "hidden_size is 0"),
         (CellSpec("dale_cb", options={"excitatory_fraction": 0.001}), "leaves no excitatory unit"),
         (CellSpec("dale_cb", options={"excitatory_fraction": 1.0}), "leaves no inhibitory unit"),
-        (CellSpec("cb", options={"excitatory_fraction": 0.5}), "has no option 'excitatory_fraction'; its options are: dt"),
+        (
+            CellSpec("cb", options={"excitatory_fraction": 0.5}),
+            "has no option 'excitatory_fraction'; its options are: dt",
+        ),
         (CellSpec("cb", options={"dt": 0}), "dt is 0"),
         (CellSpec("cb", initialisation="best"), "initialisation is 'best'"),
     ],

@@ -1,4 +1,6 @@
-"""The command line: one comparison end to end, a user's own cell, refused values, and what README and environment say."""
+"""The command line: one comparison end to end, a user's own cell, refused values, and what README
+and environment say.
+"""
 
 import json
 import re
@@ -15,9 +17,21 @@ from tiny import config, contents
 from lib import __main__ as command
 from lib import cells, paths
 from lib.config import RunConfig
-from lib.store import Store
+from lib.runs.store import Store
 
-TINY = ["compare", "--input-length", "8", "--stride", "8", "--hidden-size", "4", "--epochs", "1", "--backend", "reference"]
+TINY = [
+    "compare",
+    "--input-length",
+    "8",
+    "--stride",
+    "8",
+    "--hidden-size",
+    "4",
+    "--epochs",
+    "1",
+    "--backend",
+    "reference",
+]
 
 
 def call(monkeypatch, *arguments):
@@ -44,13 +58,23 @@ def test_compare_trains_reuses_and_rebuilds(tmp_path, monkeypatch, capsys):
     try:
         assert call(monkeypatch, *arguments) == 0
         runs = Store(tmp_path / "results").runs()
-        assert sorted(zip(runs.cell, runs.seed, strict=True)) == [(c, s) for c in ("dale_cb", "rnn", "two_signals") for s in (0, 1)]
+        assert sorted(zip(runs.cell, runs.seed, strict=True)) == [
+            (c, s) for c in ("dale_cb", "rnn", "two_signals") for s in (0, 1)
+        ]
         assert set(runs.state) == {"DONE"}
         shown = capsys.readouterr().out
-        assert all(label in shown for label in ("vanilla RNN", "DaleCB", "two signals", "Parameters", "ms/step"))
+        assert all(
+            label in shown
+            for label in ("vanilla RNN", "DaleCB", "two signals", "Parameters", "ms/step")
+        )
         finished = contents(tmp_path / "results" / "runs")
         written = contents(tmp_path / "results" / "figures")
-        assert {"learning_curves.pdf", "learning_curves.png", "accuracy_bars.pdf", "accuracy_bars.png"} <= set(written)
+        assert {
+            "learning_curves.pdf",
+            "learning_curves.png",
+            "accuracy_bars.pdf",
+            "accuracy_bars.png",
+        } <= set(written)
         assert call(monkeypatch, *arguments) == 0
         assert "are missing" not in capsys.readouterr().out
         assert call(monkeypatch, "compare", "--from", tmp_path / "results") == 0
@@ -64,7 +88,10 @@ def test_compare_trains_reuses_and_rebuilds(tmp_path, monkeypatch, capsys):
 def test_run_trains_one_configuration(tmp_path):
     path = tmp_path / "config.json"
     command = [sys.executable, "-m", "lib", "run", path, "--results", tmp_path]
-    for text, code, said in (("{", 2, "config.json is no configuration"), (json.dumps(config("rnn").to_dict()), 0, "100% done")):
+    for text, code, said in (
+        ("{", 2, "config.json is no configuration"),
+        (json.dumps(config("rnn").to_dict()), 0, "100% done"),
+    ):
         path.write_text(text)
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == code and said in ended.stdout + ended.stderr
@@ -96,7 +123,17 @@ def test_refused_values_are_one_sentence(arguments, message, tmp_path, monkeypat
 
 
 def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
-    arguments = [*TINY, "--dataset", "cifar10", "--cells", "rnn", "--results", tmp_path / "r", "--data", tmp_path / "empty"]
+    arguments = [
+        *TINY,
+        "--dataset",
+        "cifar10",
+        "--cells",
+        "rnn",
+        "--results",
+        tmp_path / "r",
+        "--data",
+        tmp_path / "empty",
+    ]
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no download in a test
     assert call(monkeypatch, *arguments) != 0
     assert "cifar" in capsys.readouterr().err.lower()
@@ -125,7 +162,12 @@ def test_commands_of_the_readme_exist():
     for line in lines:
         name, *words = line.split("#")[0].split()
         assert name in known
-        shown = subprocess.run([sys.executable, "-m", "lib", name, "--help"], capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run(
+            [sys.executable, "-m", "lib", name, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         assert all(word in shown for word in words if word.startswith("--")), line
     assert len(text.splitlines()) <= 150
 

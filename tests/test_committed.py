@@ -9,13 +9,19 @@ from test_datasets import real_cifar10
 
 from lib import datasets, train
 from lib.paths import project_root
-from lib.store import Store
+from lib.runs.store import Store
 
 POINTS = 2  # validations: before training and after half an epoch
 BUNDLE = project_root() / "results" / "cifar10" / "grid"
-# Another processor or system rounds differently. CB amplifies that little: its reference path, which sums in another order, ends
-# within 1e-7 of these losses; a gated unit without constraint (GRU) would be 1 % away by then.
-TOLERANCE = {"train_loss": 1e-3, "validation_loss": 1e-3, "validation_accuracy": 1e-2, "gradient_norm": 1e-2}
+# Another processor or system rounds differently. CB amplifies that little: its reference path,
+# which sums in another order, ends within 1e-7 of these losses; a gated unit without constraint
+# (GRU) would be 1 % away by then.
+TOLERANCE = {
+    "train_loss": 1e-3,
+    "validation_loss": 1e-3,
+    "validation_accuracy": 1e-2,
+    "gradient_norm": 1e-2,
+}
 
 
 class Enough(Exception):
@@ -32,16 +38,29 @@ class First(train.Callback):
             raise Enough
 
 
-@pytest.mark.skipif(real_cifar10() is None, reason="needs the real CIFAR-10 in WORKBOOK_DATA, data/ or ../shared/data")
+@pytest.mark.skipif(
+    real_cifar10() is None,
+    reason="needs the real CIFAR-10 in WORKBOOK_DATA, data/ or ../shared/data",
+)
 def test_a_run_of_the_grid_gives_the_committed_curve_again():
     store = Store(BUNDLE)
     (key,) = store.runs(cell="cb", window="16/8", seed=0)["key"]
     config, made_on, first = store.config(key), store.environment(key), First()
     assert config.key() == key
     with pytest.raises(Enough):
-        train.fit(config, datasets.load(config.task, data=real_cifar10()), backend=made_on["backend"], callbacks=[first])
+        train.fit(
+            config,
+            datasets.load(config.task, data=real_cifar10()),
+            backend=made_on["backend"],
+            callbacks=[first],
+        )
     committed = store.curves(key=key).head(POINTS)
-    alike = made_on["platform"] == platform.platform() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    alike = (
+        made_on["platform"] == platform.platform()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
     for name, tolerance in TOLERANCE.items():
         again = [record[name] for record in first.records]
-        np.testing.assert_allclose(again, committed[name], rtol=0 if alike else tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            again, committed[name], rtol=0 if alike else tolerance, err_msg=name
+        )

@@ -26,13 +26,19 @@ def test_dictionary_round_trip_through_json(config):
 
 
 def test_missing_fields_take_defaults():
-    assert RunConfig.from_dict({"cell": {"name": "gru"}, "seed": 2}) == RunConfig(cell=CellSpec("gru"), seed=2)
+    assert RunConfig.from_dict({"cell": {"name": "gru"}, "seed": 2}) == RunConfig(
+        cell=CellSpec("gru"), seed=2
+    )
 
 
 def test_every_field_enters_the_key():
     keys = {RunConfig().key()}
     for name, value in OTHER.to_dict().items():
-        changes = [{name: {field: v}} for field, v in value.items()] if isinstance(value, dict) else [{name: value}]
+        changes = (
+            [{name: {field: v}} for field, v in value.items()]
+            if isinstance(value, dict)
+            else [{name: value}]
+        )
         for change in changes:
             key = RunConfig.from_dict(change).key()
             assert key not in keys, f"{change} does not change the key"
@@ -42,8 +48,12 @@ def test_every_field_enters_the_key():
 def test_key_is_the_same_in_another_process_and_whatever_the_order_of_options():
     config = replace(RunConfig(), cell=CellSpec(options={"dt": 0.3, "stp_dt": 0.1}))
     assert replace(config, cell=CellSpec(options={"stp_dt": 0.1, "dt": 0.3})).key() == config.key()
-    code = f"from lib.config import RunConfig; print(RunConfig.from_dict({config.to_dict()!r}).key())"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = (
+        f"from lib.config import RunConfig; print(RunConfig.from_dict({config.to_dict()!r}).key())"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert printed == config.key()
     assert len(printed) == 16 and int(printed, 16) >= 0
 

@@ -1,4 +1,6 @@
-"""Data: splits, permutation, normalisation, and files that must be refused. No test reaches the network."""
+"""Data: splits, permutation, normalisation, and files that must be refused. No test reaches the
+network.
+"""
 
 import os
 import pickle
@@ -19,7 +21,14 @@ from lib.paths import data_dir, project_root
 
 def real_cifar10():
     folders = [data_dir(), project_root().parent / "shared" / "data"]
-    return next((folder for folder in folders if (folder / "cifar-10-batches-py" / "data_batch_1").exists()), None)
+    return next(
+        (
+            folder
+            for folder in folders
+            if (folder / "cifar-10-batches-py" / "data_batch_1").exists()
+        ),
+        None,
+    )
 
 
 @pytest.fixture
@@ -34,20 +43,33 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def small_cifar10(tmp_path, monkeypatch):
-    """Seven files in CIFAR-10's layout, 20 images each; the value of a pixel says its position, plus 7 for every channel."""
+    """Seven files in CIFAR-10's layout, 20 images each; the value of a pixel says its position,
+    plus 7 for every channel.
+    """
     base = tmp_path / "cifar-10-batches-py"
     base.mkdir()
     image = (np.arange(1024) % 200)[None] + 7 * np.arange(3)[:, None]
-    batch = pickle.dumps({"data": np.tile(image.astype(np.uint8).ravel(), (20, 1)), "labels": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2})
+    batch = pickle.dumps(
+        {
+            "data": np.tile(image.astype(np.uint8).ravel(), (20, 1)),
+            "labels": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2,
+        }
+    )
     meta = pickle.dumps({"label_names": list("abcdefghij")})
-    files = {**{f"data_batch_{i}": batch for i in range(1, 6)}, "test_batch": batch, "batches.meta": meta}
+    files = {
+        **{f"data_batch_{i}": batch for i in range(1, 6)},
+        "test_batch": batch,
+        "batches.meta": meta,
+    }
     for name, content in files.items():
         (base / name).write_bytes(content)
     sums = [[name, md5(content).hexdigest()] for name, content in files.items()]
     cifar = vision.torchvision_datasets().CIFAR10
     monkeypatch.setattr(cifar, "train_list", sums[:5])
     monkeypatch.setattr(cifar, "test_list", sums[5:6])
-    monkeypatch.setattr(cifar, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums[6][1]})
+    monkeypatch.setattr(
+        cifar, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums[6][1]}
+    )
     return tmp_path
 
 
@@ -62,16 +84,20 @@ def small_mnist(tmp_path):
             file.write(header)
             file.truncate(16 + n * 784)
         labels = (np.arange(n) % 10).astype(np.uint8).tobytes()
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"".join(i.to_bytes(4, "big") for i in (0x801, n)) + labels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            b"".join(i.to_bytes(4, "big") for i in (0x801, n)) + labels
+        )
     return tmp_path
 
 
 def pixels(data):
     """All images of all splits, sorted, as bytes: what there is, whatever the order."""
-    return sorted(image.numpy().tobytes() for split in datasets.SPLITS for image in data.images[split])
+    return sorted(
+        image.numpy().tobytes() for split in datasets.SPLITS for image in data.images[split]
+    )
 
 
-# --- digits: split, seed, permutation, crop --------------------------------------------------------------------------------------------
+# --- digits: split, seed, permutation, crop
 
 
 def test_digits_are_the_real_ones_enlarged():
@@ -81,18 +107,34 @@ def test_digits_are_the_real_ones_enlarged():
         "validation": (288, 1, 16, 16),
         "test": (360, 1, 16, 16),
     }
-    assert all(x.dtype == torch.uint8 for x in data.images.values()) and all(y.dtype == torch.int64 for y in data.labels.values())
-    small = sorted((image[0, ::2, ::2] // 15).numpy().tobytes() for split in datasets.SPLITS for image in data.images[split])
+    assert all(x.dtype == torch.uint8 for x in data.images.values()) and all(
+        y.dtype == torch.int64 for y in data.labels.values()
+    )
+    small = sorted(
+        (image[0, ::2, ::2] // 15).numpy().tobytes()
+        for split in datasets.SPLITS
+        for image in data.images[split]
+    )
     assert small == sorted(image.astype(np.uint8).tobytes() for image in load_digits().images)
     assert torch.equal(data.images["train"][:, :, ::2, ::2], data.images["train"][:, :, 1::2, 1::2])
-    assert data.shape == datasets.image_shape(Task()) and data.classes == 10 and len(data.class_names) == 10
+    assert (
+        data.shape == datasets.image_shape(Task())
+        and data.classes == 10
+        and len(data.class_names) == 10
+    )
 
 
 def test_split_is_stratified_disjoint_and_fixed_by_the_data_seed():
-    data, again, other = datasets.load(Task()), datasets.load(Task()), datasets.load(Task(data_seed=1))
+    data, again, other = (
+        datasets.load(Task()),
+        datasets.load(Task()),
+        datasets.load(Task(data_seed=1)),
+    )
     whole = torch.cat(list(data.labels.values())).bincount() / 1797
     for split in datasets.SPLITS:
-        assert torch.equal(data.images[split], again.images[split]) and torch.equal(data.labels[split], again.labels[split])
+        assert torch.equal(data.images[split], again.images[split]) and torch.equal(
+            data.labels[split], again.labels[split]
+        )
         assert not torch.equal(data.images[split], other.images[split])
         assert (data.labels[split].bincount() / len(data.labels[split]) - whole).abs().max() < 0.005
     assert pixels(data) == pixels(other)  # nothing is lost or doubled
@@ -123,7 +165,9 @@ def test_permutation_is_one_reordering_of_the_pixels_of_all_splits():
     plain, permuted = datasets.load(Task()), datasets.load(Task(permuted=True))
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     for split in datasets.SPLITS:
-        assert torch.equal(plain.images[split].flatten(2)[..., order], permuted.images[split].flatten(2))
+        assert torch.equal(
+            plain.images[split].flatten(2)[..., order], permuted.images[split].flatten(2)
+        )
         assert torch.equal(plain.labels[split], permuted.labels[split])
     other = datasets.load(Task(permuted=True, data_seed=1))
     assert pixels(other) != pixels(permuted)
@@ -135,7 +179,9 @@ def test_last_rows_keeps_the_end_of_every_image():
     assert torch.equal(cropped.images["test"], plain.images["test"][:, :, -3:])
     assert cropped.shape == datasets.image_shape(Task(last_rows=3)) == (1, 3, 16)
     both = datasets.load(Task(last_rows=3, permuted=True))  # permutes what is kept
-    assert torch.equal(both.images["test"].flatten(1).sort(1)[0], cropped.images["test"].flatten(1).sort(1)[0])
+    assert torch.equal(
+        both.images["test"].flatten(1).sort(1)[0], cropped.images["test"].flatten(1).sort(1)[0]
+    )
 
 
 def test_moments_are_exact_and_a_constant_channel_is_only_centred():
@@ -168,7 +214,7 @@ def test_bad_tasks_are_refused_before_any_file_is_read(task, words):
         datasets.load(task, "/nowhere")
 
 
-# --- a user's own data -----------------------------------------------------------------------------------------------------------------
+# --- a user's own data
 
 
 def own(labels, shape=(1, 4, 6), dtype=np.uint8):
@@ -181,7 +227,11 @@ def test_own_data_set_is_split_like_the_digits(monkeypatch):
     datasets.register_dataset("own", own([0, 1] * 50), (1, 4, 6), ("left", "right"))
     data = datasets.load(Task("own", last_rows=2))
     assert [len(y) for y in data.labels.values()] == [64, 16, 20]
-    assert data.shape == (1, 2, 6) and data.class_names == ("left", "right") and "own" in datasets.names()
+    assert (
+        data.shape == (1, 2, 6)
+        and data.class_names == ("left", "right")
+        and "own" in datasets.names()
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,12 +245,14 @@ def test_own_data_set_is_split_like_the_digits(monkeypatch):
     ],
 )
 def test_own_data_set_that_is_not_what_it_says(monkeypatch, read, words):
-    monkeypatch.setattr(datasets, "SOURCES", {"own": datasets.Source((1, 4, 6), ("left", "right"), read)})
+    monkeypatch.setattr(
+        datasets, "SOURCES", {"own": datasets.Source((1, 4, 6), ("left", "right"), read)}
+    )
     with pytest.raises(ValueError, match=words):
         datasets.load(Task("own"))
 
 
-# --- CIFAR-10 --------------------------------------------------------------------------------------------------------------------------
+# --- CIFAR-10
 
 
 def test_cifar10_keeps_the_test_set_and_takes_a_tenth_for_validation(small_cifar10):
@@ -208,12 +260,18 @@ def test_cifar10_keeps_the_test_set_and_takes_a_tenth_for_validation(small_cifar
     assert [len(y) for y in data.labels.values()] == [90, 10, 20]
     assert data.labels["validation"].bincount().tolist() == [1] * 10
     assert data.labels["test"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2
-    assert data.images["train"][0, :, 2, 3].tolist() == [67, 74, 81]  # channel, row, column are where they belong
+    assert data.images["train"][0, :, 2, 3].tolist() == [
+        67,
+        74,
+        81,
+    ]  # channel, row, column are where they belong
 
 
 def test_cifar10_permutation_keeps_the_channels_of_a_pixel_together(small_cifar10):
     image = datasets.load(Task("cifar10", permuted=True), small_cifar10).images["train"][0].int()
-    assert torch.equal(image[1] - image[0], torch.full((32, 32), 7)) and torch.equal(image[2] - image[0], torch.full((32, 32), 14))
+    assert torch.equal(image[1] - image[0], torch.full((32, 32), 7)) and torch.equal(
+        image[2] - image[0], torch.full((32, 32), 14)
+    )
     assert not torch.equal(image[0].flatten(), torch.arange(1024, dtype=torch.int32) % 200)
 
 
@@ -235,12 +293,20 @@ def test_wrong_cifar10_file_is_named_and_never_unpickled(small_cifar10, offline,
     assert not trap.exists()
 
 
-@pytest.mark.parametrize(("name", "host"), [("cifar10", "cs.toronto.edu"), ("mnist", "ossci-datasets")])
+@pytest.mark.parametrize(
+    ("name", "host"), [("cifar10", "cs.toronto.edu"), ("mnist", "ossci-datasets")]
+)
 def test_missing_data_say_how_to_get_them(tmp_path, offline, name, host):
     with pytest.raises(ValueError) as error:
         datasets.load(Task(name), tmp_path)
     message = str(error.value)
-    assert host in message and str(tmp_path) in message and "--data" in message and "WORKBOOK_DATA" in message and "\n" not in message
+    assert (
+        host in message
+        and str(tmp_path) in message
+        and "--data" in message
+        and "WORKBOOK_DATA" in message
+        and "\n" not in message
+    )
 
 
 def test_missing_data_in_a_place_that_cannot_be_written(tmp_path, offline):
@@ -249,17 +315,29 @@ def test_missing_data_in_a_place_that_cannot_be_written(tmp_path, offline):
         datasets.load(Task("cifar10"), tmp_path / "file")
 
 
-@pytest.mark.skipif(real_cifar10() is None, reason="needs the real CIFAR-10 in WORKBOOK_DATA, data/ or ../shared/data")
+@pytest.mark.skipif(
+    real_cifar10() is None,
+    reason="needs the real CIFAR-10 in WORKBOOK_DATA, data/ or ../shared/data",
+)
 def test_real_cifar10():
     data = datasets.load(Task("cifar10"), real_cifar10())
-    assert {split: len(x) for split, x in data.images.items()} == {"train": 45_000, "validation": 5_000, "test": 10_000}
-    assert data.labels["validation"].bincount().tolist() == [500] * 10 and data.labels["test"].bincount().tolist() == [1000] * 10
-    assert torch.allclose(data.mean / 255, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-3)  # the constants everyone uses
+    assert {split: len(x) for split, x in data.images.items()} == {
+        "train": 45_000,
+        "validation": 5_000,
+        "test": 10_000,
+    }
+    assert (
+        data.labels["validation"].bincount().tolist() == [500] * 10
+        and data.labels["test"].bincount().tolist() == [1000] * 10
+    )
+    assert torch.allclose(
+        data.mean / 255, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-3
+    )  # the constants everyone uses
     assert torch.allclose(data.std / 255, torch.tensor([0.2470, 0.2435, 0.2616]), atol=1e-3)
     assert data.labels["test"][:4].tolist() == [3, 8, 8, 0]  # cat, ship, ship, airplane
 
 
-# --- MNIST -----------------------------------------------------------------------------------------------------------------------------
+# --- MNIST
 
 
 @pytest.mark.filterwarnings("error")
@@ -323,11 +401,13 @@ def test_broken_mnist_file_is_named(small_mnist, offline, name, damage, words):
         datasets.load(Task("mnist"), small_mnist)
 
 
-# --- the torchvision guard -------------------------------------------------------------------------------------------------------------
+# --- the torchvision guard
 
 
 def guard(monkeypatch, outcomes, modules=()):
-    """Run the guard with an import that gives `outcomes` in turn; say what it returned, defined, and left in sys.modules."""
+    """Run the guard with an import that gives `outcomes` in turn; say what it returned, defined,
+    and left in sys.modules.
+    """
     defined, modules = [], dict.fromkeys(modules)
 
     def import_module(name):
@@ -344,16 +424,38 @@ def guard(monkeypatch, outcomes, modules=()):
 
 def test_guard_does_nothing_where_torchvision_loads(monkeypatch):
     module = ModuleType("torchvision.datasets")
-    assert guard(monkeypatch, [module], ["torch", "torchvision.extension"]) == (module, [], ["torch", "torchvision.extension"])
+    assert guard(monkeypatch, [module], ["torch", "torchvision.extension"]) == (
+        module,
+        [],
+        ["torch", "torchvision.extension"],
+    )
 
 
 def test_guard_defines_the_schemas_and_forgets_the_failed_import(monkeypatch):
-    module, failure = ModuleType("torchvision.datasets"), RuntimeError("operator torchvision::nms does not exist")
-    names = ["torch", "torchvision.extension", "torchvision._autograd_registrations", "torchvisionary"]
-    assert guard(monkeypatch, [failure, module], names) == (module, [True], ["torch", "torchvisionary"])
+    module, failure = (
+        ModuleType("torchvision.datasets"),
+        RuntimeError("operator torchvision::nms does not exist"),
+    )
+    names = [
+        "torch",
+        "torchvision.extension",
+        "torchvision._autograd_registrations",
+        "torchvisionary",
+    ]
+    assert guard(monkeypatch, [failure, module], names) == (
+        module,
+        [True],
+        ["torch", "torchvisionary"],
+    )
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("PyTorch has CUDA Version=13.0 and torchvision has 12.8"), ImportError("no torchvision")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("PyTorch has CUDA Version=13.0 and torchvision has 12.8"),
+        ImportError("no torchvision"),
+    ],
+)
 def test_guard_passes_other_failures_on(monkeypatch, failure):
     with pytest.raises(type(failure), match=str(failure)):
         guard(monkeypatch, [failure])

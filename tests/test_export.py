@@ -1,4 +1,6 @@
-"""Export: LaTeX takes every file, nothing depends on the day or the process, and what is missing is said in a sentence."""
+"""Export: LaTeX takes every file, nothing depends on the day or the process, and what is missing is
+said in a sentence.
+"""
 
 import json
 import os
@@ -19,8 +21,9 @@ import pytest
 import tiny
 from scipy import stats
 
-from lib import analysis, cells, export, paper, paths, plots, style
-from lib.store import Store
+from lib import analysis, cells, paths
+from lib.figures import export, paper, plots, style
+from lib.runs.store import Store
 
 mpl.use("Agg")
 
@@ -38,21 +41,41 @@ LONGER = ("rnn", "gru", "cb", "dale_cb")
 
 
 def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
-    """The runs of a whole study: nine cells in five windows, `dale` in one, a learning-rate scan, controls."""
-    parts = [frames.runs(frames.NINE, seeds=seeds), frames.runs(["dale"], ["8/4"], seeds), frames.scan(), *extra]
+    """The runs of a whole study: nine cells in five windows, `dale` in one, a learning-rate scan,
+    controls.
+    """
+    parts = [
+        frames.runs(frames.NINE, seeds=seeds),
+        frames.runs(["dale"], ["8/4"], seeds),
+        frames.scan(),
+        *extra,
+    ]
     parts += [frames.runs(["cb", "dale_cb"], ["8/4"], seeds, initialisation="notes")]
     parts += [frames.runs(["stp_dale_cb", "gru"], ["8/4"], seeds, **change) for change in CONTROLS]
     parts += [frames.runs(LONGER, ["8/4"], seeds, epochs=20)]
     runs = pd.concat(parts, ignore_index=True)
     main = paper.comparison(runs)
     main = main[main["window"] == "8/4"]
-    made = {"commit": COMMIT, "python": "3.11.2", "numpy": "2.3.0", "backend": "fast", "fingerprint": {"torch": "2.13.0"}}
-    return paper.Frames(runs, frames.curves(main), frames.history(main), dict.fromkeys(runs["key"], made))
+    made = {
+        "commit": COMMIT,
+        "python": "3.11.2",
+        "numpy": "2.3.0",
+        "backend": "fast",
+        "fingerprint": {"torch": "2.13.0"},
+    }
+    return paper.Frames(
+        runs, frames.curves(main), frames.history(main), dict.fromkeys(runs["key"], made)
+    )
 
 
 def small(names=cells.DESIGN) -> paper.Frames:
     runs = frames.runs(names, ["8/4"], [0])
-    return paper.Frames(runs, frames.curves(runs), frames.history(runs.iloc[:0]).reindex(columns=["key", "variable", "statistic"]), {})
+    return paper.Frames(
+        runs,
+        frames.curves(runs),
+        frames.history(runs.iloc[:0]).reindex(columns=["key", "variable", "statistic"]),
+        {},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +104,11 @@ def a_figure(label="vanilla RNN"):
 
 
 def digests(folder):
-    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 # ---- figures
@@ -93,20 +120,33 @@ def test_a_figure_takes_width_font_and_size_of_the_document(tmp_path, journal):
         fig, ax = plt.subplots(figsize=(9, 2))
         ax.plot([0, 1], label="x")
         ax.set_xlabel("Training (epochs)")
-    (path,) = export.export_figure(fig, "a_name-1", "text", journal, folder=tmp_path, formats=["pdf"])
+    (path,) = export.export_figure(
+        fig, "a_name-1", "text", journal, folder=tmp_path, formats=["pdf"]
+    )
     data = path.read_bytes()
     width = float(re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", data)[1]) / 72
     assert width == pytest.approx(style.width_of(journal, "text"), abs=1e-3)
     assert b"/Type3" not in data and b"/FontFile2" in data and b"CreationDate" not in data
     assert (b"STIXGeneral" if journal in ("neurips", "icml") else b"Cmr10") in data
-    assert ax.xaxis.label.get_fontsize() == 20 and ax.xaxis.label.get_fontfamily() == ["DejaVu Sans"]  # the figure itself is as before
+    assert ax.xaxis.label.get_fontsize() == 20 and ax.xaxis.label.get_fontfamily() == [
+        "DejaVu Sans"
+    ]  # the figure itself is as before
 
 
 def test_only_heat_maps_are_rasterised(tmp_path):
     with style.context("report", "column"):
-        heat, bars = plots.heatmap(frames.runs(["cb", "gru"])).figure, plots.bars(frames.runs(["cb"], ["8/4"])).figure
-    assert b"/Subtype /Image" in export.export_figure(heat, "heat", folder=tmp_path, formats=["pdf"])[0].read_bytes()
-    assert b"/Subtype /Image" not in export.export_figure(bars, "bars", folder=tmp_path, formats=["pdf"])[0].read_bytes()
+        heat, bars = (
+            plots.heatmap(frames.runs(["cb", "gru"])).figure,
+            plots.bars(frames.runs(["cb"], ["8/4"])).figure,
+        )
+    assert (
+        b"/Subtype /Image"
+        in export.export_figure(heat, "heat", folder=tmp_path, formats=["pdf"])[0].read_bytes()
+    )
+    assert (
+        b"/Subtype /Image"
+        not in export.export_figure(bars, "bars", folder=tmp_path, formats=["pdf"])[0].read_bytes()
+    )
 
 
 def test_export_twice_gives_the_same_bytes(tmp_path):
@@ -122,7 +162,9 @@ def test_without_tex_everything_but_pgf_works_and_one_line_says_so(tmp_path, mon
     said = capsys.readouterr().out.strip().splitlines()
     assert len(said) == 1 and "PGF is left out" in said[0]
     left_out = paper.write(small(["gru"]), tmp_path / "all", formats=("pdf", "pgf"))
-    assert [line for line in left_out if "pdflatex is not installed" in line] and not list(tmp_path.rglob("*.pgf"))
+    assert [line for line in left_out if "pdflatex is not installed" in line] and not list(
+        tmp_path.rglob("*.pgf")
+    )
 
 
 @pytest.mark.parametrize("call, words", [
@@ -144,11 +186,33 @@ def test_bad_requests_are_one_sentence(tmp_path, call, words):
 
 
 def test_table_has_booktabs_intervals_bold_best_and_escaped_text(tmp_path):
-    frame = pd.DataFrame({"Cell": [NASTY, "CB"], "x": [41.26, 50.0], "x low": [40.0, np.nan], "x high": [42.5, np.nan], "n": [3, 1]})
+    frame = pd.DataFrame(
+        {
+            "Cell": [NASTY, "CB"],
+            "x": [41.26, 50.0],
+            "x low": [40.0, np.nan],
+            "x high": [42.5, np.nan],
+            "n": [3, 1],
+        }
+    )
     frame["loss"] = [-1.25, 2.0]
-    text = export.export_table(frame, "t", "50 % of $H$ & more", "tab:t", best=["x", "-loss"], folder=tmp_path).read_text()
-    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:t}", r"50 \% of $H$ \& more"))
-    assert r"a\_b \& 50\% \#1 \textasciitilde{}\textasciicircum{} \{x\} \textbackslash{} \textdollar{}2" in text
+    text = export.export_table(
+        frame, "t", "50 % of $H$ & more", "tab:t", best=["x", "-loss"], folder=tmp_path
+    ).read_text()
+    assert all(
+        rule in text
+        for rule in (
+            r"\toprule",
+            r"\midrule",
+            r"\bottomrule",
+            r"\label{tab:t}",
+            r"50 \% of $H$ \& more",
+        )
+    )
+    assert (
+        r"a\_b \& 50\% \#1 \textasciitilde{}\textasciicircum{} \{x\} \textbackslash{} \textdollar{}2"
+        in text
+    )
     assert r"41.3 [40.0, 42.5]" in text and r"\textbf{50.0}" in text and r"\textbf{$-$1.2}" in text
     assert r"\usepackage" not in text and "multirow" not in text
 
@@ -160,13 +224,20 @@ def test_table_has_booktabs_intervals_bold_best_and_escaped_text(tmp_path):
     ({"best": ["accuracy"]}, "Unknown column 'accuracy' in best"),
 ])  # fmt: skip
 def test_bad_tables_are_one_sentence(tmp_path, change, words):
-    values = {"frame": pd.DataFrame({"Cell": ["CB"]}), "name": "t", "caption": "c", "label": "tab:t"} | change
+    values = {
+        "frame": pd.DataFrame({"Cell": ["CB"]}),
+        "name": "t",
+        "caption": "c",
+        "label": "tab:t",
+    } | change
     with pytest.raises(ValueError, match=words):
         export.export_table(**values, folder=tmp_path)
 
 
 def test_numbers_become_commands(tmp_path):
-    text = export.export_numbers({"GruAccuracy": "54.5", "Gain": "−1.2 %", "Runs": 27}, folder=tmp_path).read_text()
+    text = export.export_numbers(
+        {"GruAccuracy": "54.5", "Gain": "−1.2 %", "Runs": 27}, folder=tmp_path
+    ).read_text()
     assert text.splitlines()[1:] == [
         r"\newcommand{\GruAccuracy}{54.5}",
         r"\newcommand{\Gain}{$-$1.2 \%}",
@@ -190,7 +261,11 @@ def test_names_of_commands_are_letters():
 def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(study, monkeypatch):
     main = paper.comparison(study.runs)
     assert set(main["cell"]) == set(frames.TEN) and set(main["seed"]) == {0, 1, 2}
-    assert set(main["options"]) == {"{}"} and set(main["initialisation"]) == {"balanced"} and not main["permuted"].any()
+    assert (
+        set(main["options"]) == {"{}"}
+        and set(main["initialisation"]) == {"balanced"}
+        and not main["permuted"].any()
+    )
     assert len(main) == 9 * 5 * 3 + 3
     monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
 
@@ -198,12 +273,20 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
         name, label = "mine_export", "mine"
 
     cells.register(Mine)
-    part, full = (paper.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)])) for s in (["8/4"], frames.WINDOWS))
+    part, full = (
+        paper.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)]))
+        for s in (["8/4"], frames.WINDOWS)
+    )
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
     assert set(paper.controls(study)) == set(paper.KINDS)
     shown, own = paper.controls(study)["controls"]
-    assert len(shown) == (8 + 4) * 3 and 100 not in set(shown["seed"])  # beside the four cells they vary
-    assert own["DaleCB, notes"] == own["DaleCB"] == "DaleCB" and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
+    assert len(shown) == (8 + 4) * 3 and 100 not in set(
+        shown["seed"]
+    )  # beside the four cells they vary
+    assert (
+        own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
+        and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
+    )
     images, longer = paper.controls(study)["tasks"][0], paper.controls(study)["epochs"][0]
     assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
     assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(LONGER)
@@ -211,13 +294,29 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
 
 
 def test_a_rate_of_its_own_for_each_cell_is_kept():
-    runs = pd.concat([frames.runs(["cb"], ["8/4"], learning_rate=0.01), frames.runs(["gru"], ["8/4"]), frames.scan(["cb", "gru"])])
+    runs = pd.concat(
+        [
+            frames.runs(["cb"], ["8/4"], learning_rate=0.01),
+            frames.runs(["gru"], ["8/4"]),
+            frames.scan(["cb", "gru"]),
+        ]
+    )
     main = paper.comparison(runs)
-    assert {"cb": 0.01, "gru": 0.003} == main.groupby("cell")["learning_rate"].unique().map(lambda rates: rates[0]).to_dict()
+    assert {"cb": 0.01, "gru": 0.003} == main.groupby("cell")["learning_rate"].unique().map(
+        lambda rates: rates[0]
+    ).to_dict()
     assert set(main["group"]) == {"CB", "full GRU"}
-    both = [frames.runs(["gru"], ["8/4"]), frames.runs(["gru"], ["8/4"], learning_rate=0.01), frames.runs(["gru"], ["8/4"], [3])]
-    assert set(paper.comparison(pd.concat([runs, *both[:2]]).drop_duplicates("key"))["cell"]) == {"cb"}  # gru was only scanned
-    assert set(paper.comparison(pd.concat(both))["seed"]) == {3} and set(paper.comparison(pd.concat(both[:2]))["seed"]) == {0, 1, 2}
+    both = [
+        frames.runs(["gru"], ["8/4"]),
+        frames.runs(["gru"], ["8/4"], learning_rate=0.01),
+        frames.runs(["gru"], ["8/4"], [3]),
+    ]
+    assert set(paper.comparison(pd.concat([runs, *both[:2]]).drop_duplicates("key"))["cell"]) == {
+        "cb"
+    }  # gru was only scanned
+    assert set(paper.comparison(pd.concat(both))["seed"]) == {3} and set(
+        paper.comparison(pd.concat(both[:2]))["seed"]
+    ) == {0, 1, 2}
 
 
 def test_missing_runs_and_an_empty_store_are_said(tmp_path):
@@ -225,7 +324,9 @@ def test_missing_runs_and_an_empty_store_are_said(tmp_path):
     left_out = paper.write(paper.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
     for name in ("paired_differences", "effects", "input_length", "learning_rate_scan"):
         assert len([line for line in left_out if line.startswith(name)]) == 1
-    assert (tmp_path / "figures/accuracy_bars.pdf").exists() and "| full GRU |" in (tmp_path / "tables/summary.md").read_text()
+    assert (tmp_path / "figures/accuracy_bars.pdf").exists() and "| full GRU |" in (
+        tmp_path / "tables/summary.md"
+    ).read_text()
     empty = few.iloc[:0]
     for call in (paper.write, paper.overleaf):
         with pytest.raises(ValueError, match="No finished run to export; train some first"):
@@ -237,11 +338,22 @@ def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
     found = paper.numbers(study)
     main = paper.comparison(study.runs)
     for window, title in (("8/4", "Accuracy"), ("16/8", "AtOneSixEight")):
-        table = analysis.summarise(main[main["window"] == window], "cell").set_index("cell") * [1, 1, *[100] * 4, 1]
+        table = analysis.summarise(main[main["window"] == window], "cell").set_index("cell") * [
+            1,
+            1,
+            *[100] * 4,
+            1,
+        ]
         assert found[f"Gru{title}"] == f"{table.at['gru', 'mean']:.1f}"
-        assert found[f"StpDaleCb{title}Interval"] == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
+        assert (
+            found[f"StpDaleCb{title}Interval"]
+            == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
+        )
     gate = analysis.contrasts(main[main["window"] == "8/4"]).set_index("contrast").loc["gate"]
-    assert found["GateDifference"] == f"{gate['mean'] * 100:.1f}" and float(found["GateP"]) == round(gate["p_holm"], 3) > 0
+    assert (
+        found["GateDifference"] == f"{gate['mean'] * 100:.1f}"
+        and float(found["GateP"]) == round(gate["p_holm"], 3) > 0
+    )
     assert all(export.COMMAND.fullmatch(name) for name in found)
     summary = {item.name: item.frame for item in paper.tables(study)}["summary"].set_index("Cell")
     assert summary.at["full GRU", "Accuracy (%)"] == pytest.approx(
@@ -250,11 +362,25 @@ def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
 
 
 def test_order_after_longer_training_is_of_the_same_seeds(study):
-    wide = study.runs[(study.runs["window"] == "8/4") & study.runs["cell"].isin(LONGER) & (study.runs["learning_rate"] == 0.003)]
-    wide = wide[(wide["initialisation"] == "balanced") & (wide["options"] == "{}") & (wide["hidden_size"] == 48) & (wide["seed"] < 3)]
-    wide = wide[~wide["permuted"] & wide["last_rows"].isna()].pivot_table(index="cell", columns="epochs", values="test_accuracy")
+    wide = study.runs[
+        (study.runs["window"] == "8/4")
+        & study.runs["cell"].isin(LONGER)
+        & (study.runs["learning_rate"] == 0.003)
+    ]
+    wide = wide[
+        (wide["initialisation"] == "balanced")
+        & (wide["options"] == "{}")
+        & (wide["hidden_size"] == 48)
+        & (wide["seed"] < 3)
+    ]
+    wide = wide[~wide["permuted"] & wide["last_rows"].isna()].pivot_table(
+        index="cell", columns="epochs", values="test_accuracy"
+    )
     found = paper.numbers(study)
-    assert wide.shape == (4, 2) and found["LongerOrder"] == f"{stats.spearmanr(wide[10], wide[20])[0]:.2f}"
+    assert (
+        wide.shape == (4, 2)
+        and found["LongerOrder"] == f"{stats.spearmanr(wide[10], wide[20])[0]:.2f}"
+    )
     assert (found["LongerEpochs"], found["LongerCells"], found["LongerSeeds"]) == ("20", "4", "3")
     assert found["LongerBestCell"] == cells.get(wide[20].idxmax()).label
     assert found["EpochsRows"] == "4" and found["EpochsUp"] == str((wide[20] > wide[10]).sum())
@@ -265,7 +391,9 @@ def test_diverged_runs_are_said_and_enter_no_mean(study):
     lost = frames.runs(["cb"], ["8/4"], [3]).assign(state="DIVERGED", test_accuracy=np.nan)
     found = paper.numbers(study._replace(runs=pd.concat([study.runs, lost], ignore_index=True)))
     assert (found["Diverged"], found["DivergedRuns"]) == ("1 run", "CB, seed 3")
-    assert found["CbAccuracy"] == paper.numbers(study)["CbAccuracy"] and "Diverged" not in paper.numbers(study)
+    assert found["CbAccuracy"] == paper.numbers(study)[
+        "CbAccuracy"
+    ] and "Diverged" not in paper.numbers(study)
 
 
 def test_findings_say_what_was_run_and_no_more(study):
@@ -275,28 +403,53 @@ def test_findings_say_what_was_run_and_no_more(study):
     said = re.findall(r"−?\d+\.\d+", " ".join(re.findall(r"\*\*(.*?)\*\*", text, re.DOTALL)))
     known = set(re.findall(r"−?\d+\.\d+", " ".join(quoted.values())))
     assert len(said) > 30 and set(said) <= known
-    assert all(f"cifar10/figures/{item.name}.png" in text for item in paper.figures(study)[0] if item.name in (*paper.KINDS, "effects"))
+    assert all(
+        f"cifar10/figures/{item.name}.png" in text
+        for item in paper.figures(study)[0]
+        if item.name in (*paper.KINDS, "effects")
+    )
     few = paper.readme(small(["gru", "rnn"]), "cifar10")
     assert "## Which cell is best" in few and "one seed, no interval" in few
-    assert not any(word in few for word in ("DaleCB", "Does the window matter", "ingredient", "standard deviation", "{"))
+    assert not any(
+        word in few
+        for word in ("DaleCB", "Does the window matter", "ingredient", "standard deviation", "{")
+    )
 
 
-@pytest.mark.parametrize(("p", "mean", "says"), [(0.04, 1, "higher"), (0.04, -1, "lower"), (0.06, 1, "not told apart")])
+@pytest.mark.parametrize(
+    ("p", "mean", "says"), [(0.04, 1, "higher"), (0.04, -1, "lower"), (0.06, 1, "not told apart")]
+)
 def test_direction_is_said_where_the_corrected_test_allows_it(p, mean, says):
     table = pd.DataFrame({"mean": [mean], "low": [0], "high": [0], "n": [3], "p_holm": [p]})
     assert paper._tested("Pair", ["a - b"], table)["Says"].tolist() == [says]
-    assert paper._tested("Pair", ["a - b"], table.assign(n=1, p_holm=np.nan))["Says"].tolist() == ["one seed"]
+    assert paper._tested("Pair", ["a - b"], table.assign(n=1, p_holm=np.nan))["Says"].tolist() == [
+        "one seed"
+    ]
 
 
 # ---- committed results
 
 
 def rebuilt(folder, seed="0"):
-    """Every file that `compare --from` writes, from the bundles of a folder alone, in another process."""
+    """Every file that `compare --from` writes, from the bundles of a folder alone, in another
+    process.
+    """
     environment = {**os.environ, "PYTHONHASHSEED": seed, "WORKBOOK_RESULTS": str(folder.parent)}
-    subprocess.run([sys.executable, "-m", "lib", "compare", "--from", str(folder)], check=True, env=environment, capture_output=True)
-    written = [folder / name for name in ("figures", "tables", "numbers.tex", "MANIFEST.json")] + [folder.parent / "README.md"]
-    return {str(path.relative_to(folder.parent)): path.read_bytes() for top in written for path in (top, *top.rglob("*")) if path.is_file()}
+    subprocess.run(
+        [sys.executable, "-m", "lib", "compare", "--from", str(folder)],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    written = [folder / name for name in ("figures", "tables", "numbers.tex", "MANIFEST.json")] + [
+        folder.parent / "README.md"
+    ]
+    return {
+        str(path.relative_to(folder.parent)): path.read_bytes()
+        for top in written
+        for path in (top, *top.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_a_bundle_rebuilds_every_byte_without_training(tmp_path):
@@ -306,18 +459,28 @@ def test_a_bundle_rebuilds_every_byte_without_training(tmp_path):
     live, keys = Store(tmp_path / "live"), [config.key() for config in configs]
     bundle = shutil.copytree(live.pack(keys, "digits"), tmp_path / "results" / "digits")
     first = rebuilt(bundle)
-    assert {"digits/figures/accuracy_bars.png", "digits/tables/summary.tex", "digits/numbers.tex", "README.md"} <= set(first)
+    assert {
+        "digits/figures/accuracy_bars.png",
+        "digits/tables/summary.tex",
+        "digits/numbers.tex",
+        "README.md",
+    } <= set(first)
     for name in first:
         (tmp_path / "results" / name).unlink()
     assert rebuilt(bundle, "7") == first and not (bundle / "runs").exists()
     paper.write(paper.collect(live, key=keys), tmp_path / "again")
-    again = {f"digits/{name}": (tmp_path / "again" / name).read_bytes() for name in digests(tmp_path / "again")}
+    again = {
+        f"digits/{name}": (tmp_path / "again" / name).read_bytes()
+        for name in digests(tmp_path / "again")
+    }
     assert again == {name: data for name, data in first.items() if name != "README.md"}
     values = [live.status(config.key())["test_accuracy"] * 100 for config in configs[:2]]
-    half = 12.706205 * abs(values[0] - values[1]) / 2  # t(0.975, df 1) from a table, times the standard error
-    assert f"| full GRU | {np.mean(values):.1f} [{np.mean(values) - half:.1f}, ".replace("-", "−") in first["README.md"].decode().replace(
-        "**", ""
-    )
+    half = (
+        12.706205 * abs(values[0] - values[1]) / 2
+    )  # t(0.975, df 1) from a table, times the standard error
+    assert f"| full GRU | {np.mean(values):.1f} [{np.mean(values) - half:.1f}, ".replace(
+        "-", "−"
+    ) in first["README.md"].decode().replace("**", "")
 
 
 COMMITTED = sorted({path.parent.parent for path in paths.results_dir().glob("*/*/BUNDLE.json")})
@@ -341,8 +504,15 @@ def test_overleaf_folder_is_complete_and_its_manifest_true(overleaf, study):
     assert set(manifest) == set(files) - {"MANIFEST.json", "main.tex", "README.md"}
     for name, entry in manifest.items():
         assert entry["sha256"] == files[name]
-        assert entry["commit"] == [COMMIT] and entry["torch"] == ["2.13.0"] and set(entry["runs"]) <= set(study.runs["key"])
-        assert entry["configuration"]["dataset"] == ["cifar10"] and 48 in entry["configuration"]["hidden_size"]
+        assert (
+            entry["commit"] == [COMMIT]
+            and entry["torch"] == ["2.13.0"]
+            and set(entry["runs"]) <= set(study.runs["key"])
+        )
+        assert (
+            entry["configuration"]["dataset"] == ["cifar10"]
+            and 48 in entry["configuration"]["hidden_size"]
+        )
     assert manifest["figures/accuracy_bars.pdf"]["configuration"]["window"] == ["8/4"]
     assert len(manifest["figures/accuracy_bars.pdf"]["runs"]) == 30
     text = (folder / "main.tex").read_text()
@@ -355,16 +525,20 @@ def test_overleaf_folder_is_complete_and_its_manifest_true(overleaf, study):
         re.search(r"\\caption\{(.*)\}", p.read_text())[1] for p in folder.glob("tables/*.tex")
     ]
     for caption in captions:
-        assert all(words in caption for words in ("CIFAR-10", "window", "H = 48", "n = ", "interval"))
+        assert all(
+            words in caption for words in ("CIFAR-10", "window", "H = 48", "n = ", "interval")
+        )
         assert re.search("; 10 (to 20 )?epochs;", caption)
     with zipfile.ZipFile(archive) as packed:
         assert {name: sha256(packed.read(name)).hexdigest() for name in packed.namelist()} == files
 
 
 def test_another_process_rebuilds_every_byte(overleaf, tmp_path):
-    code = "import sys; from test_export import complete; from lib import paper; paper.overleaf(complete(), sys.argv[1])"
+    code = "import sys; from test_export import complete; from lib.figures import paper; paper.overleaf(complete(), sys.argv[1])"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=TESTS)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=TESTS
+    )
     assert digests(tmp_path / "overleaf") == digests(overleaf[2])
     assert (tmp_path / "overleaf.zip").read_bytes() == overleaf[0].read_bytes()
 
@@ -374,7 +548,9 @@ def test_what_is_no_longer_exported_is_removed(tmp_path):
     (tmp_path / "figures/mine.pdf").write_bytes(b"a person's own file stays")
     assert (tmp_path / "figures/effects.pdf").exists()
     paper.write(small(["gru"]), tmp_path)
-    assert not (tmp_path / "figures/effects.pdf").exists() and (tmp_path / "figures/mine.pdf").exists()
+    assert (
+        not (tmp_path / "figures/effects.pdf").exists() and (tmp_path / "figures/mine.pdf").exists()
+    )
 
 
 def compiled(archive, folder, pgf):
@@ -386,7 +562,10 @@ def compiled(archive, folder, pgf):
         main.write_text(main.read_text().replace("\n\\figurespgffalse", "\n\\figurespgftrue"))
     for _ in range(2):
         done = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"], cwd=folder, capture_output=True, check=False
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+            cwd=folder,
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     return (folder / "main.log").read_text(errors="replace")
@@ -395,10 +574,14 @@ def compiled(archive, folder, pgf):
 def check_document(folder, log, pages):
     assert not re.search(r"^!|undefined|multiply defined", log, re.MULTILINE)
     assert all(float(wide) <= 5 for wide in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt", log))
-    fonts = subprocess.run(["pdffonts", "main.pdf"], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    fonts = subprocess.run(
+        ["pdffonts", "main.pdf"], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.splitlines()[2:]
     assert fonts and not any("Type 3" in line for line in fonts)
     assert all(line.split()[-5] == "yes" for line in fonts)  # emb, sub, uni, object, generation
-    info = subprocess.run(["pdfinfo", "main.pdf"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    info = subprocess.run(
+        ["pdfinfo", "main.pdf"], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
     assert re.search(rf"Pages: +{pages}\n", info)
 
 
@@ -413,7 +596,11 @@ def test_zip_compiles_to_two_pages_and_one_of_controls(overleaf, tmp_path, pgf):
 @pytest.mark.tex
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 def test_without_controls_two_pages_hold_everything(study, tmp_path):
-    runs = study.runs[study.runs["key"].isin([*paper.comparison(study.runs)["key"], *paper.scan(study.runs)["key"]])]
+    runs = study.runs[
+        study.runs["key"].isin(
+            [*paper.comparison(study.runs)["key"], *paper.scan(study.runs)["key"]]
+        )
+    ]
     archive, _ = paper.overleaf(study._replace(runs=runs), tmp_path)
     check_document(tmp_path / "unpacked", compiled(archive, tmp_path / "unpacked", False), pages=2)
 
@@ -435,6 +622,8 @@ def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, jour
         ]
     )
     main = paper.comparison(runs).query("window == '8/4'")
-    archive, _ = paper.overleaf(paper.Frames(runs, frames.curves(main), frames.history(main), {}), tmp_path, journal=journal)
+    archive, _ = paper.overleaf(
+        paper.Frames(runs, frames.curves(main), frames.history(main), {}), tmp_path, journal=journal
+    )
     folder = tmp_path / "unpacked"
     check_document(folder, compiled(archive, folder, pgf), pages=r"\d")

@@ -3,9 +3,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import audit, datasets, live, memory, train
+from lib import datasets, memory, train
 from lib.config import CellSpec, RunConfig, Task, Window
-from lib.store import Store
+from lib.explore import live
+from lib.runs import audit
+from lib.runs.store import Store
 from tests import tiny
 
 WINDOW = Window(8, 8)  # 32 steps
@@ -41,12 +43,19 @@ def test_recall_reads_the_states_of_the_truncated_sequence(model, data):
 
 
 def test_a_refitted_readout_finds_more_in_more_of_the_image(model, data):
-    frame = memory.recall(model, data, WINDOW, "first", [1, 32], images=500).query("readout == 'refitted'")
+    frame = memory.recall(model, data, WINDOW, "first", [1, 32], images=500).query(
+        "readout == 'refitted'"
+    )
     assert frame["accuracy"].iat[1] > frame["accuracy"].iat[0] + 0.1
 
 
 @pytest.mark.parametrize(
-    "condition, steps, sentence", [("first", [0], "allows 1 to 32"), ("last", [33], "33"), ("middle", [3], "first, last or delay")]
+    "condition, steps, sentence",
+    [
+        ("first", [0], "allows 1 to 32"),
+        ("last", [33], "33"),
+        ("middle", [3], "first, last or delay"),
+    ],
 )
 def test_bad_conditions_are_named(model, data, condition, steps, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -63,14 +72,19 @@ def test_gradient_of_an_input_that_the_state_forgets_is_zero(data):
 
 
 def test_time_constants_are_in_pixels(model, data):
-    once, twice = (memory.time_constants(model, data, window, images=50) for window in (Window(8, 4), WINDOW))
+    once, twice = (
+        memory.time_constants(model, data, window, images=50) for window in (Window(8, 4), WINDOW)
+    )
     assert once.shape == (12,) and 1.5 < np.median(twice) / np.median(once) < 2.5
 
 
 def test_span_is_halfway_from_chance():
     frame = pd.DataFrame({"pixels": [8, 16, 32, 64], "accuracy": [0.2, 0.4, 0.6, 0.9]})
     assert memory.span(frame.assign(condition="last")) == 32
-    assert memory.span(frame.assign(condition="delay", accuracy=frame["accuracy"].to_numpy()[::-1])) == 16
+    assert (
+        memory.span(frame.assign(condition="delay", accuracy=frame["accuracy"].to_numpy()[::-1]))
+        == 16
+    )
 
 
 def test_live_text_and_audit(tmp_path, capsys):
@@ -78,12 +92,25 @@ def test_live_text_and_audit(tmp_path, capsys):
     views = [live.Live() for _ in configs]
     for config, view in zip(configs, views, strict=True):
         tiny.execute(config, tmp_path, view)
-    assert "100% done, 1 of 1 runs finished; best validation so far: DaleCB" in capsys.readouterr().out
+    assert (
+        "100% done, 1 of 1 runs finished; best validation so far: DaleCB" in capsys.readouterr().out
+    )
     with live.Watch(store, configs) as watch:  # stored runs are shown at once
-        assert watch.view.message.startswith("100% done, 2 of 2 runs finished; best validation so far: CB")
-    table = audit.constraints(store, [config.key() for config in configs]).set_index(["label", "weights"])
-    assert list(table.loc["DaleCB", "sign_violations"]) == [0, 0] and table.loc["CB", "sign_violations"].isna().all()
-    assert (table["K_min"] > 0).all() and table["saturated"].between(0, 1).all() and table.loc["DaleCB", "outside"].between(0, 1).all()
+        assert watch.view.message.startswith(
+            "100% done, 2 of 2 runs finished; best validation so far: CB"
+        )
+    table = audit.constraints(store, [config.key() for config in configs]).set_index(
+        ["label", "weights"]
+    )
+    assert (
+        list(table.loc["DaleCB", "sign_violations"]) == [0, 0]
+        and table.loc["CB", "sign_violations"].isna().all()
+    )
+    assert (
+        (table["K_min"] > 0).all()
+        and table["saturated"].between(0, 1).all()
+        and table.loc["DaleCB", "outside"].between(0, 1).all()
+    )
     assert table.at[("DaleCB", "initial"), "ei_ratio"] == pytest.approx(1, rel=0.25)
 
 

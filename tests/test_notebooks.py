@@ -38,18 +38,25 @@ def test_opens_with_its_question(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert "?" in first.source.splitlines()[0]
-    assert "digits" in first.source and "8/4" in first.source  # all open on the same data and say so
+    assert (
+        "digits" in first.source and "8/4" in first.source
+    )  # all open on the same data and say so
 
 
 def test_imports_then_scalar_settings_that_a_test_can_shrink(notebook):
     cells = code(notebook)
-    assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr) for node in ast.parse(cells[0].source).body)
+    assert all(
+        isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+        for node in ast.parse(cells[0].source).body
+    )
     settings = [cell for cell in cells if "mock" in cell.metadata.get("nbmake", {})]
     assert settings == [cells[1]]
     assigned = {}
     for node in ast.parse(settings[0].source).body:
         assert isinstance(node, ast.Assign), ast.unparse(node)
-        assigned[node.targets[0].id] = ast.literal_eval(node.value)  # plain values, nothing computed
+        assigned[node.targets[0].id] = ast.literal_eval(
+            node.value
+        )  # plain values, nothing computed
     mock = settings[0].metadata["nbmake"]["mock"]
     assert mock and set(mock) <= set(assigned)
 
@@ -57,7 +64,9 @@ def test_imports_then_scalar_settings_that_a_test_can_shrink(notebook):
 def test_thin(notebook):
     cells = code(notebook)
     assert len(cells) <= CODE_CELLS
-    assert all(len(cell.source.splitlines()) <= LINES for cell in cells), "a cell has more than 15 lines"
+    assert all(len(cell.source.splitlines()) <= LINES for cell in cells), (
+        "a cell has more than 15 lines"
+    )
     top = [node for cell in cells for node in ast.parse(cell.source).body]
     assert sum(isinstance(node, ast.FunctionDef) for node in top) <= FUNCTIONS
 
@@ -65,18 +74,27 @@ def test_thin(notebook):
 def test_links_lead_somewhere():
     names = {path.name for path in NOTEBOOKS}
     for path in NOTEBOOKS:
-        text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+        text = "".join(
+            cell.source
+            for cell in nbformat.read(path, as_version=4).cells
+            if cell.cell_type == "markdown"
+        )
         links = [part.split(")")[0] for part in text.split("](")[1:]]
         assert {link for link in links if link.endswith(".ipynb")} <= names, path.name
 
 
 def test_figures_are_shown_after_one_in_the_style_of_a_journal():
     sources = (
-        "import matplotlib.pyplot as plt\nfrom lib import style",
+        "import matplotlib.pyplot as plt\nfrom lib.figures import style",
         "with style.context():\n    plt.figure().add_subplot()",
         "plt.figure().add_subplot();",
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": FOLDER}}).execute()
-    shown = [["image/png" in output.get("data", {}) for output in cell.outputs] for cell in notebook.cells]
+    shown = [
+        ["image/png" in output.get("data", {}) for output in cell.outputs]
+        for cell in notebook.cells
+    ]
     assert shown == [[], [True], [True]]

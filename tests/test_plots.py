@@ -1,4 +1,6 @@
-"""Figures: what they must let a reader see, measured on the drawn artists, and one look for a cell everywhere."""
+"""Figures: what they must let a reader see, measured on the drawn artists, and one look for a cell
+everywhere.
+"""
 
 import frames
 import matplotlib as mpl
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from lib import analysis, cells, plots, style
+from lib import analysis, cells
 from lib.config import Window
+from lib.figures import plots, style
 
 mpl.use("Agg")
 
@@ -36,10 +39,19 @@ FIGURES = {
     "effects": ("column", lambda: plots.effects(MAIN)),
     "scan": ("text", lambda: plots.learning_rate_scan(frames.scan())),
     "saturation": ("column", lambda: plots.statistic_over_training(HISTORY, "z", "saturated")),
-    "before_after": ("text", lambda: plots.before_after(MAIN[MAIN["cell"].isin(["rnn", "cb", "stp_dale_cb"])], HISTORY)),
-    "parameters": ("text", lambda: plots.parameters_over_training(HISTORY[HISTORY["cell"] == "stp_dale_cb"])),
+    "before_after": (
+        "text",
+        lambda: plots.before_after(MAIN[MAIN["cell"].isin(["rnn", "cb", "stp_dale_cb"])], HISTORY),
+    ),
+    "parameters": (
+        "text",
+        lambda: plots.parameters_over_training(HISTORY[HISTORY["cell"] == "stp_dale_cb"]),
+    ),
     "conductance": ("text", lambda: plots.conductance(TRACE, IMAGE, WINDOW, 0.1)),
-    "quantiles": ("column", lambda: plots.quantiles_over_sequence(TRACE["v"], "v", WINDOW, 32, lines={"$v_e$": 2.7})),
+    "quantiles": (
+        "column",
+        lambda: plots.quantiles_over_sequence(TRACE["v"], "v", WINDOW, 32, lines={"$v_e$": 2.7}),
+    ),
     "units": ("text", lambda: plots.units_over_sequence(TRACE, IMAGE, WINDOW, (0, 3, 9), step=40)),
     "plasticity": ("column", lambda: plots.plasticity(TRACE, WINDOW, 32)),
 }
@@ -72,8 +84,12 @@ def test_figure_has_the_width_units_and_text_of_a_paper(name):
     assert not fig.legends or name == "input_length"  # lines are labelled at their ends
     above = " ".join(text.get_text() for text in (fig._supxlabel, fig._supylabel) if text)
     for ax in fig.axes:
-        said = " ".join([ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_title(loc="left"), above])
-        assert any(unit in said for unit in ("(", "How", "Image row", "per step")), f"{name}: an axis says only {said!r}"
+        said = " ".join(
+            [ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_title(loc="left"), above]
+        )
+        assert any(unit in said for unit in ("(", "How", "Image row", "per step")), (
+            f"{name}: an axis says only {said!r}"
+        )
 
 
 @pytest.mark.parametrize("name", ["learning_curves", "scan", "effects", "saturation"])
@@ -81,10 +97,16 @@ def test_labels_at_line_ends_do_not_collide(name):
     fig = drawn(name)
     renderer = fig.canvas.get_renderer()
     for ax in fig.axes:
-        boxes = [text.get_window_extent(renderer) for text in ax.texts if isinstance(text, mpl.text.Annotation) and text.arrowprops]
+        boxes = [
+            text.get_window_extent(renderer)
+            for text in ax.texts
+            if isinstance(text, mpl.text.Annotation) and text.arrowprops
+        ]
         for number, box in enumerate(boxes):
             assert box.x1 <= fig.bbox.x1 + 1, "a label leaves the figure"
-            assert not any(box.y0 < other.y1 - 2 and other.y0 < box.y1 - 2 for other in boxes[number + 1 :])
+            assert not any(
+                box.y0 < other.y1 - 2 and other.y0 < box.y1 - 2 for other in boxes[number + 1 :]
+            )
 
 
 # ---- style
@@ -94,7 +116,13 @@ def test_hue_says_how_w_is_made_and_line_and_marker_say_stp():
     looks = {name: style.look(name) for name in style.ORDER}
     for with_stp, without in (("stp", "cb"), ("stp_dale", "dale"), ("stp_dale_cb", "dale_cb")):
         a, b = looks[with_stp], looks[without]
-        assert a.colour == b.colour and a.line != b.line and a.marker != b.marker and a.symbol != b.symbol and a.dash != b.dash
+        assert (
+            a.colour == b.colour
+            and a.line != b.line
+            and a.marker != b.marker
+            and a.symbol != b.symbol
+            and a.dash != b.dash
+        )
     assert len({look.colour for look in looks.values()}) == 7
     assert len({(look.colour, look.marker) for look in looks.values()}) == len(looks)
 
@@ -102,16 +130,36 @@ def test_hue_says_how_w_is_made_and_line_and_marker_say_stp():
 # Machado, Oliveira and Fernandes 2009, severity 1, in linear RGB
 BLINDNESS = {
     "none": np.eye(3),
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.01182, 0.04294, 0.968881],
+    ],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.3039],
+    ],
 }
 
 
 def lab(colour, kind="none"):
     red = np.array(mpl.colors.to_rgb(colour))
-    linear = np.clip(BLINDNESS[kind] @ np.where(red <= 0.04045, red / 12.92, ((red + 0.055) / 1.055) ** 2.4), 0, 1)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1, 1.089]
+    linear = np.clip(
+        BLINDNESS[kind] @ np.where(red <= 0.04045, red / 12.92, ((red + 0.055) / 1.055) ** 2.4),
+        0,
+        1,
+    )
+    xyz = (
+        np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        @ linear
+        / [0.9505, 1, 1.089]
+    )
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
@@ -120,11 +168,17 @@ def lab(colour, kind="none"):
 def test_colours_differ_for_every_eye(kind):
     colours = [*sorted({style.look(name).colour for name in style.ORDER}), style.CONTEXT]
     points = [lab(colour, kind) for colour in colours]
-    assert min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[i + 1 :]) > 10  # 2.3 is just noticeable
+    assert (
+        min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[i + 1 :]) > 10
+    )  # 2.3 is just noticeable
 
 
 def test_colours_of_one_panel_differ_in_greyscale():
-    for panel in (("rnn", "simple_gru", "gru"), ("cb", "cb_gru", "dale_cb"), ("stp", "stp_dale", "stp_dale_cb")):
+    for panel in (
+        ("rnn", "simple_gru", "gru"),
+        ("cb", "cb_gru", "dale_cb"),
+        ("stp", "stp_dale", "stp_dale_cb"),
+    ):
         light = sorted(lab(style.look(name).colour)[0] for name in panel)
         assert min(np.diff(light)) > 9 and light[-1] < lab(style.CONTEXT)[0] - 9
 
@@ -171,16 +225,31 @@ def test_plotly_shares_the_palette():
 def test_spread_keeps_order_gap_and_bounds(positions, gap):
     moved = plots.spread(positions, gap, 0, 100)
     ordered = moved[np.argsort(positions, kind="stable")]
-    assert np.all(np.diff(ordered) >= gap - 1e-9) and moved.min() >= -1e-9 and moved.max() <= 100 + 1e-9
-    if len(positions) == 1 or (np.diff(np.sort(positions)).min() >= gap and min(positions) >= 0 and max(positions) <= 100):
+    assert (
+        np.all(np.diff(ordered) >= gap - 1e-9)
+        and moved.min() >= -1e-9
+        and moved.max() <= 100 + 1e-9
+    )
+    if len(positions) == 1 or (
+        np.diff(np.sort(positions)).min() >= gap and min(positions) >= 0 and max(positions) <= 100
+    ):
         assert np.allclose(moved, np.clip(positions, 0, 100))
 
 
 def test_groups_say_what_differs():
     parts = [frames.runs(["cb"], ["8/4"]), frames.runs(["cb"], ["8/4"], options='{"dt": 0.3}')]
-    parts += [frames.runs(["dale_cb"], ["8/4"], initialisation="notes"), frames.runs(["gru"], ["8/4"], permuted=True)]
-    parts += [frames.runs(["gru"], ["8/4"], last_rows=8), frames.runs(["rnn"], ["8/4"], hidden_size=48)]
-    parts += [frames.runs(["rnn"], ["8/4"], hidden_size=61), frames.runs(["cb"], ["8/4"], seeds=[3], state="FAILED")]
+    parts += [
+        frames.runs(["dale_cb"], ["8/4"], initialisation="notes"),
+        frames.runs(["gru"], ["8/4"], permuted=True),
+    ]
+    parts += [
+        frames.runs(["gru"], ["8/4"], last_rows=8),
+        frames.runs(["rnn"], ["8/4"], hidden_size=48),
+    ]
+    parts += [
+        frames.runs(["rnn"], ["8/4"], hidden_size=61),
+        frames.runs(["cb"], ["8/4"], seeds=[3], state="FAILED"),
+    ]
     found = plots.grouped(pd.concat(parts))
     assert list(found["group"].unique()) == [
         *("vanilla RNN, H 48", "vanilla RNN, H 61", "full GRU, permuted", "full GRU, last 8 rows"),
@@ -206,7 +275,14 @@ def test_captions_name_data_window_size_epochs_seeds_and_interval():
     )
     digits = plots.caption(frames.runs(["cb", "gru"], ["8/4"], [0], dataset="digits", epochs=30))
     assert "digits, demonstration" in digits and "n = 1 seed; no interval" in digits
-    mixed = plots.caption(pd.concat([frames.runs(["cb"], ["4/2", "8/4"], range(12)), frames.runs(["gru"], ["8/4"], range(5))]))
+    mixed = plots.caption(
+        pd.concat(
+            [
+                frames.runs(["cb"], ["4/2", "8/4"], range(12)),
+                frames.runs(["gru"], ["8/4"], range(5)),
+            ]
+        )
+    )
     assert (
         "windows 4/2, 8/4" in mixed
         and "n = 5 to 12" in mixed
@@ -220,8 +296,15 @@ def test_captions_name_data_window_size_epochs_seeds_and_interval():
 def test_learning_curves_group_by_family_with_the_others_behind():
     fig = drawn("learning_curves")
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["baselines", "without STP", "with STP"]
-    names = [[line.get_label() for line in ax.lines if not line.get_label().startswith("_")] for ax in fig.axes]
-    assert names[0] == ["vanilla RNN", "simple GRU", "full GRU"] and names[2] == ["STP nonDale", "STP Dale", "STPDaleCB"]
+    names = [
+        [line.get_label() for line in ax.lines if not line.get_label().startswith("_")]
+        for ax in fig.axes
+    ]
+    assert names[0] == ["vanilla RNN", "simple GRU", "full GRU"] and names[2] == [
+        "STP nonDale",
+        "STP Dale",
+        "STPDaleCB",
+    ]
     grey = [sum(line.get_color() == style.CONTEXT for line in ax.lines) for ax in fig.axes]
     assert grey == [7, 6, 7]
     assert fig.axes[0].get_ylim() == fig.axes[2].get_ylim()
@@ -257,10 +340,18 @@ def test_two_seeds_have_thin_lines_and_no_band_and_set_the_axis():
 def test_bars_start_at_zero_with_chance_in_the_fixed_order():
     ax = drawn("bars").axes[0]
     assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
-    assert [text.get_text() for text in ax.get_yticklabels()] == [style.look(name).label for name in style.ORDER]
-    assert [line.get_xdata()[0] for line in ax.lines if list(line.get_ydata()) == [0, 1]] == [pytest.approx(10)]
-    assert np.isclose(ax.patches[0].get_width(), 100 * MAIN[MAIN["cell"] == "rnn"]["test_accuracy"].mean())
-    assert [bool(bar.get_hatch()) for bar in ax.patches] == [style.look(name).stp for name in style.ORDER]
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        style.look(name).label for name in style.ORDER
+    ]
+    assert [line.get_xdata()[0] for line in ax.lines if list(line.get_ydata()) == [0, 1]] == [
+        pytest.approx(10)
+    ]
+    assert np.isclose(
+        ax.patches[0].get_width(), 100 * MAIN[MAIN["cell"] == "rnn"]["test_accuracy"].mean()
+    )
+    assert [bool(bar.get_hatch()) for bar in ax.patches] == [
+        style.look(name).stp for name in style.ORDER
+    ]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert len(dots) == 10 and all(len(line.get_xdata()) == 3 for line in dots)
 
@@ -281,14 +372,23 @@ def test_paired_differences_are_those_of_the_statistics():
     with pytest.raises(ValueError, match="baseline 'lstm' has no finished run"):
         plots.paired_differences(MAIN, "lstm")
     with pytest.raises(ValueError, match="pairs need the same seeds"):
-        plots.differences(pd.concat([frames.runs(["cb"], ["8/4"], [0]), frames.runs(["gru"], ["8/4"], [1])]), "cb")
+        plots.differences(
+            pd.concat([frames.runs(["cb"], ["8/4"], [0]), frames.runs(["gru"], ["8/4"], [1])]), "cb"
+        )
 
 
 def test_heatmap_prints_numbers_by_convention_and_says_not_run():
     lacking = RUNS[~((RUNS["cell"] == "gru") & (RUNS["window"] == "4/2"))]
     with style.context():
         ax = plots.heatmap(lacking)
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["4/4", "8/4", "16/4", "4/2", "8/4", "16/8"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == [
+        "4/4",
+        "8/4",
+        "16/4",
+        "4/2",
+        "8/4",
+        "16/8",
+    ]
     texts = [text.get_text() for text in ax.texts]
     assert texts.count("not run") == 1 and {"stride always 4", "stride length/2"} <= set(texts)
     assert f"{100 * MAIN[MAIN['cell'] == 'rnn']['test_accuracy'].mean():.1f}" in texts
@@ -298,14 +398,21 @@ def test_heatmap_prints_numbers_by_convention_and_says_not_run():
 
 def test_conventions_share_one_point():
     fig = drawn("input_length")
-    points = [line for line in fig.axes[0].lines if line.get_linestyle() == "None" and line.get_marker() == "o"]
+    points = [
+        line
+        for line in fig.axes[0].lines
+        if line.get_linestyle() == "None" and line.get_marker() == "o"
+    ]
     assert sum(list(line.get_xdata()).count(8) for line in points) == 1
     assert sum(len(line.get_xdata()) for line in points) == 5
 
 
 def test_effects_need_one_kind_of_run_per_cell():
     ax = drawn("effects").axes[0]
-    assert {line.get_label() for line in ax.lines if not line.get_label().startswith("_")} == {"without STP", "with STP"}
+    assert {line.get_label() for line in ax.lines if not line.get_label().startswith("_")} == {
+        "without STP",
+        "with STP",
+    }
     with pytest.raises(ValueError, match="one kind of run a cell"):
         plots.effects(pd.concat([MAIN, frames.runs(["cb"], ["8/4"], initialisation="notes")]))
 
@@ -321,7 +428,10 @@ def test_conductance_has_fixed_range_sorted_units_and_ticks_at_rows():
     assert np.allclose(np.diff(ticks) % 8, 0)  # 32 pixels a row, stride 4
     assert picture.images[0].get_array().shape == (32, 32, 3)
     with style.context():
-        assert "Sequence" in plots.conductance(TRACE, IMAGE, WINDOW, 0.1, permuted=True).axes[1].get_xlabel()
+        assert (
+            "Sequence"
+            in plots.conductance(TRACE, IMAGE, WINDOW, 0.1, permuted=True).axes[1].get_xlabel()
+        )
 
 
 def test_time_constants_are_pixels_on_a_logarithmic_axis():
@@ -353,16 +463,36 @@ def test_parameters_follow_one_cell():
 
 def test_before_and_after_are_the_ends_of_the_history():
     fig = drawn("before_after")
-    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["vanilla RNN", "CB", "STPDaleCB"]
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == [
+        "vanilla RNN",
+        "CB",
+        "STPDaleCB",
+    ]
     for ax, (variable, statistic, shown) in zip(
         fig.axes[1:],
-        (("z", "saturated", lambda v: 100 * v), ("z", "q50", lambda v: -4 / np.log1p(-v)), ("W", "ei_ratio", lambda v: v)),
+        (
+            ("z", "saturated", lambda v: 100 * v),
+            ("z", "q50", lambda v: -4 / np.log1p(-v)),
+            ("W", "ei_ratio", lambda v: v),
+        ),
         strict=True,
     ):
-        rows = HISTORY[(HISTORY["variable"] == variable) & (HISTORY["statistic"] == statistic) & (HISTORY["cell"] == "cb")]
-        ends = [rows[rows["epoch"] == epoch]["value"].median() for epoch in (0, rows["epoch"].max())]
-        lines = [line.get_xdata() for line in ax.lines if set(line.get_ydata()) == {1} and len(line.get_xdata()) == 2]
-        assert np.allclose(lines, [[shown(value) for value in ends]])  # one line a cell with a gate, none for the vanilla RNN
+        rows = HISTORY[
+            (HISTORY["variable"] == variable)
+            & (HISTORY["statistic"] == statistic)
+            & (HISTORY["cell"] == "cb")
+        ]
+        ends = [
+            rows[rows["epoch"] == epoch]["value"].median() for epoch in (0, rows["epoch"].max())
+        ]
+        lines = [
+            line.get_xdata()
+            for line in ax.lines
+            if set(line.get_ydata()) == {1} and len(line.get_xdata()) == 2
+        ]
+        assert np.allclose(
+            lines, [[shown(value) for value in ends]]
+        )  # one line a cell with a gate, none for the vanilla RNN
 
 
 def test_variants_are_compared_with_the_cell_they_are_named_after():
@@ -372,7 +502,9 @@ def test_variants_are_compared_with_the_cell_they_are_named_after():
     found = plots.differences(frame, {"CB": "CB", "DaleCB": "DaleCB", "DaleCB, all": "DaleCB"})
     values = {cell: part.set_index("seed")["test_accuracy"] for cell, part in frame.groupby("cell")}
     assert list(found["cell"].unique()) == ["dale_cb_all"]
-    pd.testing.assert_series_equal(found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"])
+    pd.testing.assert_series_equal(
+        found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"]
+    )
     own, parent = style.look("dale_cb_all"), style.look("dale_cb")
     assert (own.weights, own.stp) == (parent.weights, parent.stp) and own.colour != parent.colour
 

@@ -58,10 +58,14 @@ def own_cell():
 
 
 def uncompiled(steps):
-    """The two functions of the fast path as they are, without the compiler: their algebra is tested for every cell in no time."""
+    """The two functions of the fast path as they are, without the compiler: their algebra is tested
+    for every cell in no time.
+    """
 
     def graphs(tape):
-        forward, backward = recurrence._graphs(tape.cell, type(tape.initial), tuple(tape.theta), steps)
+        forward, backward = recurrence._graphs(
+            tape.cell, type(tape.initial), tuple(tape.theta), steps
+        )
         return types.SimpleNamespace(forward=forward, backward=backward, steps=steps)
 
     return graphs
@@ -71,16 +75,22 @@ def both(name, x, seeds=None, dtype=torch.float64, hidden=7, generic=False, **op
     """Logits, trace and gradients of the reference and of the fast path."""
     results = []
     for backend in ("reference", "fast"):
-        model = SequenceClassifier(name, x.shape[-1], hidden, 4, x.shape[-2], seeds=seeds, backend=backend, **options).to(dtype)
+        model = SequenceClassifier(
+            name, x.shape[-1], hidden, 4, x.shape[-2], seeds=seeds, backend=backend, **options
+        ).to(dtype)
         if generic:
             for method in ("saved", "pullback"):
-                setattr(model.cell, method, types.MethodType(getattr(cells.Cell, method), model.cell))
+                setattr(
+                    model.cell, method, types.MethodType(getattr(cells.Cell, method), model.cell)
+                )
         logits, trace = model(x, record=True)
         assert torch.equal(logits, model(x))
         with torch.no_grad():
             torch.testing.assert_close(model(x), logits, rtol=0, atol=0)
         logits.square().sum().backward()
-        results.append({"logits": logits, **trace, **{key: p.grad for key, p in model.named_parameters()}})
+        results.append(
+            {"logits": logits, **trace, **{key: p.grad for key, p in model.named_parameters()}}
+        )
     return results
 
 
@@ -88,7 +98,13 @@ def assert_equal(results, tolerance):
     reference, fast = results
     assert reference.keys() == fast.keys()
     for key in reference:
-        torch.testing.assert_close(fast[key], reference[key], rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            fast[key],
+            reference[key],
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda text, key=key: f"{key}: {text}",
+        )
 
 
 @pytest.mark.parametrize("name", [*EVERY, "two_signals"])
@@ -96,7 +112,9 @@ def assert_equal(results, tolerance):
 @pytest.mark.parametrize("generic", [False, True])
 def test_structured_backward_equals_autograd(name, seeds, generic, monkeypatch, own_cell):
     monkeypatch.setattr(recurrence, "_compiled", uncompiled(4))
-    assert_equal(both(name, torch.randn(3, 10, 6, dtype=torch.float64), seeds, generic=generic), 1e-10)
+    assert_equal(
+        both(name, torch.randn(3, 10, 6, dtype=torch.float64), seeds, generic=generic), 1e-10
+    )
 
 
 @pytest.mark.parametrize("name", ["cb", "stp_dale_cb", "gru", "two_signals"])
@@ -178,7 +196,9 @@ def test_backend_is_resolved(monkeypatch):
         assert resolve_backend("fast") == "reference"
 
 
-@pytest.mark.parametrize(("seeds", "message"), [((-1,), "Seed -1"), ((1, 1), "given 2 times"), ((0.5,), "Seed 0.5")])
+@pytest.mark.parametrize(
+    ("seeds", "message"), [((-1,), "Seed -1"), ((1, 1), "given 2 times"), ((0.5,), "Seed 0.5")]
+)
 def test_bad_seeds_are_refused(seeds, message):
     with pytest.raises(ValueError, match=message):
         SequenceClassifier("cb", 3, 6, 4, 5, seeds=seeds)

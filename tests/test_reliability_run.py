@@ -1,7 +1,9 @@
-"""What must not be lost, for one run and the store: each test is a row of the fault table, by its number.
+"""What must not be lost, for one run and the store: each test is a row of the fault table, by its
+number.
 
-Training processes that are killed are real ones; a fork server has the libraries loaded already, so that a kill costs little.
-Every test starts beside a finished run and asserts at its end that it is still there, byte for byte.
+Training processes that are killed are real ones; a fork server has the libraries loaded already, so
+that a kill costs little. Every test starts beside a finished run and asserts at its end that it is
+still there, byte for byte.
 """
 
 import errno
@@ -21,19 +23,22 @@ import pytest
 import tiny
 import torch
 
-from lib import attempt, checkpoint, run, train
-from lib.checkpoint import CodeChanged, DiskFull, StoreError
+from lib import train
 from lib.config import RunConfig, Task, Window
-from lib.store import Store
+from lib.runs import attempt, checkpoint, run
+from lib.runs.checkpoint import CodeChanged, DiskFull, StoreError
+from lib.runs.store import Store
 
 FINISHED = tiny.config("cb", seed=99)
 
 
 @pytest.fixture(scope="session")
 def processes():
-    """Start ``processes(function, *arguments)``, a fresh process without the cost of its imports."""
+    """Start ``processes(function, *arguments)``, a fresh process without the cost of its
+    imports.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "lib.train", "lib.run", "lib.store"])
+    context.set_forkserver_preload(["tiny", "lib.train", "lib.runs.run", "lib.runs.store"])
 
     def start(function, *arguments):
         process = context.Process(target=function, args=arguments)
@@ -78,7 +83,9 @@ def uninterrupted(tmp_path_factory):
 
 def log(root, config):
     """Everything the attempts and the result of a run logged."""
-    return "".join(path.read_text() for path in sorted(Store(root).folder(config.key()).glob("*/log.txt")))
+    return "".join(
+        path.read_text() for path in sorted(Store(root).folder(config.key()).glob("*/log.txt"))
+    )
 
 
 def interrupted(root, config, step=28):
@@ -101,7 +108,9 @@ def kill_and_rerun(cell, kills, root, processes, uninterrupted, random_source):
     for kill in range(kills):
         if kill % 2:  # anywhere in a step
             process = processes(tiny.train_until, config, root, -1)
-            while process.is_alive() and not list(Store(root).folder(config.key()).glob("attempt-*/curves.parquet")):
+            while process.is_alive() and not list(
+                Store(root).folder(config.key()).glob("attempt-*/curves.parquet")
+            ):
                 time.sleep(0.001)
             time.sleep(random_source.random() * 0.5)
             process.kill()
@@ -151,12 +160,16 @@ def test_2_killed_between_any_two_file_operations(root, processes):
         published = (folder / "result").is_dir()
         assert published == ("DONE" in set(store.runs(key=config.key()).state))
         if store.adopt(config.key()) or published:
-            assert store.verify(config.key()) == [] and store.status(config.key())["state"] == "DONE"
+            assert (
+                store.verify(config.key()) == [] and store.status(config.key())["state"] == "DONE"
+            )
             assert not (folder / "result" / "checkpoints").exists()
             reached.append(100)
         else:
             step = newest[0]["step"] if newest else 0
-            assert not newest or torch.equal(newest[0]["w"], torch.full((3,), float(step))), "whole: the tensor of the step it says"
+            assert not newest or torch.equal(newest[0]["w"], torch.full((3,), float(step))), (
+                "whole: the tensor of the step it says"
+            )
             reached.append(step)
         assert reached[-1] >= reached[-2], "a later kill never loses more"
         if folder.exists():
@@ -172,7 +185,9 @@ def test_2_killed_between_any_two_file_operations(root, processes):
 
 def test_7_a_stale_attempt_cannot_publish(root):
     config = tiny.config("rnn")
-    stale, replacement = (attempt.Attempt(Store(root).folder(config.key()), config) for _ in range(2))
+    stale, replacement = (
+        attempt.Attempt(Store(root).folder(config.key()), config) for _ in range(2)
+    )
     for one in (stale, replacement):
         one.environment({})
     replacement.finish(tiny.outcome(config))
@@ -203,14 +218,18 @@ def test_7_an_attempt_stops_when_another_published(root):
 # Row 8
 
 
-@pytest.mark.parametrize("file", ["curves.parquet", ".pt", "best.safetensors", "MANIFEST.json", "log.txt"])
+@pytest.mark.parametrize(
+    "file", ["curves.parquet", ".pt", "best.safetensors", "MANIFEST.json", "log.txt"]
+)
 def test_8_disk_full(file, root, uninterrupted, monkeypatch):
     config = tiny.config("cb", epochs=2)
     with monkeypatch.context() as full:
         replace, writes = os.replace, itertools.count()
 
         def no_room(source, target):
-            if str(target).endswith(file) and (next(writes) > 1 or file in ("best.safetensors", "MANIFEST.json", "log.txt")):
+            if str(target).endswith(file) and (
+                next(writes) > 1 or file in ("best.safetensors", "MANIFEST.json", "log.txt")
+            ):
                 raise OSError(errno.ENOSPC, "No space left on device")
             replace(source, target)
 
@@ -229,7 +248,11 @@ def test_8_disk_full(file, root, uninterrupted, monkeypatch):
 def test_8_a_disk_that_is_really_full(finished, tmp_path, uninterrupted):
     folder, config = tmp_path / "small", tiny.config("cb", epochs=2)
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder],
+        capture_output=True,
+        check=False,
+    ).returncode:
         pytest.skip("mounting a small file system is not allowed here")
     try:
         tiny.copy(finished, folder)
@@ -255,14 +278,20 @@ def flip(data):
     return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", flip], ids=["truncated", "empty", "flipped"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: b"", flip],
+    ids=["truncated", "empty", "flipped"],
+)
 def test_9_damaged_checkpoint(damage, root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
     newest = checkpoint.found(died.parent)[0][1]
     newest.write_bytes(damage(newest.read_bytes()))
     tiny.execute(config, root)
-    assert "is damaged: it does not match its sha256" in log(root, config) and "resumed at step 14 of 28" in log(root, config)
+    assert "is damaged: it does not match its sha256" in log(
+        root, config
+    ) and "resumed at step 14 of 28" in log(root, config)
     assert (died / "checkpoints" / f"damaged-{newest.name}").exists()
     assert tiny.bits(root, config.key()) == uninterrupted(config)[0]
 
@@ -296,7 +325,10 @@ def test_10_a_malicious_checkpoint_is_refused(root, tmp_path, uninterrupted):
     mark.unlink()
     plain = pickle.dumps(Payload(mark))
     torch.save({"key": config.key(), "state": Payload(mark)}, tmp_path / "forged")
-    for step, data in ((100, plain), (101, (tmp_path / "forged").read_bytes())):  # under a name with the right checksum
+    for step, data in (
+        (100, plain),
+        (101, (tmp_path / "forged").read_bytes()),
+    ):  # under a name with the right checksum
         (died / "checkpoints" / f"{step:010d}-{checkpoint.digest(data)}.pt").write_bytes(data)
     tiny.execute(config, root)
     assert not mark.exists() and log(root, config).count("is refused") == 2
@@ -306,7 +338,15 @@ def test_10_a_malicious_checkpoint_is_refused(root, tmp_path, uninterrupted):
 def test_10_a_malicious_data_file_is_refused(root, tmp_path):
     mark, folder = tmp_path / "payload-ran", tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch", "batches.meta"):
+    for name in (
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+        "batches.meta",
+    ):
         (folder / name).write_bytes(pickle.dumps(Payload(mark)))
     with pytest.raises(ValueError, match="batch"):
         run.execute(RunConfig(Task("cifar10")), Store(root), data=tmp_path)
@@ -328,10 +368,21 @@ def test_11_divergence_is_a_result(root):
     store = Store(root)
     row = store.runs(key=config.key()).iloc[0]
     assert "no longer finite at step 21; at step 14 the validation accuracy was" in row.message
-    assert row.test_accuracy != row.test_accuracy and row.validation_accuracy > 0 and row.state == "DIVERGED"
-    assert list(store.curves(key=config.key()).step) == [0, 14] and store.load(config.key()) and store.verify(config.key()) == []
+    assert (
+        row.test_accuracy != row.test_accuracy
+        and row.validation_accuracy > 0
+        and row.state == "DIVERGED"
+    )
+    assert (
+        list(store.curves(key=config.key()).step) == [0, 14]
+        and store.load(config.key())
+        and store.verify(config.key()) == []
+    )
     before = tiny.contents(store.folder(config.key()))
-    assert tiny.execute(config, root) == ["DIVERGED"] and tiny.contents(store.folder(config.key())) == before, "no blind retry"
+    assert (
+        tiny.execute(config, root) == ["DIVERGED"]
+        and tiny.contents(store.folder(config.key())) == before
+    ), "no blind retry"
     with pytest.raises(ValueError, match="no predictions"):
         store.predictions(config.key())
 
@@ -347,7 +398,10 @@ def test_14_signals_pause_a_run(number, step, root, processes, uninterrupted):
     process.join()
     row = Store(root).status(config.key())
     assert process.exitcode == run.PAUSED == 75
-    assert row["state"] == "PAUSED" and f"Stopped by {number.name} at step {step + 1} of 28" in row["message"]
+    assert (
+        row["state"] == "PAUSED"
+        and f"Stopped by {number.name} at step {step + 1} of 28" in row["message"]
+    )
     tiny.execute(config, root)
     assert f"resumed at step {step + 1} of 28" in log(root, config)
     assert tiny.bits(root, config.key()) == uninterrupted(config)[0]
@@ -362,9 +416,14 @@ def test_14_handlers_are_put_back(root):
 def test_a_child_ends_with_its_parent(root):
     """The trap behind rows 3 and 4: the pipe of a dead parent closes."""
     config = tiny.config("cb", epochs=1000)
-    command = [sys.executable, "-c", "from lib import children; children.serve()"]
+    command = [sys.executable, "-c", "from lib.runs import children; children.serve()"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    request = {"configs": [config.to_dict()], "results": str(root), "backend": "reference", "threads": 1}
+    request = {
+        "configs": [config.to_dict()],
+        "results": str(root),
+        "backend": "reference",
+        "threads": 1,
+    }
     server.stdin.write(json.dumps(request).encode() + b"\n")
     server.stdin.flush()
     child = int(server.stdout.readline())
@@ -389,7 +448,10 @@ def test_5_a_crash_is_recorded_with_its_reason(root):
         with pytest.raises(RuntimeError, match="the cell broke"):
             tiny.execute(config, root, tiny.At(2, crash))
     row = Store(root).runs(key=config.key()).iloc[0]
-    assert row.state == "FAILED" and row.message == "2 failed attempts; the last: RuntimeError: the cell broke"
+    assert (
+        row.state == "FAILED"
+        and row.message == "2 failed attempts; the last: RuntimeError: the cell broke"
+    )
     assert "Traceback" in log(root, config)
     assert tiny.execute(config, root) == ["DONE"]
 
@@ -397,7 +459,10 @@ def test_5_a_crash_is_recorded_with_its_reason(root):
 # Row 16
 
 
-@pytest.mark.parametrize(("changed", "named"), [({"lib/cells.py": "0"}, r"lib/cells\.py"), ({"torch": "2.0"}, r"torch .* -> 2\.0")])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"lib/cells.py": "0"}, r"lib/cells\.py"), ({"torch": "2.0"}, r"torch .* -> 2\.0")],
+)
 def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monkeypatch):
     config = tiny.config("gru")
     died = interrupted(root, config)
@@ -406,7 +471,9 @@ def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monke
         other.setattr(checkpoint, "fingerprint", lambda: {**now, **changed})
         with pytest.raises(CodeChanged, match=f"other code \\({named}\\)"):
             tiny.execute(config, root)
-        assert died.is_dir() and len(list(died.parent.glob("attempt-*"))) == 1, "nothing was touched"
+        assert died.is_dir() and len(list(died.parent.glob("attempt-*"))) == 1, (
+            "nothing was touched"
+        )
     tiny.execute(config, root)
     assert tiny.bits(root, config.key()) == uninterrupted(config)[0]
 
@@ -423,12 +490,14 @@ def test_16_pruned_attempts_start_again(root, monkeypatch):
 
 def test_16_comments_are_not_code(tmp_path, monkeypatch):
     lib = tmp_path / "lib"
-    tiny.copy(Path(checkpoint.__file__).parent, lib)
-    monkeypatch.setattr(checkpoint, "__file__", str(lib / "checkpoint.py"))
+    tiny.copy(Path(checkpoint.__file__).parents[1], lib)
+    monkeypatch.setattr(checkpoint, "__file__", str(lib / "runs" / "checkpoint.py"))
     fresh = checkpoint.fingerprint.__wrapped__
     before = fresh()
     text = (lib / "train.py").read_text()
-    (lib / "train.py").write_text('"""Another docstring."""\n# A comment.\n' + text.split('"""', 2)[2])
+    (lib / "train.py").write_text(
+        '"""Another docstring."""\n# A comment.\n' + text.split('"""', 2)[2]
+    )
     assert fresh() == before
     (lib / "train.py").write_text(text + "\nx = 1\n")
     assert {name for name, value in fresh().items() if before[name] != value} == {"lib/train.py"}
@@ -481,7 +550,13 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     messages = capfd.readouterr().err.splitlines()
-    for words in ("cannot be written", "seed is -1", "Unknown field 'colour'", "ZeroDivisionError", "torch 2"):
+    for words in (
+        "cannot be written",
+        "seed is -1",
+        "Unknown field 'colour'",
+        "ZeroDivisionError",
+        "torch 2",
+    ):
         assert any(words in line for line in messages), words
 
 

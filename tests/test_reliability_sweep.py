@@ -1,6 +1,8 @@
-"""Rows of the fault table that need a sweep: kill what you like, finished runs stay, byte for byte, and the rest goes on.
+"""Rows of the fault table that need a sweep: kill what you like, finished runs stay, byte for byte,
+and the rest goes on.
 
-How to stop a training at one certain point, and what it resumes to, stands in test_reliability_run.py.
+How to stop a training at one certain point, and what it resumes to, stands in
+test_reliability_run.py.
 """
 
 import contextlib
@@ -15,10 +17,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lib import sweep
-from lib.attempt import read_json
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.store import Store
+from lib.runs import sweep
+from lib.runs.attempt import read_json
+from lib.runs.store import Store
 
 CRASH = """
 @register
@@ -66,7 +68,9 @@ def working(store, config, step=0):
 
 
 def family(store, config):
-    """(training process, server of the training processes, Dask worker, its parent) of a run that trains."""
+    """(training process, server of the training processes, Dask worker, its parent) of a run that
+    trains.
+    """
     pids = [until(lambda: working(store, config, step=-1))["pid"]]
     for _ in range(3):
         pids.append(parent(pids[-1]))
@@ -81,13 +85,15 @@ def results(root):
 def in_a_process(configs, root, **options):
     """A sweep in a process of its own, as a notebook's kernel would run it."""
     code = (
-        "import json, sys; from lib import sweep; from lib.config import RunConfig; from lib.store import Store\n"
+        "import json, sys; from lib.runs import sweep; from lib.config import RunConfig; from lib.runs.store import Store\n"
         "configs, root, options = json.loads(sys.argv[1])\n"
         "sweep.sweep([RunConfig.from_dict(c) for c in configs], Store(root), progress=False, **options)"
     )
     options = {"backend": "reference", "slots": 2, **options}
     request = sweep.to_json([[config.to_dict() for config in configs], str(root), options]).decode()
-    return subprocess.Popen([sys.executable, "-c", code, request], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, request], stderr=subprocess.PIPE, text=True
+    )
 
 
 def options(**more):
@@ -95,25 +101,51 @@ def options(**more):
 
 
 def test_5_a_sweep_finishes_around_a_run_that_crashes(tmp_path):
-    store, (first, second) = Store(tmp_path / "results"), [tiny.config("gru", seed) for seed in (0, 1)]
-    crash = RunConfig(window=Window(8, 8), cell=CellSpec("crash", 4, source=CRASH), training=Training(1))
-    diverging = RunConfig(window=Window(8, 8), cell=CellSpec("endless", 4, source=NAN), training=Training(1))
-    runs = sweep.sweep([crash, first, diverging, second], store, **options(retries=1)).set_index("key")
-    assert list(runs.state[[c.key() for c in (crash, first, diverging, second)]]) == ["FAILED", "DONE", "DIVERGED", "DONE"]
-    assert runs.message[crash.key()].startswith("2 failed attempts") and "no luck" in runs.message[crash.key()]
+    store, (first, second) = (
+        Store(tmp_path / "results"),
+        [tiny.config("gru", seed) for seed in (0, 1)],
+    )
+    crash = RunConfig(
+        window=Window(8, 8), cell=CellSpec("crash", 4, source=CRASH), training=Training(1)
+    )
+    diverging = RunConfig(
+        window=Window(8, 8), cell=CellSpec("endless", 4, source=NAN), training=Training(1)
+    )
+    runs = sweep.sweep([crash, first, diverging, second], store, **options(retries=1)).set_index(
+        "key"
+    )
+    assert list(runs.state[[c.key() for c in (crash, first, diverging, second)]]) == [
+        "FAILED",
+        "DONE",
+        "DIVERGED",
+        "DONE",
+    ]
+    assert (
+        runs.message[crash.key()].startswith("2 failed attempts")
+        and "no luck" in runs.message[crash.key()]
+    )
     assert len(list(store.folder(crash.key()).glob("attempt-*"))) == 2, "crashes are tried again"
     assert not list(store.folder(diverging.key()).glob("attempt-*")), "divergence is a result"
     tiny.execute(first, tmp_path / "alone")
-    assert tiny.bits(tmp_path / "alone", first.key()) == tiny.bits(store.root, first.key()), "the same bits as without a sweep"
+    assert tiny.bits(tmp_path / "alone", first.key()) == tiny.bits(store.root, first.key()), (
+        "the same bits as without a sweep"
+    )
     before, third = results(store.root), tiny.config("gru", 2)
-    assert sweep.plan([first, second, third], store) == [third], "a seed added later is the only one to train"
-    with pytest.raises(RuntimeError, match=r"1 of 2 runs did not finish; the first, .* is FAILED: .*no luck"):
+    assert sweep.plan([first, second, third], store) == [third], (
+        "a seed added later is the only one to train"
+    )
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 runs did not finish; the first, .* is FAILED: .*no luck"
+    ):
         sweep.load_or_run([first, crash], store, **options(retries=0))
     assert results(store.root) == before
 
 
 def test_3_14_15_worker_killed_run_cancelled_sweep_stopped(tmp_path):
-    store, configs = Store(tmp_path / "results"), [tiny.config("cb", seed, epochs=20) for seed in range(3)]
+    store, configs = (
+        Store(tmp_path / "results"),
+        [tiny.config("cb", seed, epochs=20) for seed in range(3)],
+    )
     started = sweep.start(configs, store, **options())
     one, two, three = configs
     child, server, worker, _ = family(store, one)
@@ -129,7 +161,11 @@ def test_3_14_15_worker_killed_run_cancelled_sweep_stopped(tmp_path):
     until(lambda: working(store, three))
     assert store.status(one.key())["state"] == "CANCELLED", "the sweep leaves it alone"
     states = started.stop().set_index("seed").state
-    assert states[0] == "CANCELLED" and set(states[1:]) <= {"PAUSED", "DONE"} and "PAUSED" in set(states)
+    assert (
+        states[0] == "CANCELLED"
+        and set(states[1:]) <= {"PAUSED", "DONE"}
+        and "PAUSED" in set(states)
+    )
     assert not started.running
     before = results(store.root)
     assert set(sweep.sweep(configs, store, **options()).state) == {"DONE"}
@@ -141,21 +177,32 @@ def test_3_14_15_worker_killed_run_cancelled_sweep_stopped(tmp_path):
 
 
 def test_4_scheduler_killed(tmp_path):
-    store, short, long = Store(tmp_path), tiny.config("rnn"), [tiny.config("cb", seed, epochs=20) for seed in range(2)]
+    store, short, long = (
+        Store(tmp_path),
+        tiny.config("rnn"),
+        [tiny.config("cb", seed, epochs=20) for seed in range(2)],
+    )
     kernel = in_a_process([short, *long], tmp_path)
     pids = family(store, long[0])
     assert pids[-1] == kernel.pid
-    until(lambda: store.finished(short.key()) and working(store, long[0]) and working(store, long[1]))
+    until(
+        lambda: store.finished(short.key()) and working(store, long[0]) and working(store, long[1])
+    )
     pids.append(store.status(long[1].key())["pid"])
     kernel.kill()
     kernel.communicate()
     until(lambda: not any(map(alive, pids)), 5)
     before = results(tmp_path)
-    assert sweep.plan([short, *long], store) == long and set(store.runs(cell="cb").state) == {"INTERRUPTED"}
+    assert sweep.plan([short, *long], store) == long and set(store.runs(cell="cb").state) == {
+        "INTERRUPTED"
+    }
     assert set(sweep.sweep([short, *long], store, **options()).state) == {"DONE"}
     after = results(tmp_path)
     assert before and {name: after[name] for name in before} == before
-    assert all("resumed at step" in (store.folder(c.key()) / "result" / "log.txt").read_text() for c in long)
+    assert all(
+        "resumed at step" in (store.folder(c.key()) / "result" / "log.txt").read_text()
+        for c in long
+    )
 
 
 def test_6_two_notebooks_run_the_same_grid(tmp_path):
@@ -168,13 +215,28 @@ def test_6_two_notebooks_run_the_same_grid(tmp_path):
 
 
 def test_14_the_command_line_saves_what_runs_when_it_is_told_to_end(tmp_path):
-    (tmp_path / "grid.yaml").write_text("{cells: cb, input_length: 8, stride: 8, hidden_size: 6, epochs: 1000, seeds: [0, 1]}")
+    (tmp_path / "grid.yaml").write_text(
+        "{cells: cb, input_length: 8, stride: 8, hidden_size: 6, epochs: 1000, seeds: [0, 1]}"
+    )
     configs, store = sweep.read_grid(tmp_path / "grid.yaml"), Store(tmp_path / "results")
-    command = [sys.executable, "-m", "lib", "sweep", tmp_path / "grid.yaml", "--results", store.root, "--slots", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "lib",
+        "sweep",
+        tmp_path / "grid.yaml",
+        "--results",
+        store.root,
+        "--slots",
+        "2",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     pids = [until(lambda config=config: working(store, config))["pid"] for config in configs]
     process.terminate()
-    assert "Running trainings are saved; the same command goes on" in process.communicate()[1] and process.returncode == 1
+    assert (
+        "Running trainings are saved; the same command goes on" in process.communicate()[1]
+        and process.returncode == 1
+    )
     assert set(store.runs().state) == {"PAUSED"} and not any(map(alive, pids))
 
 
@@ -184,8 +246,13 @@ def test_a_scheduler_that_runs_already(tmp_path):
     ]  # fmt: skip
     dask = [sys.executable, "-m", "dask"]
     common = ["--scheduler-file", file, "--host", "127.0.0.1", "--no-dashboard"]
-    scheduler = subprocess.Popen([*dask, "scheduler", *common, "--port", "0"], stderr=subprocess.DEVNULL)
-    worker = subprocess.Popen([*dask, "worker", *common, "--nthreads", "2", "--local-directory", tmp_path], stderr=subprocess.DEVNULL)
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", *common, "--port", "0"], stderr=subprocess.DEVNULL
+    )
+    worker = subprocess.Popen(
+        [*dask, "worker", *common, "--nthreads", "2", "--local-directory", tmp_path],
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until(file.exists)
         where = until(lambda: read_json(file))["address"]
@@ -207,7 +274,12 @@ def test_a_scheduler_that_runs_already(tmp_path):
 def test_12_damaged_data_stop_the_sweep(tmp_path):
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (raw / name).write_bytes(b"\0\0\x08\x03")
     config = RunConfig(Task("mnist"), Window(8, 8))
     with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
@@ -216,17 +288,30 @@ def test_12_damaged_data_stop_the_sweep(tmp_path):
 
 @pytest.mark.chaos
 def test_18_chaos(tmp_path):
-    """A kill every few seconds, of trainings, their server, workers and kernels; then all runs are there."""
+    """A kill every few seconds, of trainings, their server, workers and kernels; then all runs are
+    there.
+    """
     configs = [tiny.config(cell, seed, epochs=30) for seed in range(3) for cell in tiny.FAMILIES]
-    store, draw, end, kills = Store(tmp_path / "chaos"), random.Random(0), time.monotonic() + 600, []
+    store, draw, end, kills = (
+        Store(tmp_path / "chaos"),
+        random.Random(0),
+        time.monotonic() + 600,
+        [],
+    )
     kernel, finished = None, {}
     while sweep.plan(configs, store):
         assert time.monotonic() < end, f"not done after kills of {kills}"
         if kernel is None or kernel.poll() is not None:
             kernel = in_a_process(configs, store.root, retries=10)
         time.sleep(draw.uniform(3, 6))
-        rows = [row for row in map(store.status, (c.key() for c in configs)) if row and row["state"] == "RUNNING"]
-        if rows and kernel.poll() is None and len(kills) < 50:  # on a slow machine a child may else never get to train
+        rows = [
+            row
+            for row in map(store.status, (c.key() for c in configs))
+            if row and row["state"] == "RUNNING"
+        ]
+        if (
+            rows and kernel.poll() is None and len(kills) < 50
+        ):  # on a slow machine a child may else never get to train
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 pids = [rows[0]["pid"]]
                 for _ in range(3):
@@ -243,4 +328,6 @@ def test_18_chaos(tmp_path):
     for config in configs[: len(tiny.FAMILIES)]:
         tiny.execute(config, tmp_path / "calm")
         assert tiny.bits(tmp_path / "calm", config.key()) == tiny.bits(store.root, config.key())
-    print(f"{len(kills)} kills ({', '.join(sorted(kills))}); training time kept: {runs.seconds.sum():.0f} s")
+    print(
+        f"{len(kills)} kills ({', '.join(sorted(kills))}); training time kept: {runs.seconds.sum():.0f} s"
+    )

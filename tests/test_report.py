@@ -9,14 +9,18 @@ import frames
 import pandas as pd
 import pytest
 
-from lib import paper, plots, report
+from lib.figures import paper, plots, report
 
 CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
 def study():
-    parts = [frames.runs(frames.TEN, ["8/4", "16/8", "4/2"]), frames.scan(), frames.runs(["cb"], ["8/4"], initialisation="notes")]
+    parts = [
+        frames.runs(frames.TEN, ["8/4", "16/8", "4/2"]),
+        frames.scan(),
+        frames.runs(["cb"], ["8/4"], initialisation="notes"),
+    ]
     parts += [frames.runs(["gru"], ["8/4"], [0], dataset="digits", epochs=3)]
     runs = pd.concat(parts, ignore_index=True)
     return paper.Frames(runs, frames.curves(runs), frames.history(runs.iloc[:1]), {})
@@ -30,21 +34,34 @@ def page(study, tmp_path_factory):
 def test_one_small_file_that_asks_nothing_of_the_network(page, study):
     text = page.read_text()
     assert page.stat().st_size < 8 * 2**20
-    assert "default-src 'none'" in text and not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", text.split("<script>")[0])
+    assert "default-src 'none'" in text and not re.search(
+        r"<(script|link|img|iframe)[^>]+(src|href)=", text.split("<script>")[0]
+    )
     assert report.write(study, page.with_name("again.html")).read_bytes() == page.read_bytes()
 
 
 def test_numbers_are_those_of_the_statistics(study):
     shown = report.content(study)
     assert list(shown["tasks"]) == ["sequential CIFAR-10", "digits, demonstration"]
-    own = study.runs[(study.runs["window"] == "8/4") & (study.runs["dataset"] == "cifar10") & (study.runs["seed"] != 100)]
+    own = study.runs[
+        (study.runs["window"] == "8/4")
+        & (study.runs["dataset"] == "cifar10")
+        & (study.runs["seed"] != 100)
+    ]
     expected = plots.summary(plots.grouped(own)).set_index("group")
-    for group, entry in shown["tasks"]["sequential CIFAR-10"]["8/4"]["values"]["test_accuracy"].items():
-        assert entry["mean"] == pytest.approx(expected.at[group, "mean"], abs=1e-4) and entry["n"] == 3
+    for group, entry in shown["tasks"]["sequential CIFAR-10"]["8/4"]["values"][
+        "test_accuracy"
+    ].items():
+        assert (
+            entry["mean"] == pytest.approx(expected.at[group, "mean"], abs=1e-4) and entry["n"] == 3
+        )
         assert len(entry["seeds"]) == 3  # the seed of the learning-rate scan is not among them
     single = shown["tasks"]["digits, demonstration"]["8/4"]["values"]["test_accuracy"]["full GRU"]
     assert single["low"] is None and single["n"] == 1
-    assert shown["groups"]["CB, notes"]["family"] == "controls" and shown["groups"]["CB"]["family"] == "without STP"
+    assert (
+        shown["groups"]["CB, notes"]["family"] == "controls"
+        and shown["groups"]["CB"]["family"] == "without STP"
+    )
     json.dumps(shown, allow_nan=False)
 
 
@@ -61,7 +78,8 @@ def test_selectors_change_the_plot_with_the_network_off(page):
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         tab = browser.new_context(offline=True).new_page()
         said, asked = [], []
@@ -72,20 +90,41 @@ def test_selectors_change_the_plot_with_the_network_off(page):
         tab.wait_for_selector("#plot .main-svg")
 
         def drawn():
-            return tab.evaluate("JSON.stringify(document.getElementById('plot').data.map(t => [t.name, t.x, t.y, t.line && t.line.color]))")
+            return tab.evaluate(
+                "JSON.stringify(document.getElementById('plot').data.map(t => [t.name, t.x, t.y, t.line && t.line.color]))"
+            )
 
         def names():
-            return tab.evaluate("document.getElementById('plot').data.filter(t => t.showlegend).map(t => t.name)")
+            return tab.evaluate(
+                "document.getElementById('plot').data.filter(t => t.showlegend).map(t => t.name)"
+            )
 
         states = [drawn()]
         assert len(names()) == 10 and "CB, notes" not in names()
         for control, value in (
-            *(("length", "16"), ("stride", "8"), ("cell", "family:with STP"), ("metric", "validation_loss"), ("metric", "test_accuracy")),
-            *(("cell", "cell:full GRU"), ("length", "8"), ("stride", "4"), ("cell", "all"), ("metric", "train_accuracy")),
+            *(
+                ("length", "16"),
+                ("stride", "8"),
+                ("cell", "family:with STP"),
+                ("metric", "validation_loss"),
+                ("metric", "test_accuracy"),
+            ),
+            *(
+                ("cell", "cell:full GRU"),
+                ("length", "8"),
+                ("stride", "4"),
+                ("cell", "all"),
+                ("metric", "train_accuracy"),
+            ),
         ):
             tab.select_option(f"#{control}", value)
-            if (control, value) in (("length", "16"), ("length", "8")):  # 16/4 and 8/8 are not among the runs
-                assert "not run" in tab.text_content("#plot") and tab.text_content("#caption").endswith("was not run.")
+            if (control, value) in (
+                ("length", "16"),
+                ("length", "8"),
+            ):  # 16/4 and 8/8 are not among the runs
+                assert "not run" in tab.text_content("#plot") and tab.text_content(
+                    "#caption"
+                ).endswith("was not run.")
                 assert tab.evaluate("document.getElementById('plot').data.length") == 0
             states.append(drawn())
         assert all(before != after for before, after in pairwise(states))

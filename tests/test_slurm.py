@@ -1,4 +1,5 @@
-"""A sweep on a real SLURM, started and stopped here on one machine: the same results as without, bit for bit.
+"""A sweep on a real SLURM, started and stopped here on one machine: the same results as without,
+bit for bit.
 
 Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge.
 """
@@ -14,12 +15,17 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lib import sweep
-from lib.store import Store
+from lib.runs import sweep
+from lib.runs.store import Store
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "sinfo", "munged")
-missing = [name for name in PROGRAMS if shutil.which(name) is None] + ([] if os.geteuid() == 0 else ["root's rights"])
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing), reason=f"a SLURM on this machine needs {', '.join(missing)}")]
+missing = [name for name in PROGRAMS if shutil.which(name) is None] + (
+    [] if os.geteuid() == 0 else ["root's rights"]
+)
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(missing), reason=f"a SLURM on this machine needs {', '.join(missing)}"),
+]
 
 CONFIG = """
 ClusterName=test
@@ -75,23 +81,37 @@ def slurm(tmp_path_factory):
     for name in ("state", "spool"):
         (folder / name).mkdir()
     port, port1 = free_ports()
-    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, port=port, port1=port1))
+    (folder / "slurm.conf").write_text(
+        CONFIG.format(folder=folder, host=host, port=port, port1=port1)
+    )
     before, munge = os.environ.get("SLURM_CONF"), None
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
-        if subprocess.run("munge -n | unmunge", shell=True, capture_output=True, check=False).returncode:
+        if subprocess.run(
+            "munge -n | unmunge", shell=True, capture_output=True, check=False
+        ).returncode:
             Path("/run/munge").mkdir(exist_ok=True)
             shutil.chown("/run/munge", "munge", "munge")
-            munge = subprocess.Popen(["runuser", "-u", "munge", "--", "munged", "--foreground"], start_new_session=True)
+            munge = subprocess.Popen(
+                ["runuser", "-u", "munge", "--", "munged", "--foreground"], start_new_session=True
+            )
             until(lambda: said("munge", "-n"), 10)
         subprocess.run(["slurmctld", "-c"], check=True)
         subprocess.run(["slurmd", "-c"], check=True)
         until(lambda: "idle" in said("sinfo", "-h", "-o", "%t"), 60)
-        yield {"jobs": 2, "cores": 1, "memory": "900MB", "walltime": "00:10:00", "log_directory": str(folder)} | {
+        yield {
+            "jobs": 2,
+            "cores": 1,
+            "memory": "900MB",
+            "walltime": "00:10:00",
+            "log_directory": str(folder),
+        } | {
             "scheduler_options": {"host": "127.0.0.1"},
             "worker_extra_args": ["--host", "127.0.0.1"],
         }
-        assert said("squeue", "-h") == "" or until(lambda: said("squeue", "-h") == "", 30), "no job is left behind"
+        assert said("squeue", "-h") == "" or until(lambda: said("squeue", "-h") == "", 30), (
+            "no job is left behind"
+        )
     finally:
         for program in ("slurmctld", "slurmd"):
             if (folder / f"{program}.pid").exists():
@@ -113,18 +133,30 @@ def test_same_bits_as_alone(slurm, tmp_path):
     assert set(runs.state) == {"DONE"} and len(runs) == 4
     for config in configs:
         tiny.execute(config, tmp_path / "alone")
-        assert tiny.bits(tmp_path / "alone", config.key()) == tiny.bits(tmp_path / "slurm", config.key())
-    assert [path.name for path in (tmp_path / "slurm").iterdir()] == ["runs"], "no certificate stays behind"
+        assert tiny.bits(tmp_path / "alone", config.key()) == tiny.bits(
+            tmp_path / "slurm", config.key()
+        )
+    assert [path.name for path in (tmp_path / "slurm").iterdir()] == ["runs"], (
+        "no certificate stays behind"
+    )
 
 
 def test_a_job_whose_time_is_up_is_replaced_and_its_run_goes_on(slurm, tmp_path):
-    """At the end of its walltime SLURM sends SIGTERM and, a little later, SIGKILL, as scancel does."""
+    """At the end of its walltime SLURM sends SIGTERM and, a little later, SIGKILL, as scancel
+    does.
+    """
     import dask
 
     config, store = tiny.config("cb", epochs=40), Store(tmp_path / "slurm")
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
         started = sweep.start([config], store, **options({**slurm, "jobs": 1}))
-        until(lambda: (row := store.status(config.key())) and row["state"] == "RUNNING" and row.get("step", 0) > 28)
+        until(
+            lambda: (
+                (row := store.status(config.key()))
+                and row["state"] == "RUNNING"
+                and row.get("step", 0) > 28
+            )
+        )
         first = said("squeue", "-h", "-o", "%A").split()
         said("scancel", *first)
         assert set(started.wait().state) == {"DONE"}

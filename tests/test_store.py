@@ -8,15 +8,18 @@ import pytest
 import tiny
 import torch
 
-from lib import attempt, checkpoint, train
-from lib.checkpoint import StoreError
+from lib import train
 from lib.config import CellSpec, RunConfig
-from lib.store import Store
+from lib.runs import attempt, checkpoint
+from lib.runs.checkpoint import StoreError
+from lib.runs.store import Store
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A store with four finished runs: cb and gru, seeds 0 and 1; those of gru were trained side by side."""
+    """A store with four finished runs: cb and gru, seeds 0 and 1; those of gru were trained side by
+    side.
+    """
     root = tmp_path_factory.mktemp("results")
     for seed in (0, 1):
         tiny.execute(tiny.config("cb", seed), root)
@@ -32,8 +35,21 @@ def test_one_row_for_each_run(trained):
     assert list(runs.columns) == ["key", "state", *attempt.CONFIGURATION[1:], *attempt.RESULTS]
     assert len(runs) == 4 and set(runs.state) == {"DONE"} and runs.key.is_unique
     row = runs.set_index("key").loc[KEY]
-    assert (row.dataset, row.window, row.convention, row.sequence_length, row.cell, row.label) == ("digits", "8/8", "", 32, "cb", "CB")
-    assert (row.epochs, row.seed, row.options, row.backend, row.progress) == (1, 0, "{}", "reference", 1.0)
+    assert (row.dataset, row.window, row.convention, row.sequence_length, row.cell, row.label) == (
+        "digits",
+        "8/8",
+        "",
+        32,
+        "cb",
+        "CB",
+    )
+    assert (row.epochs, row.seed, row.options, row.backend, row.progress) == (
+        1,
+        0,
+        "{}",
+        "reference",
+        1.0,
+    )
     assert 0 < row.test_accuracy < 1 and row.seconds > 0 and row.ms_per_step > 0
     assert row.parameters == sum(p.numel() for p in trained.load(KEY).parameters())
 
@@ -51,9 +67,20 @@ def test_curves_and_history_are_what_training_reported(trained):
     outcome = train.fit(tiny.config("cb"), backend="reference")[0]
     curves, history = trained.curves(key=KEY), trained.history(key=KEY)
     expected = pd.DataFrame(outcome.curves)
-    pd.testing.assert_frame_equal(curves[list(attempt.TABLES["curves"].names)], expected[list(attempt.TABLES["curves"].names)])
-    pd.testing.assert_frame_equal(history[list(attempt.TABLES["history"].names)], pd.DataFrame(outcome.history), check_dtype=False)
-    assert list(curves.columns) == ["key", "state", *attempt.CONFIGURATION[1:], *attempt.TABLES["curves"].names]
+    pd.testing.assert_frame_equal(
+        curves[list(attempt.TABLES["curves"].names)], expected[list(attempt.TABLES["curves"].names)]
+    )
+    pd.testing.assert_frame_equal(
+        history[list(attempt.TABLES["history"].names)],
+        pd.DataFrame(outcome.history),
+        check_dtype=False,
+    )
+    assert list(curves.columns) == [
+        "key",
+        "state",
+        *attempt.CONFIGURATION[1:],
+        *attempt.TABLES["curves"].names,
+    ]
     assert len(trained.curves()) == 12
 
 
@@ -63,19 +90,34 @@ def test_load_gives_the_weights_that_made_the_predictions(trained):
     images, labels = data.batch("test", torch.arange(len(data.labels["test"])))
     logits = trained.load(KEY)(train.windows.to_sequence(images, 8, 8))
     predictions = trained.predictions(KEY)
-    assert (predictions.prediction.to_numpy() == logits.argmax(1).numpy()).all() and (predictions.label.to_numpy() == labels.numpy()).all()
+    assert (predictions.prediction.to_numpy() == logits.argmax(1).numpy()).all() and (
+        predictions.label.to_numpy() == labels.numpy()
+    ).all()
     row = trained.runs(key=KEY).iloc[0]
     assert row.test_accuracy == pytest.approx((predictions.label == predictions.prediction).mean())
     initial = train.build(config).state_dict()
-    assert all(torch.equal(value, initial[name]) for name, value in trained.load(KEY, "initial").state_dict().items())
+    assert all(
+        torch.equal(value, initial[name])
+        for name, value in trained.load(KEY, "initial").state_dict().items()
+    )
     with pytest.raises(ValueError, match="no 'middle' weights"):
         trained.load(KEY, "middle")
 
 
 def test_unknown_key_and_empty_store(tmp_path, trained):
     empty = Store(tmp_path / "nothing")
-    assert empty.runs().empty and empty.curves().empty and empty.history(cell="cb").empty and empty.prune() == []
-    for read in (empty.load, empty.config, empty.predictions, lambda key: empty.pack([key], "bundle")):
+    assert (
+        empty.runs().empty
+        and empty.curves().empty
+        and empty.history(cell="cb").empty
+        and empty.prune() == []
+    )
+    for read in (
+        empty.load,
+        empty.config,
+        empty.predictions,
+        lambda key: empty.pack([key], "bundle"),
+    ):
         with pytest.raises(ValueError, match="No run has the key"):
             read("0123456789abcdef")
     assert empty.status("0123456789abcdef") is None
@@ -99,9 +141,15 @@ def test_bundle_reads_like_live_runs(trained, tmp_path):
     tiny.copy(trained.root, tmp_path)
     store, keys = Store(tmp_path), list(trained.runs().key)
     first = tiny.contents(store.pack(keys, "digits", weights=[KEY]))
-    assert tiny.contents(store.pack(keys[::-1], "digits", weights=[KEY])) == first, "the same runs give the same bytes"
+    assert tiny.contents(store.pack(keys[::-1], "digits", weights=[KEY])) == first, (
+        "the same runs give the same bytes"
+    )
     assert sum(map(len, first.values())) < 100_000
-    assert not any(word in text for text in first.values() for word in (b"/tmp", b"/home", b'"host"', b'"pid"', str(tmp_path).encode()))
+    assert not any(
+        word in text
+        for text in first.values()
+        for word in (b"/tmp", b"/home", b'"host"', b'"pid"', str(tmp_path).encode())
+    )
     live = {name: getattr(store, name)() for name in ("runs", "curves", "history")}
     predictions, weights = store.predictions(KEY), store.load(KEY).state_dict()
     tiny.remove(tmp_path / "runs")
@@ -109,7 +157,9 @@ def test_bundle_reads_like_live_runs(trained, tmp_path):
     for name, frame in live.items():
         pd.testing.assert_frame_equal(getattr(packed, name)(), frame)
     pd.testing.assert_frame_equal(packed.predictions(KEY), predictions, rtol=0, atol=0.0006)
-    assert all(torch.equal(value, weights[name]) for name, value in packed.load(KEY).state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in packed.load(KEY).state_dict().items()
+    )
     assert packed.config(KEY) == tiny.config() and packed.finished(KEY)
     with pytest.raises(ValueError, match="holds no 'best' weights here"):
         packed.load(next(key for key in keys if key != KEY))
@@ -117,7 +167,10 @@ def test_bundle_reads_like_live_runs(trained, tmp_path):
     assert again == first, "a bundle can be packed again"
     tiny.remove(tmp_path / "copy")
     smaller = packed.pack(keys[:1], "digits")
-    assert "weights" not in {path.name for path in smaller.rglob("*.safetensors")} and len(packed.runs()) == 1
+    assert (
+        "weights" not in {path.name for path in smaller.rglob("*.safetensors")}
+        and len(packed.runs()) == 1
+    )
 
 
 def test_a_live_run_wins_over_its_bundle(trained, tmp_path):
@@ -130,7 +183,10 @@ def test_a_live_run_wins_over_its_bundle(trained, tmp_path):
     manifest = json.loads((bundle / "BUNDLE.json").read_text())
     manifest["files"]["runs.json"] = checkpoint.digest((bundle / "runs.json").read_bytes())
     (bundle / "BUNDLE.json").write_text(json.dumps(manifest))
-    assert Store(tmp_path).runs(key=KEY).test_accuracy.item() == trained.runs(key=KEY).test_accuracy.item()
+    assert (
+        Store(tmp_path).runs(key=KEY).test_accuracy.item()
+        == trained.runs(key=KEY).test_accuracy.item()
+    )
     tiny.remove(tmp_path / "runs")
     assert Store(tmp_path).runs(key=KEY).test_accuracy.item() == 0.123
 
@@ -139,7 +195,10 @@ def test_only_finished_runs_are_packed(trained):
     attempt.Attempt(trained.folder(tiny.config("rnn").key()), tiny.config("rnn"))
     with pytest.raises(ValueError, match="not finished"):
         trained.pack([tiny.config("rnn").key()], "digits")
-    assert trained.prune(unfinished=True) == [] and trained.status(tiny.config("rnn").key())["state"] == "RUNNING"  # it lives: this process
+    assert (
+        trained.prune(unfinished=True) == []
+        and trained.status(tiny.config("rnn").key())["state"] == "RUNNING"
+    )  # it lives: this process
     tiny.remove(trained.folder(tiny.config("rnn").key()))
 
 
@@ -195,7 +254,14 @@ def test_running_curves_are_readable(tmp_path):
     store, seen = Store(tmp_path), []
 
     def look():
-        seen.append((store.runs().state.item(), len(store.curves()), len(store.curves(state="RUNNING")), store.runs().progress.item()))
+        seen.append(
+            (
+                store.runs().state.item(),
+                len(store.curves()),
+                len(store.curves(state="RUNNING")),
+                store.runs().progress.item(),
+            )
+        )
 
     tiny.execute(tiny.config(), tmp_path, tiny.At(20, look))
     assert seen == [("RUNNING", 0, 2, 0.5)]
@@ -221,9 +287,15 @@ def test_load_or_run_reads_what_is_finished(trained, tmp_path, capsys):
 
 def test_the_name_of_a_users_cell_is_not_enough(trained):
     text = "@register\nclass Mine(CB):\n    name, label = 'mine', 'Mine'\n"
-    one, other = (RunConfig(cell=CellSpec("mine", 6, source=source)) for source in (text, text + "# changed\n"))
+    one, other = (
+        RunConfig(cell=CellSpec("mine", 6, source=source))
+        for source in (text, text + "# changed\n")
+    )
     train.check(one)
-    assert attempt.describe(one)["source"] != attempt.describe(other)["source"] and attempt.describe(tiny.config())["source"] == ""
+    assert (
+        attempt.describe(one)["source"] != attempt.describe(other)["source"]
+        and attempt.describe(tiny.config())["source"] == ""
+    )
 
 
 def test_a_thousand_runs_are_read_without_an_index(tmp_path):
@@ -248,9 +320,16 @@ def test_a_damaged_run_is_named_and_the_others_are_read(trained, tmp_path, name)
         if name == "config.json":  # frames do not read it
             assert set(runs.state) == {"DONE"} and store.verify(KEY) == [name]
             continue
-        assert runs.state[KEY] == "DAMAGED" and KEY in runs.message[KEY] and runs.cell[KEY] == "cb" and len(runs) == 4
+        assert (
+            runs.state[KEY] == "DAMAGED"
+            and KEY in runs.message[KEY]
+            and runs.cell[KEY] == "cb"
+            and len(runs) == 4
+        )
         assert set(runs.state.drop(KEY)) == {"DONE"} and pd.api.types.is_integer_dtype(runs.seed)
-        assert len(store.curves()) == len(store.curves(state=["DONE", "DAMAGED"])) == 9 and KEY not in set(store.history().key)
+        assert len(store.curves()) == len(
+            store.curves(state=["DONE", "DAMAGED"])
+        ) == 9 and KEY not in set(store.history().key)
         for read in (store.load, store.predictions, store.status, store.environment):
             with pytest.raises(StoreError, match=f"{KEY}.*; move .* away and run again"):
                 read(KEY)
@@ -269,10 +348,16 @@ def test_a_damaged_bundle_is_named_and_the_others_are_read(trained, tmp_path):
         (tmp_path / "digits" / name).write_bytes(good[:-20])
         store = Store(tmp_path)
         runs = store.runs().set_index("key")
-        assert dict(runs.state) == {live: "DONE", "digits": "DAMAGED"} and "digits" in runs.message["digits"]
+        assert (
+            dict(runs.state) == {live: "DONE", "digits": "DAMAGED"}
+            and "digits" in runs.message["digits"]
+        )
         assert set(store.curves().key) == {live} and store.load(live)
         for read in (lambda store=store: store.load(KEY), store.finished_keys):
             with pytest.raises(StoreError, match="digits"):
                 read()
         (tmp_path / "digits" / name).write_bytes(good)
-    assert len(Store(tmp_path / "digits").runs()) == 3 and len(Store(tmp_path / "digits").curves(cell="cb")) == 6, "a bundle is a store"
+    assert (
+        len(Store(tmp_path / "digits").runs()) == 3
+        and len(Store(tmp_path / "digits").curves(cell="cb")) == 6
+    ), "a bundle is a store"

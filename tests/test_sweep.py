@@ -1,4 +1,6 @@
-"""Grids, plans and the rules of the sweep, without a process; what needs processes stands in test_reliability_sweep.py."""
+"""Grids, plans and the rules of the sweep, without a process; what needs processes stands in
+test_reliability_sweep.py.
+"""
 
 import math
 import subprocess
@@ -12,10 +14,11 @@ import pytest
 import tiny
 from tqdm import tqdm
 
-from lib import cells, run, sweep
-from lib.checkpoint import StoreError
+from lib import cells
 from lib.config import CellSpec, Task
-from lib.store import Store
+from lib.runs import run, sweep
+from lib.runs.checkpoint import StoreError
+from lib.runs.store import Store
 
 GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
 
@@ -33,7 +36,9 @@ def test_a_part_of_a_grid_is_a_fair_comparison():
 def test_options_go_to_the_cells_that_have_them():
     configs = sweep.grid(cells="rnn,cb,dale_cb", options={"excitatory_fraction": 0.75}, seeds=[0])
     assert [config.cell.options for config in configs] == [{}, {}, {"excitatory_fraction": 0.75}]
-    with pytest.raises(ValueError, match="options name 'speed', which none of the cells rnn, cb has"):
+    with pytest.raises(
+        ValueError, match="options name 'speed', which none of the cells rnn, cb has"
+    ):
         sweep.grid(cells=["rnn", "cb"], options={"speed": 1})
 
 
@@ -57,7 +62,10 @@ def test_a_users_cell_takes_its_text_along():
         ("seeds: 3", "seeds is 3, but must be a list"),
         ("options: [0.3]", r"options is \[0.3\], but must be a mapping"),
         ("learning_rate: {gru: 0.1}\ncells: gru,cb", "learning_rate has no value for 'cb'"),
-        ("learning_rate: {gru: 0.1, default: 1, cb: 2}\ncells: gru", "learning_rate names 'cb', which is not among the cells: gru"),
+        (
+            "learning_rate: {gru: 0.1, default: 1, cb: 2}\ncells: gru",
+            "learning_rate names 'cb', which is not among the cells: gru",
+        ),
         ("learning_rate: {gru: fast}\ncells: gru", "learning_rate is 'fast'"),
         ("epochs: many", "epochs is 'many'"),
         ("learning_rate: .nan", "learning_rate is nan"),
@@ -77,28 +85,43 @@ def test_a_grid_file_is_refused_whole_with_field_and_value(tmp_path, text, messa
 
 def test_the_grid_files_of_the_workbook():
     full = sweep.read_grid(GRIDS / "full.yaml")
-    assert {(config.cell.hidden_size, config.training.batch_size, config.task) for config in full} == {(48, 40, Task("cifar10"))}
+    assert {
+        (config.cell.hidden_size, config.training.batch_size, config.task) for config in full
+    } == {(48, 40, Task("cifar10"))}
     assert len({(config.window.label, config.cell.name) for config in full}) == 45
     assert len(sweep.read_grid(GRIDS / "smoke.yaml")) == 9
     assert {"jobs", "cores", "walltime"} <= sweep.read_cluster(GRIDS / "slurm.yaml").keys()
 
 
 def test_every_cell_at_its_own_rate(tmp_path):
-    (tmp_path / "grid.yaml").write_text("cells: 'rnn,cb,gru'\nseeds: [0]\nlearning_rate: {default: 0.003, gru: 0.01}")
-    rates = {config.cell.name: config.training.learning_rate for config in sweep.read_grid(tmp_path / "grid.yaml")}
+    (tmp_path / "grid.yaml").write_text(
+        "cells: 'rnn,cb,gru'\nseeds: [0]\nlearning_rate: {default: 0.003, gru: 0.01}"
+    )
+    rates = {
+        config.cell.name: config.training.learning_rate
+        for config in sweep.read_grid(tmp_path / "grid.yaml")
+    }
     assert rates == {"rnn": 0.003, "cb": 0.003, "gru": 0.01}
 
 
 def test_several_grids_in_one_file(tmp_path):
-    (tmp_path / "grid.yaml").write_text("- {cells: 'rnn,cb', seeds: [0]}\n- {cells: cb, seeds: [0, 1]}\n")
-    assert [(c.cell.name, c.seed) for c in sweep.read_grid(tmp_path / "grid.yaml")] == [("rnn", 0), ("cb", 0), ("cb", 1)]
+    (tmp_path / "grid.yaml").write_text(
+        "- {cells: 'rnn,cb', seeds: [0]}\n- {cells: cb, seeds: [0, 1]}\n"
+    )
+    assert [(c.cell.name, c.seed) for c in sweep.read_grid(tmp_path / "grid.yaml")] == [
+        ("rnn", 0),
+        ("cb", 0),
+        ("cb", 1),
+    ]
 
 
 def test_a_plan_is_what_has_no_result(tmp_path):
     tiny.many(tmp_path, 4, validations=1)  # four cells, each one seed
     store, done = Store(tmp_path), [tiny.config(tiny.FAMILIES[seed], seed) for seed in range(4)]
     added = [tiny.config("gru", 4), tiny.config("cb", 5)]
-    assert sweep.plan(done, store) == [] and sweep.plan([*done[:2], *added, added[0]], store) == added
+    assert (
+        sweep.plan(done, store) == [] and sweep.plan([*done[:2], *added, added[0]], store) == added
+    )
     store.pack([done[0].key()], "bundle")
     tiny.remove(store.folder(done[0].key()))
     assert sweep.plan(done, Store(tmp_path)) == [], "a packed run is finished, too"
@@ -112,7 +135,9 @@ def test_time_is_estimated_from_finished_runs(tmp_path):
     assert sweep.estimate([longer], store) == pytest.approx(start + 5)
     assert sweep.estimate([one, longer], store, slots=2) == pytest.approx((2 * start + 5.5) / 2)
     other = replace(one, cell=CellSpec("stp", 6))
-    assert sweep.estimate([other], store) == pytest.approx(start + 0.5), "an unknown cell is taken for an average one"
+    assert sweep.estimate([other], store) == pytest.approx(start + 0.5), (
+        "an unknown cell is taken for an average one"
+    )
     assert math.isnan(sweep.estimate([replace(one, task=Task("mnist"))], store))
     text = sweep.preview([one, tiny.config("gru", 0)], store, slots=1)
     assert "2 runs, 1 finished, 1 to train." in text and "under a minute" in text and "8/8" in text
@@ -125,7 +150,11 @@ def test_seeds_share_a_child_on_a_gpu_only():
 
 
 def test_words_for_times():
-    assert [sweep.duration(seconds) for seconds in (5, 600, 3 * 3600)] == ["under a minute", "about 10 min", "about 3.0 h"]
+    assert [sweep.duration(seconds) for seconds in (5, 600, 3 * 3600)] == [
+        "under a minute",
+        "about 10 min",
+        "about 3.0 h",
+    ]
 
 
 def test_bad_requests(tmp_path):
@@ -142,8 +171,10 @@ def test_bad_requests(tmp_path):
 
 
 def test_the_sweep_imports_no_torch():
-    code = "import sys; from lib import sweep; sweep.status(); print('torch' in sys.modules, 'distributed' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+    code = "import sys; from lib.runs import sweep; sweep.status(); print('torch' in sys.modules, 'distributed' in sys.modules)"
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split() == ["False", "False"]
 
 
 # The loop, with a client whose answers are scripted
@@ -151,7 +182,11 @@ def test_the_sweep_imports_no_torch():
 
 class Client:
     def __init__(self, store, answers):
-        self.store, self.asked, self.answers = store, [], {config.key(): list(values) for config, values in answers}
+        self.store, self.asked, self.answers = (
+            store,
+            [],
+            {config.key(): list(values) for config, values in answers},
+        )
 
     def nthreads(self):
         return {"worker": 1}
@@ -175,7 +210,16 @@ def drive(tmp_path):
         store = Store(tmp_path)
         client, configs = Client(store, answers), [config for config, _ in answers]
         report = sweep._Report(configs, store, tqdm(disable=True))
-        sweep._drive(client, lambda: None, [[c] for c in configs], store, {"since": 0}, retries, report, threading.Event())
+        sweep._drive(
+            client,
+            lambda: None,
+            [[c] for c in configs],
+            store,
+            {"since": 0},
+            retries,
+            report,
+            threading.Event(),
+        )
         assert not any(client.answers.values()), "every answer was asked for"
         return client.asked, report.failed, store
 
@@ -190,11 +234,19 @@ def test_a_run_that_crashes_again_and_again_fails_and_the_rest_goes_on(drive):
     asked, failed, store = drive((ONE, [crash] * 3), (TWO, ["done"]), retries=2)
     assert asked == [ONE, ONE, ONE, TWO] and failed == 1
     row = store.status(ONE.key())
-    assert (row["state"], row["message"]) == ("FAILED", "3 failed attempts; the last: it broke\n\nit broke")
+    assert (row["state"], row["message"]) == (
+        "FAILED",
+        "3 failed attempts; the last: it broke\n\nit broke",
+    )
 
 
 def test_attempts_that_come_further_are_not_counted(drive):
-    assert drive((ONE, [*((-9, "killed", step) for step in (-1, 14, 14, 28, 42)), "done"]), retries=1)[1] == 0
+    assert (
+        drive((ONE, [*((-9, "killed", step) for step in (-1, 14, 14, 28, 42)), "done"]), retries=1)[
+            1
+        ]
+        == 0
+    )
 
 
 def test_attempts_that_come_no_further_are(drive):
@@ -203,13 +255,19 @@ def test_attempts_that_come_no_further_are(drive):
 
 
 def test_a_paused_or_busy_run_waits_for_its_turn(drive):
-    asked, failed, _ = drive((ONE, [(sweep.BUSY, "", -1), (run.PAUSED, "Stopped", -1), "done"]), (TWO, ["done"]), retries=0)
+    asked, failed, _ = drive(
+        (ONE, [(sweep.BUSY, "", -1), (run.PAUSED, "Stopped", -1), "done"]),
+        (TWO, ["done"]),
+        retries=0,
+    )
     assert asked == [ONE, TWO, ONE, ONE] and not failed
 
 
 def test_other_code_is_not_tried_again(drive):
     asked, failed, store = drive((ONE, [(run.CHANGED, "made by other code", 14)]), (TWO, ["done"]))
-    assert asked == [ONE, TWO] and failed == 1 and "other code" in store.status(ONE.key())["message"]
+    assert (
+        asked == [ONE, TWO] and failed == 1 and "other code" in store.status(ONE.key())["message"]
+    )
 
 
 @pytest.mark.parametrize("code, kind", [(run.UNUSABLE, StoreError), (run.INVALID, ValueError)])

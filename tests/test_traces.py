@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from lib import datasets, run, traces, train, windows
-from lib.checkpoint import StoreError
+from lib import datasets, train, windows
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.store import Store
+from lib.runs import run, traces
+from lib.runs.checkpoint import StoreError
+from lib.runs.store import Store
 
-CONFIG = RunConfig(window=Window(8, 8), cell=CellSpec("stp_dale_cb", 6), training=Training(epochs=1))
+CONFIG = RunConfig(
+    window=Window(8, 8), cell=CellSpec("stp_dale_cb", 6), training=Training(epochs=1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +31,27 @@ def test_a_recording_is_what_the_model_does(store):
     logits, expected = model(windows.to_sequence(images, 8, 8), record=True)
     for name in trace.variables:
         torch.testing.assert_close(torch.tensor(trace[name]), expected[name])
-    assert (trace.labels == labels.numpy()).all() and (trace.predictions == logits.argmax(1).numpy()).all()
+    assert (trace.labels == labels.numpy()).all() and (
+        trace.predictions == logits.argmax(1).numpy()
+    ).all()
     assert (trace.predictions == store.predictions(CONFIG.key())["prediction"][:50]).all()
-    assert trace.rows.tolist() == [0, 0, *np.repeat(range(1, 16), 2)] and trace.pixels[:3].tolist() == [0, 8, 16]
+    assert trace.rows.tolist() == [0, 0, *np.repeat(range(1, 16), 2)] and trace.pixels[
+        :3
+    ].tolist() == [0, 8, 16]
     assert trace.image(7)["z"].shape == (32, 6)
 
 
 def test_a_subset_is_a_part_of_the_whole(store):
     whole = traces.record(CONFIG.key(), range(10), store=store, dtype="float32", log=None)
-    part = traces.record(CONFIG.key(), [8, 3], ("z", "U"), [5, 0], store=store, dtype="float32", log=None)
+    part = traces.record(
+        CONFIG.key(), [8, 3], ("z", "U"), [5, 0], store=store, dtype="float32", log=None
+    )
     np.testing.assert_allclose(part["z"], whole["z"][[8, 3]][:, :, [5, 0]], rtol=1e-5)
-    assert part.images.tolist() == [8, 3] and part.units.tolist() == [5, 0] and part.variables == ("z", "U")
+    assert (
+        part.images.tolist() == [8, 3]
+        and part.units.tolist() == [5, 0]
+        and part.variables == ("z", "U")
+    )
     with pytest.raises(ValueError, match="not recorded"):
         part["v"]
 
@@ -47,7 +60,9 @@ def test_size_is_said_before_and_is_what_the_file_takes(store):
     said = []
     trace = traces.record(CONFIG.key(), range(40), store=store, log=said.append)
     expected = 40 * 32 * 6 * 5 * 2
-    assert traces.size(CONFIG, 40) == expected == sum(trace[name].nbytes for name in trace.variables)
+    assert (
+        traces.size(CONFIG, 40) == expected == sum(trace[name].nbytes for name in trace.variables)
+    )
     assert said and expected <= trace.source.stat().st_size < expected + 20_000
 
 
@@ -75,7 +90,9 @@ def test_recordings_travel_with_the_weights_of_a_bundle(store, tmp_path, monkeyp
     shutil.copytree(store.pack(keys, "bundle", weights=keys), tmp_path / "bundle")
     shutil.rmtree(store.root / "bundle")
     packed = Store(tmp_path)
-    assert [path.name for path in packed.recordings(keys[0])] == [path.name for path in store.recordings(keys[0])]
+    assert [path.name for path in packed.recordings(keys[0])] == [
+        path.name for path in store.recordings(keys[0])
+    ]
     monkeypatch.setattr(traces, "_run", lambda *_: pytest.fail("recorded twice"))
     again = traces.record(keys[0], range(3), store=packed, log=None)
     assert again.source.is_relative_to(tmp_path / "bundle") and (again["z"] == made["z"]).all()
@@ -113,20 +130,30 @@ def test_values_beyond_float16_are_refused():
         model.cell.b.fill_(1e7)
     with pytest.raises(ValueError, match="record it as float32"):
         traces.record(model, [0], ("v",), config=CONFIG, log=None)
-    assert traces.record(model, [0], ("v",), config=CONFIG, dtype="float32", log=None)["v"].max() > 70_000
+    assert (
+        traces.record(model, [0], ("v",), config=CONFIG, dtype="float32", log=None)["v"].max()
+        > 70_000
+    )
 
 
 def test_recording_over_training_starts_and_ends_with_the_kept_weights(tmp_path):
     store, said = Store(tmp_path), []
     configs = [CONFIG, CONFIG.with_seed(1)]
-    recorder = traces.TraceRecorder(range(3), ("z",), over=True, store=store, dtype="float32", log=said.append)
+    recorder = traces.TraceRecorder(
+        range(3), ("z",), over=True, store=store, dtype="float32", log=said.append
+    )
     run.execute(configs, store, backend="reference", callbacks=[recorder])
     for config in configs:
         kept = traces.stored(config.key(), store)
         assert [trace.about["step"] for trace in kept] == [0, 14, 28]
         for trace, which in ((kept[0], "initial"), (kept[-1], "final")):
-            expected = traces.record(config, range(3), ("z",), store=store, which=which, dtype="float32", log=None)
+            expected = traces.record(
+                config, range(3), ("z",), store=store, which=which, dtype="float32", log=None
+            )
             np.testing.assert_allclose(trace["z"], expected["z"], rtol=1e-4, atol=1e-6)
     assert said == ["Recording 3 images: 0.0 MB."]
     with pytest.raises(ValueError, match="above the limit"):
-        train.fit(CONFIG, callbacks=[traces.TraceRecorder(range(3), over=True, store=store, limit=100, log=None)])
+        train.fit(
+            CONFIG,
+            callbacks=[traces.TraceRecorder(range(3), over=True, store=store, limit=100, log=None)],
+        )

@@ -43,15 +43,22 @@ class Keep(train.Callback):
 
 
 def test_learns_and_reports(data):
-    outcome = fit(RunConfig(window=Window(8, 8), cell=CellSpec("gru", 16), training=Training(epochs=3)), data)[0]
+    outcome = fit(
+        RunConfig(window=Window(8, 8), cell=CellSpec("gru", 16), training=Training(epochs=3)), data
+    )[0]
     first, last = outcome.curves[0], outcome.curves[-1]
     assert [row["step"] for row in outcome.curves] == [0, 14, 28, 42, 56, 70, 84]
     assert first["validation_accuracy"] < 0.3 < 0.5 < last["validation_accuracy"]
     assert math.isnan(first["train_loss"]) and last["train_loss"] < outcome.curves[1]["train_loss"]
     best = max(outcome.curves, key=lambda row: row["validation_accuracy"])
-    assert outcome.summary["best_epoch"] == best["epoch"] and outcome.summary["validation_accuracy"] == best["validation_accuracy"]
+    assert (
+        outcome.summary["best_epoch"] == best["epoch"]
+        and outcome.summary["validation_accuracy"] == best["validation_accuracy"]
+    )
     right = outcome.predictions["label"] == outcome.predictions["prediction"]
-    assert outcome.summary["test_accuracy"] == pytest.approx(right.mean()) and len(right) == len(data.labels["test"])
+    assert outcome.summary["test_accuracy"] == pytest.approx(right.mean()) and len(right) == len(
+        data.labels["test"]
+    )
 
 
 def test_same_bits_whatever_ran_before(data):
@@ -84,7 +91,9 @@ def test_snapshot_is_a_copy(data):
     fit(tiny.config(), data, keep)
     before = {name: value.clone() for name, value in keep.snapshots[0]["model"].items()}
     fit(tiny.config(), data, resume=keep.snapshots)
-    assert all(torch.equal(value, before[name]) for name, value in keep.snapshots[0]["model"].items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in keep.snapshots[0]["model"].items()
+    )
     assert keep.snapshots[0]["step"] == 14
 
 
@@ -99,9 +108,18 @@ def test_seeds_side_by_side_follow_seeds_alone(data):
         for one, other in zip(alone.curves, together.curves, strict=True):
             assert one.keys() == other.keys()
             assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
-            assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3, nan_ok=True)
-        assert [row["variable"] for row in alone.history] == [row["variable"] for row in together.history]
-        np.testing.assert_allclose([r["value"] for r in alone.history], [r["value"] for r in together.history], rtol=1e-2, atol=1e-3)
+            assert one["gradient_norm"] == pytest.approx(
+                other["gradient_norm"], rel=1e-3, nan_ok=True
+            )
+        assert [row["variable"] for row in alone.history] == [
+            row["variable"] for row in together.history
+        ]
+        np.testing.assert_allclose(
+            [r["value"] for r in alone.history],
+            [r["value"] for r in together.history],
+            rtol=1e-2,
+            atol=1e-3,
+        )
 
 
 class Poison(train.Callback):
@@ -136,9 +154,13 @@ def test_a_seed_that_diverged_stays_so(data):
             loss, accuracy = super()._loss_and_accuracy(logits, split)
             return loss * torch.tensor([math.inf if self.step == 14 else 1.0, 1.0]), accuracy
 
-    outcomes = Blind([tiny.config(epochs=2), tiny.config(seed=1, epochs=2)], data, backend="reference").run()
+    outcomes = Blind(
+        [tiny.config(epochs=2), tiny.config(seed=1, epochs=2)], data, backend="reference"
+    ).run()
     assert [outcome.state for outcome in outcomes] == ["DIVERGED", "DONE"]
-    assert [row["step"] for row in outcomes[0].curves] == [0] and "step 14;" in outcomes[0].summary["message"]
+    assert [row["step"] for row in outcomes[0].curves] == [0] and "step 14;" in outcomes[0].summary[
+        "message"
+    ]
 
 
 def test_all_diverged_ends_early(data):
@@ -175,10 +197,17 @@ def test_gradient_is_clipped_for_each_seed(data):
             self.norms.append(squares.sqrt())
 
     norms = Norms()
-    configs = [RunConfig(window=Window(8, 8), cell=CellSpec("cb", 6), training=Training(1, clip_norm=0.1), seed=s) for s in (0, 1)]
+    configs = [
+        RunConfig(
+            window=Window(8, 8), cell=CellSpec("cb", 6), training=Training(1, clip_norm=0.1), seed=s
+        )
+        for s in (0, 1)
+    ]
     outcomes = fit(configs, data, norms)
     assert torch.stack(norms.norms).max() <= 0.1 + 1e-5
-    assert min(row["gradient_norm"] for o in outcomes for row in o.curves[1:]) > 0.1  # recorded before clipping
+    assert (
+        min(row["gradient_norm"] for o in outcomes for row in o.curves[1:]) > 0.1
+    )  # recorded before clipping
 
 
 def test_batches_cover_the_epoch_once_and_differ_by_seed_and_epoch(data):
@@ -199,28 +228,65 @@ def test_batches_cover_the_epoch_once_and_differ_by_seed_and_epoch(data):
 def test_cosine_schedule(data):
     outcome = fit(tiny.config(epochs=2), data)[0]
     rates = [row["rate"] for row in outcome.curves]
-    expected = [0.01 * (1 + math.cos(math.pi * max(step - 1, 0) / 56)) / 2 for step in (0, 14, 28, 42, 56)]
+    expected = [
+        0.01 * (1 + math.cos(math.pi * max(step - 1, 0) / 56)) / 2 for step in (0, 14, 28, 42, 56)
+    ]
     assert rates == pytest.approx(expected)
 
 
 def test_history_follows_parameters_and_dynamics(data):
-    model_rows = {(r["variable"], r["statistic"]): r["value"] for r in fit(tiny.config("stp_dale_cb"), data)[0].history if r["step"] == 28}
-    for variable in ("K", "C", "W_E", "W_I", "b_z", "v_e", "v_i", "U_cap", "tau_x", "tau_u", "z", "r", "v", "U", "X", "UX"):
+    model_rows = {
+        (r["variable"], r["statistic"]): r["value"]
+        for r in fit(tiny.config("stp_dale_cb"), data)[0].history
+        if r["step"] == 28
+    }
+    for variable in (
+        "K",
+        "C",
+        "W_E",
+        "W_I",
+        "b_z",
+        "v_e",
+        "v_i",
+        "U_cap",
+        "tau_x",
+        "tau_u",
+        "z",
+        "r",
+        "v",
+        "U",
+        "X",
+        "UX",
+    ):
         values = [model_rows[variable, q] for q in ("q05", "q25", "q50", "q75", "q95")]
         assert values == sorted(values)
-    assert model_rows["W_E", "q05"] > 0 > model_rows["W_I", "q95"] and model_rows["W", "sign_violations"] == 0
-    assert 0 < model_rows["z", "q95"] <= 0.1 and 0 <= model_rows["z", "saturated"] <= 1 and 0 <= model_rows["v", "outside"] <= 1
+    assert (
+        model_rows["W_E", "q05"] > 0 > model_rows["W_I", "q95"]
+        and model_rows["W", "sign_violations"] == 0
+    )
+    assert (
+        0 < model_rows["z", "q95"] <= 0.1
+        and 0 <= model_rows["z", "saturated"] <= 1
+        and 0 <= model_rows["v", "outside"] <= 1
+    )
     assert 9 < model_rows["tau_x", "q05"] and model_rows["tau_u", "q95"] < 1000
     gru = {(r["variable"], r["statistic"]) for r in fit(tiny.config("gru"), data)[0].history}
-    assert {("W", "spectral_radius"), ("h", "q50"), ("z", "saturated")} <= gru and ("K", "q50") not in gru
+    assert {("W", "spectral_radius"), ("h", "q50"), ("z", "saturated")} <= gru and (
+        "K",
+        "q50",
+    ) not in gru
 
 
 def test_history_equals_the_model(data):
     outcome = fit(tiny.config("cb_gru"), data)[0]
     rows = {(r["variable"], r["statistic"]): r["value"] for r in outcome.history if r["step"] == 28}
     W = outcome.weights["final"]["cell.W"]
-    assert rows["W", "spectral_radius"] == pytest.approx(torch.linalg.eigvals(W).abs().max().item(), rel=1e-5)
-    assert rows["W", "ei_ratio"] == pytest.approx((W[W > 0].sum() / -W[W < 0].sum()).item(), rel=1e-5)
+    assert rows["W", "spectral_radius"] == pytest.approx(
+        torch.linalg.eigvals(W).abs().max().item(), rel=1e-5
+    )
+    assert rows["W", "ei_ratio"] == pytest.approx(
+        (W[W > 0].sum() / -W[W < 0].sum()).item(), rel=1e-5
+    )
     assert rows["W", "q25"] == pytest.approx(W.quantile(0.25).item(), rel=1e-4)
 
 

@@ -1,4 +1,6 @@
-"""The cells of the variants' grid: one change each, on both paths; the sizes of the grid file are those that match."""
+"""The cells of the variants' grid: one change each, on both paths; the sizes of the grid file are
+those that match.
+"""
 
 from pathlib import Path
 
@@ -6,8 +8,10 @@ import pytest
 import torch
 from test_recurrence import assert_equal, both, uncompiled
 
-from lib import cells, recurrence, style, sweep
+from lib import cells, recurrence
+from lib.figures import style
 from lib.recurrence import SequenceClassifier
+from lib.runs import sweep
 
 GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
 PARENTS = {
@@ -25,7 +29,11 @@ PARENTS = {
 @pytest.fixture(autouse=True, scope="module")
 def variants():
     known, texts = dict(cells.CELLS), dict(cells.SOURCES)
-    yield {name: path for path in GRIDS.glob("*.py") for name in cells.register_source(path.read_text("utf-8"))}
+    yield {
+        name: path
+        for path in GRIDS.glob("*.py")
+        for name in cells.register_source(path.read_text("utf-8"))
+    }
     for registry, before in ((cells.CELLS, known), (cells.SOURCES, texts)):
         registry.clear()
         registry.update(before)
@@ -63,7 +71,10 @@ def test_one_thing_differs_from_the_parent(name, parent):
     if name.endswith(("_free_input", "_drive")):
         assert (changed.cell.constrained()["P_z"] < 0).any()
     else:  # same parameters, same voltages, read in another way
-        assert all(torch.equal(p, dict(plain.cell.named_parameters())[key]) for key, p in changed.cell.named_parameters())
+        assert all(
+            torch.equal(p, dict(plain.cell.named_parameters())[key])
+            for key, p in changed.cell.named_parameters()
+        )
         v = plain(x, record=True)[1]["v"]
         assert torch.equal(changed(x, record=True)[1]["v"], v)
         read = v if name.endswith("_all") else torch.sigmoid(v[..., : plain.cell.readout_size])
@@ -71,7 +82,9 @@ def test_one_thing_differs_from_the_parent(name, parent):
 
 
 def test_the_bridge_moves_as_a_simple_gru():
-    """At dt = 1 the drive of the bridge is that of the simple GRU, reading sigma(v) where that one reads its state."""
+    """At dt = 1 the drive of the bridge is that of the simple GRU, reading sigma(v) where that one
+    reads its state.
+    """
     bridge = SequenceClassifier("cb_gru_drive", 5, 6, 4, 9, dt=1.0).double()
     simple = SequenceClassifier("simple_gru", 5, 6, 4, 9).double()
     with torch.no_grad():
@@ -87,23 +100,49 @@ def test_the_bridge_moves_as_a_simple_gru():
 def test_sizes_of_the_grid_match_the_parameters_of_cb():
     features, classes = 3 * 8, 10
     target = cells._count(cells.get("cb")(features, 48), classes)["total"]
-    expected = {name: cells.matching_hidden_size(name, target, features, classes) for name in (*cells.ALL, "dale")}
+    expected = {
+        name: cells.matching_hidden_size(name, target, features, classes)
+        for name in (*cells.ALL, "dale")
+    }
     configs = sweep.read_grid(GRIDS / "cifar10_variants.yaml")
-    given = {config.cell.name: config.cell.hidden_size for config in configs if config.cell.hidden_size != 48}
-    assert given == {name: size for name, size in expected.items() if size != 48}  # the others come closest at 48, where they run anyway
+    given = {
+        config.cell.name: config.cell.hidden_size
+        for config in configs
+        if config.cell.hidden_size != 48
+    }
+    assert given == {
+        name: size for name, size in expected.items() if size != 48
+    }  # the others come closest at 48, where they run anyway
     assert all((config.window.input_length, config.window.stride) == (8, 4) for config in configs)
 
 
 def test_grid_holds_all_variants():
     configs = sweep.read_grid(GRIDS / "cifar10_variants.yaml")
-    assert {config.seed for config in configs} == {0, 1, 2} and {config.training.epochs for config in configs} == {5}
-    kinds = {(config.cell.name, *config.cell.options.items()) for config in configs if config.cell.options}
+    assert {config.seed for config in configs} == {0, 1, 2} and {
+        config.training.epochs for config in configs
+    } == {5}
+    kinds = {
+        (config.cell.name, *config.cell.options.items())
+        for config in configs
+        if config.cell.options
+    }
     assert kinds >= {(name, ("dt", dt)) for name in ("cb", "cb_gru") for dt in (0.3, 1.0)}
     assert kinds >= {(name, ("stp_dt", 0.1)) for name in ("stp", "stp_dale", "stp_dale_cb")}
-    assert kinds >= {(name, ("excitatory_fraction", 0.8)) for name in ("dale_cb", "stp_dale", "stp_dale_cb")}
-    assert {c.cell.name for c in configs if c.task.permuted} == {c.cell.name for c in configs if c.task.last_rows == 8}
-    assert {c.cell.name for c in configs if c.task.permuted} == {"rnn", "gru", "cb_gru", "stp_dale_cb"}
-    assert {c.cell.name for c in configs if c.cell.initialisation == "notes"} == set(cells.names("design,cb_gru")) - {"dale"}
+    assert kinds >= {
+        (name, ("excitatory_fraction", 0.8)) for name in ("dale_cb", "stp_dale", "stp_dale_cb")
+    }
+    assert {c.cell.name for c in configs if c.task.permuted} == {
+        c.cell.name for c in configs if c.task.last_rows == 8
+    }
+    assert {c.cell.name for c in configs if c.task.permuted} == {
+        "rnn",
+        "gru",
+        "cb_gru",
+        "stp_dale_cb",
+    }
+    assert {c.cell.name for c in configs if c.cell.initialisation == "notes"} == set(
+        cells.names("design,cb_gru")
+    ) - {"dale"}
     added = sweep.read_grid(GRIDS / "cifar10_free_input.yaml")
     assert {c.cell.name for c in configs + added if c.cell.source} == set(PARENTS)
     (long,) = {config.training.epochs for config in sweep.read_grid(GRIDS / "cifar10_long.yaml")}
@@ -114,7 +153,16 @@ def test_a_cell_has_one_rate_for_each_initialisation():
     rates = {}
     for name in ("variants", "free_input", "more_seeds", "ten_epochs"):
         for config in sweep.read_grid(GRIDS / f"cifar10_{name}.yaml"):
-            rates.setdefault((style.kin(config.cell.name), config.cell.initialisation), set()).add(config.training.learning_rate)
+            rates.setdefault((style.kin(config.cell.name), config.cell.initialisation), set()).add(
+                config.training.learning_rate
+            )
     assert all(len(found) == 1 for found in rates.values())
-    long = [(config.cell.name, config.training.learning_rate) for config in sweep.read_grid(GRIDS / "cifar10_long.yaml")]
-    assert set(long) >= {(name, rate) for name in ("gru", "cb_gru", "stp_dale_cb") for rate in rates[name, "balanced"]}
+    long = [
+        (config.cell.name, config.training.learning_rate)
+        for config in sweep.read_grid(GRIDS / "cifar10_long.yaml")
+    ]
+    assert set(long) >= {
+        (name, rate)
+        for name in ("gru", "cb_gru", "stp_dale_cb")
+        for rate in rates[name, "balanced"]
+    }

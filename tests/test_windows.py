@@ -11,9 +11,20 @@ from lib import windows
 
 @st.composite
 def cases(draw):
-    channels, rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(2, 9))
+    channels, rows, columns = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 6)),
+        draw(st.integers(2, 9)),
+    )
     input_length = draw(st.integers(1, columns // 2))
-    return channels, rows, columns, input_length, draw(st.integers(1, input_length)), draw(st.sampled_from(windows.SCANS))
+    return (
+        channels,
+        rows,
+        columns,
+        input_length,
+        draw(st.integers(1, input_length)),
+        draw(st.sampled_from(windows.SCANS)),
+    )
 
 
 def by_loop(image, input_length, stride, scan):
@@ -35,7 +46,9 @@ def by_loop(image, input_length, stride, scan):
 @given(cases())
 def test_sequence_equals_the_loop(case):
     channels, rows, columns, input_length, stride, scan = case
-    images = torch.arange(2 * channels * rows * columns, dtype=torch.float32).view(2, channels, rows, columns)
+    images = torch.arange(2 * channels * rows * columns, dtype=torch.float32).view(
+        2, channels, rows, columns
+    )
     sequence = windows.to_sequence(images, input_length, stride, scan)
     for image, steps in zip(images, sequence, strict=True):
         assert torch.equal(steps, by_loop(image, input_length, stride, scan))
@@ -56,7 +69,9 @@ def test_leading_axes_are_free(leading):
     images = torch.rand(*leading, 3, 8, 8)
     sequence = windows.to_sequence(images, 4, 2, "snake")
     assert sequence.shape == (*leading, 31, 12)
-    one_by_one = [windows.to_sequence(image[None], 4, 2, "snake") for image in images.reshape(-1, 3, 8, 8)]
+    one_by_one = [
+        windows.to_sequence(image[None], 4, 2, "snake") for image in images.reshape(-1, 3, 8, 8)
+    ]
     assert torch.equal(sequence.reshape(-1, 31, 12), torch.cat(one_by_one))
 
 
@@ -86,7 +101,14 @@ def test_gradients_reach_every_pixel_as_often_as_it_is_read():
 
 @pytest.mark.parametrize(
     ("rows", "columns", "input_length", "stride", "steps"),
-    [(32, 32, 4, 4, 256), (32, 32, 4, 2, 511), (32, 32, 8, 4, 255), (32, 32, 16, 8, 127), (28, 28, 14, 7, 111), (16, 16, 8, 4, 63)],
+    [
+        (32, 32, 4, 4, 256),
+        (32, 32, 4, 2, 511),
+        (32, 32, 8, 4, 255),
+        (32, 32, 16, 8, 127),
+        (28, 28, 14, 7, 111),
+        (16, 16, 8, 4, 63),
+    ],
 )
 def test_sequence_lengths_of_the_comparison(rows, columns, input_length, stride, steps):
     assert windows.sequence_length(rows, columns, input_length, stride) == steps
@@ -94,7 +116,14 @@ def test_sequence_lengths_of_the_comparison(rows, columns, input_length, stride,
 
 @pytest.mark.parametrize(
     ("stride", "input_length", "pixels"),
-    [("fixed", 16, 4), ("half", 16, 8), ("half", 2, 1), (3, 8, 3), ("3", 8, 3), (np.int64(3), 8, 3)],
+    [
+        ("fixed", 16, 4),
+        ("half", 16, 8),
+        ("half", 2, 1),
+        (3, 8, 3),
+        ("3", 8, 3),
+        (np.int64(3), 8, 3),
+    ],
 )
 def test_strides_resolve_to_pixels(stride, input_length, pixels):
     resolved = windows.resolve_stride(stride, input_length)
@@ -108,7 +137,14 @@ def test_strides_that_are_no_whole_pixels_are_refused(stride):
 
 
 def test_conventions_and_their_shared_window():
-    table = {(8, 4): ("fixed", "half"), (4, 4): ("fixed",), (16, 8): ("half",), (4, 2): ("half",), (8, 3): (), (5, 2): ()}
+    table = {
+        (8, 4): ("fixed", "half"),
+        (4, 4): ("fixed",),
+        (16, 8): ("half",),
+        (4, 2): ("half",),
+        (8, 3): (),
+        (5, 2): (),
+    }
     assert {window: windows.conventions(*window) for window in table} == table
 
 

@@ -8,20 +8,37 @@ from pathlib import Path
 
 import torch
 
-from lib import run
-from lib.attempt import RESULTS, TABLES, Attempt, publish
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.store import Store
+from lib.runs import run
+from lib.runs.attempt import RESULTS, TABLES, Attempt, publish
+from lib.runs.store import Store
 from lib.train import Outcome
 
 torch.set_num_threads(1)  # as child processes do
-FAMILIES = ("gru", "cb", "dale_cb", "stp_dale_cb")  # baseline, free, reversal potentials, all constraints with plasticity
-COMPARED = ("initial.safetensors", "best.safetensors", "final.safetensors", "curves.parquet", "history.parquet", "predictions.parquet")
+FAMILIES = (
+    "gru",
+    "cb",
+    "dale_cb",
+    "stp_dale_cb",
+)  # baseline, free, reversal potentials, all constraints with plasticity
+COMPARED = (
+    "initial.safetensors",
+    "best.safetensors",
+    "final.safetensors",
+    "curves.parquet",
+    "history.parquet",
+    "predictions.parquet",
+)
 
 
 def config(cell="cb", seed=0, epochs=1, **options):
     """28 steps an epoch, validations at 14 and 28, 32 time steps: under a second."""
-    return RunConfig(window=Window(8, 8), cell=CellSpec(cell, 6, options=options), training=Training(epochs=epochs), seed=seed)
+    return RunConfig(
+        window=Window(8, 8),
+        cell=CellSpec(cell, 6, options=options),
+        training=Training(epochs=epochs),
+        seed=seed,
+    )
 
 
 def execute(configs, root, *callbacks):
@@ -29,14 +46,20 @@ def execute(configs, root, *callbacks):
 
 
 def bits(root, key):
-    """What two equal runs share to the last bit: weights, metrics, predictions (wall-clock times and logs do not)."""
+    """What two equal runs share to the last bit: weights, metrics, predictions (wall-clock times
+    and logs do not).
+    """
     result = Store(root).folder(key) / "result"
     return {name: (result / name).read_bytes() for name in COMPARED if (result / name).exists()}
 
 
 def contents(folder):
     """Every file below a folder, byte for byte."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
 
 
 class At:
@@ -55,7 +78,9 @@ class At:
 
 
 def train_until(configs, root, step, number=signal.SIGKILL):
-    """In a child process: train and send this process a signal after a step; ends with the exit code of `lib.run`."""
+    """In a child process: train and send this process a signal after a step; ends with the exit
+    code of `lib.runs.run`.
+    """
     try:
         execute(configs, root, At(step, lambda: os.kill(os.getpid(), number)))
     except KeyboardInterrupt:
@@ -73,8 +98,14 @@ def remove(folder):
 def many(root, count, validations=40):
     """A store of synthetic finished runs, written without waiting for the disk."""
     fsync, os.fsync = os.fsync, lambda descriptor: None
-    curves = [{name: 0.5 for name in TABLES["curves"].names} | {"step": 14 * k, "epoch": k / 2} for k in range(validations + 1)]
-    history = [{"step": 14 * k, "epoch": k / 2, "variable": "K", "statistic": "q50", "value": 0.1} for k in range(validations + 1)]
+    curves = [
+        {name: 0.5 for name in TABLES["curves"].names} | {"step": 14 * k, "epoch": k / 2}
+        for k in range(validations + 1)
+    ]
+    history = [
+        {"step": 14 * k, "epoch": k / 2, "variable": "K", "statistic": "q50", "value": 0.1}
+        for k in range(validations + 1)
+    ]
     try:
         for number in range(count):
             one = config(FAMILIES[number % 4], seed=number)
@@ -82,7 +113,11 @@ def many(root, count, validations=40):
             attempt.log("made up")
             attempt.environment({})
             results = {name: 0.5 for name in RESULTS} | {"message": "", "backend": "reference"}
-            attempt.finish(Outcome(one, "DONE", results, curves, history, {"best": {"w": torch.zeros(4, 4)}}, None))
+            attempt.finish(
+                Outcome(
+                    one, "DONE", results, curves, history, {"best": {"w": torch.zeros(4, 4)}}, None
+                )
+            )
             assert publish(attempt.folder)
     finally:
         os.fsync = fsync
@@ -114,7 +149,9 @@ def checkpoint_and_publish(root, config, operations):
     one = Attempt(Store(root).folder(config.key()), config)
     one.environment({})
     for step in (10, 20, 30):
-        one.checkpoint(step, {"key": config.key(), "step": step, "w": torch.full((3,), float(step))})
+        one.checkpoint(
+            step, {"key": config.key(), "step": step, "w": torch.full((3,), float(step))}
+        )
     one.metrics(outcome(config).curves, [])
     one.finish(outcome(config))
     publish(one.folder)

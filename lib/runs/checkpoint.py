@@ -1,4 +1,6 @@
-"""Files that survive a kill: atomic writes, checkpoints that carry their checksum, and the code that made them."""
+"""Files that survive a kill: atomic writes, checkpoints that carry their checksum, and the code
+that made them.
+"""
 
 import ast
 import contextlib
@@ -46,12 +48,17 @@ def explained(folder):
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"The disk of {folder} is full; make room and start again: runs go on from their checkpoints.") from error
-        raise StoreError(f"{folder} cannot be written ({error.strerror}); bring it back and start again.") from error
+            raise DiskFull(
+                f"The disk of {folder} is full; make room and start again: runs go on from their checkpoints."
+            ) from error
+        raise StoreError(
+            f"{folder} cannot be written ({error.strerror}); bring it back and start again."
+        ) from error
 
 
 def write(path, data, sync=True):
-    """Replace a file in one step: a reader, or a rerun after a kill, finds the old or the new content, never a part.
+    """Replace a file in one step: a reader, or a rerun after a kill, finds the old or the new
+    content, never a part.
 
     Raises
     ------
@@ -85,7 +92,9 @@ def sync_folder(folder):
 
 
 def save(folder, step, content):
-    """Write a checkpoint under a name with its step and sha256, so that no second file can disagree; drop all but the newest two."""
+    """Write a checkpoint under a name with its step and sha256, so that no second file can
+    disagree; drop all but the newest two.
+    """
     import torch
 
     buffer = io.BytesIO()
@@ -105,7 +114,8 @@ def found(run):
 
 
 def load(path):
-    """Content of a checkpoint; only plain values and tensors are ever unpickled, and only after the checksum agreed.
+    """Content of a checkpoint; only plain values and tensors are ever unpickled, and only after the
+    checksum agreed.
 
     Raises
     ------
@@ -125,14 +135,19 @@ def load(path):
 
 @functools.cache
 def fingerprint():
-    """Version of torch and sha256 of each result-defining module, without comments, docstrings and layout."""
+    """Version of torch and sha256 of each result-defining module, without comments, docstrings and
+    layout.
+    """
     import torch
 
     marks = {"torch": str(torch.__version__)}  # a plain string, which a checkpoint may hold
     for module in RESULT_MODULES:
-        tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text())
+        tree = ast.parse((Path(__file__).parents[1] / f"{module}.py").read_text())
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node, clean=False) is not None
+            ):
                 node.body = node.body[1:]
         marks[f"lib/{module}.py"] = digest(ast.dump(tree).encode())
     return marks
@@ -149,7 +164,10 @@ def check_fingerprint(made, where):
     now = fingerprint()
     changed = [name for name in {**now, **made} if made.get(name) != now.get(name)]
     if changed:
-        named = ", ".join(f"torch {made.get('torch')} -> {now['torch']}" if name == "torch" else name for name in changed)
+        named = ", ".join(
+            f"torch {made.get('torch')} -> {now['torch']}" if name == "torch" else name
+            for name in changed
+        )
         raise CodeChanged(
             f"{where} was interrupted under other code ({named}), and results must not be mixed; restore that code to go on, "
             f"or drop the unfinished attempts with Store().prune(keys=[...], unfinished=True) to start again."

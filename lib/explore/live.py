@@ -1,6 +1,8 @@
-"""Watching training: validation curves and a progress bar that move while runs train; widgets in a notebook, plain text elsewhere.
+"""Watching training: validation curves and a progress bar that move while runs train; widgets in a
+notebook, plain text elsewhere.
 
-`Live` follows a `lib.train.fit` in this process, as its callback; `load_or_run` follows the store, which runs in other processes write to.
+`Live` follows a `lib.train.fit` in this process, as its callback; `load_or_run` follows the store,
+which runs in other processes write to.
 """
 
 import threading
@@ -9,10 +11,12 @@ import time
 from IPython import get_ipython
 from IPython.display import display
 
-from lib import controls, style, train
-from lib.attempt import describe
+from lib import train
 from lib.config import RunConfig
-from lib.store import Store, StoreError
+from lib.explore import controls
+from lib.figures import style
+from lib.runs.attempt import describe
+from lib.runs.store import Store, StoreError
 
 STATES = ("RUNNING", "PAUSED", "INTERRUPTED", "DONE", "DIVERGED")
 
@@ -23,7 +27,8 @@ class View:
     Attributes
     ----------
     figure : plotly FigureWidget or None
-        None outside a notebook, where the line of text is printed at every further tenth of the work.
+        None outside a notebook, where the line of text is printed at every further tenth of the
+        work.
     message : str
         The line of text.
     """
@@ -43,10 +48,25 @@ class View:
         for number, row in enumerate(self.rows.values()):
             own = style.look(row["cell"], row["label"])
             hover = f"{row['label']}, seed {row['seed']}<br>epoch %{{x:.1f}}: %{{y:.1f}} %<extra></extra>"
-            key = {"name": row["label"], "legendgroup": row["label"], "showlegend": row["label"] not in labels[:number]}
-            lines.append(go.Scatter(x=[], y=[], line={"color": own.colour, "dash": own.dash}, hovertemplate=hover, **key))
+            key = {
+                "name": row["label"],
+                "legendgroup": row["label"],
+                "showlegend": row["label"] not in labels[:number],
+            }
+            lines.append(
+                go.Scatter(
+                    x=[],
+                    y=[],
+                    line={"color": own.colour, "dash": own.dash},
+                    hovertemplate=hover,
+                    **key,
+                )
+            )
         epochs = max(row["epochs"] for row in self.rows.values())
-        layout = {"template": style.plotly_template(), "xaxis": {"title": "Training (epochs)", "range": [0, epochs]}}
+        layout = {
+            "template": style.plotly_template(),
+            "xaxis": {"title": "Training (epochs)", "range": [0, epochs]},
+        }
         layout["height"] = max(340, 130 + 30 * len(set(labels)))  # the whole legend
         layout["yaxis"] = {"title": "Accuracy (% of the validation set)", "rangemode": "tozero"}
         self.figure = go.FigureWidget(lines, {**layout, "showlegend": True})
@@ -62,16 +82,21 @@ class View:
         progress : dict
             key -> share of the run that is done, 0..1.
         curves : dict
-            key -> list of records with ``epoch`` and ``validation_accuracy``; runs left out keep their line.
+            key -> list of records with ``epoch`` and ``validation_accuracy``; runs left out keep
+            their line.
         """
         for key in curves:
             label = self.rows[key]["label"]
-            self._best[label] = max(self._best.get(label, 0), *(record["validation_accuracy"] for record in curves[key]))
+            self._best[label] = max(
+                self._best.get(label, 0), *(record["validation_accuracy"] for record in curves[key])
+            )
         share = sum(progress.values()) / len(self.rows)
         done = sum(value == 1 for value in progress.values())
         self.message = f"{share:.0%} done, {done} of {len(self.rows)} runs finished"
         if self._best:
-            self.message += "; best validation so far: " + ", ".join(f"{label} {value:.1%}" for label, value in self._best.items())
+            self.message += "; best validation so far: " + ", ".join(
+                f"{label} {value:.1%}" for label, value in self._best.items()
+            )
         if self.figure is None:
             if int(10 * share) > self._tenth:
                 self._tenth = int(10 * share)
@@ -109,9 +134,11 @@ class Live:
 
 
 class Watch:
-    """Context in which a thread shows what the store knows of some runs, whichever process trains them.
+    """Context in which a thread shows what the store knows of some runs, whichever process trains
+    them.
 
-    It only reads: however the work in the context ends, the store is as the runs left it, and the view shows that state.
+    It only reads: however the work in the context ends, the store is as the runs left it, and the
+    view shows that state.
     """
 
     def __init__(self, store, configs):
@@ -142,17 +169,27 @@ class Watch:
         try:
             progress = {key: (self.store.status(key) or {}).get("progress") or 0.0 for key in keys}
             frame = self.store.curves(key=keys, state=list(STATES))
-        except (OSError, StoreError):  # a file that is being replaced, or damaged: whoever trains will say so
+        except (
+            OSError,
+            StoreError,
+        ):  # a file that is being replaced, or damaged: whoever trains will say so
             return
-        self.view.show(progress, {key: part.to_dict("records") for key, part in frame.groupby("key")})
+        self.view.show(
+            progress, {key: part.to_dict("records") for key, part in frame.groupby("key")}
+        )
 
 
 def load_or_run(configs, store=None, **options):
-    """`Store.load_or_run` with a view of the training while it lasts; stored runs are shown at once.
+    """`Store.load_or_run` with a view of the training while it lasts; stored runs are shown at
+    once.
 
-    Interrupting the kernel stops the training: finished runs stay, the others go on from their last validation next time.
+    Interrupting the kernel stops the training: finished runs stay, the others go on from their last
+    validation next time.
     """
-    store, configs = store or Store(), [configs] if isinstance(configs, RunConfig) else list(configs)
+    store, configs = (
+        store or Store(),
+        [configs] if isinstance(configs, RunConfig) else list(configs),
+    )
     for config in configs:
         train.check(config)
     with Watch(store, configs):

@@ -1,4 +1,6 @@
-"""What explorers share: the frames of a store, read once; the controls of window and data set; small widgets."""
+"""What explorers share: the frames of a store, read once; the controls of window and data set;
+small widgets.
+"""
 
 import html
 from dataclasses import replace
@@ -8,13 +10,19 @@ import ipywidgets as widgets
 import pandas as pd
 import traitlets
 
-from lib import datasets, plots, sweep, windows
-from lib.attempt import CONFIGURATION, RESULTS
-from lib.checkpoint import StoreError
+from lib import datasets, windows
 from lib.config import RunConfig, Task, Window
-from lib.store import Store
+from lib.figures import plots
+from lib.runs import sweep
+from lib.runs.attempt import CONFIGURATION, RESULTS
+from lib.runs.checkpoint import StoreError
+from lib.runs.store import Store
 
-EXPECTED = (ValueError, StoreError, OSError)  # what a reader is told in place; anything else is a bug and must show
+EXPECTED = (
+    ValueError,
+    StoreError,
+    OSError,
+)  # what a reader is told in place; anything else is a bug and must show
 STRIDES = (("fixed: 4 pixels", "fixed"), ("half the input length", "half"))
 LENGTHS = (4, 8, 16)  # pixels
 SPACE = "2px 14px 2px 2px"  # between controls
@@ -50,7 +58,8 @@ class Frames:
     Attributes
     ----------
     runs, done : DataFrame
-        `Store.runs`, all and finished, with a column ``task``: the data set, and what changes its images or their order.
+        `Store.runs`, all and finished, with a column ``task``: the data set, and what changes its
+        images or their order.
     tasks : dict
         Name of a task -> (Task, scan).
     problems : dict
@@ -73,16 +82,28 @@ class Frames:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def grouped(self, table, task, window):
-        """Finished runs ("runs") or their curves ("curves") of one task and window, without a scan, in the groups of `plots.grouped`."""
+        """Finished runs ("runs") or their curves ("curves") of one task and window, without a scan,
+        in the groups of `plots.grouped`.
+        """
         if table == "curves":
             curves = self.keep(table, lambda: self.store.curves(state="DONE"))
-            return self.keep((table, task, window), lambda: self.grouped("runs", task, window)[["key", "group"]].merge(curves, on="key"))
+            return self.keep(
+                (table, task, window),
+                lambda: self.grouped("runs", task, window)[["key", "group"]].merge(
+                    curves, on="key"
+                ),
+            )
         here = (self.done["task"] == task) & (self.done["window"] == window)
-        return self.keep((table, task, window), lambda: plots.grouped(plots.without_scan(self.done[here])))
+        return self.keep(
+            (table, task, window), lambda: plots.grouped(plots.without_scan(self.done[here]))
+        )
 
     def summary(self, table, task, window, metric, by, groups):
         """`plots.summary` of these groups of `grouped`, each computed once."""
-        place, columns = (table, task, window, metric, by), list(dict.fromkeys(["group", "cell", "seed", *by, metric]))
+        place, columns = (
+            (table, task, window, metric, by),
+            list(dict.fromkeys(["group", "cell", "seed", *by, metric])),
+        )
         frame = self.grouped(table, task, window)[columns]
         held = set(frame.loc[frame[metric].notna(), "group"])
         new = [group for group in groups if group in held and (*place, group) not in self._kept]
@@ -100,7 +121,12 @@ class Frames:
 
     def _with_task(self, frame):
         columns, names = ["dataset", "permuted", "last_rows", "data_seed", "scan"], {}
-        keys = list(frame[columns].astype(object).where(frame[columns].notna(), None).itertuples(index=False, name=None))
+        keys = list(
+            frame[columns]
+            .astype(object)
+            .where(frame[columns].notna(), None)
+            .itertuples(index=False, name=None)
+        )
         for key in dict.fromkeys(keys):
             dataset, permuted, rows, seed, scan = key
             task = Task(dataset, bool(permuted), None if rows is None else int(rows), int(seed))
@@ -110,9 +136,15 @@ class Frames:
 
 
 def task_label(task, scan="raster"):
-    """Name of a task, such as "permuted cifar10, last 16 rows": the data set, and what differs from its plain form."""
-    parts = ["permuted " * task.permuted + task.dataset] + [f"last {task.last_rows} rows"] * (task.last_rows is not None)
-    return ", ".join(parts + [f"split {task.data_seed}"] * (task.data_seed != 0) + [scan] * (scan != "raster"))
+    """Name of a task, such as "permuted cifar10, last 16 rows": the data set, and what differs from
+    its plain form.
+    """
+    parts = ["permuted " * task.permuted + task.dataset] + [f"last {task.last_rows} rows"] * (
+        task.last_rows is not None
+    )
+    return ", ".join(
+        parts + [f"split {task.data_seed}"] * (task.data_seed != 0) + [scan] * (scan != "raster")
+    )
 
 
 def lengths(columns):
@@ -121,13 +153,15 @@ def lengths(columns):
 
 
 class WindowControls:
-    """Data set, input length and stride, for one or more explorers; says what was not run and what running it would take.
+    """Data set, input length and stride, for one or more explorers; says what was not run and what
+    running it would take.
 
     Parameters
     ----------
     store : Store or Frames, optional
     configs : RunConfig or list of RunConfig, optional
-        What a notebook trains; `configs` gives them at the chosen window. Without, they are those of another window of the store.
+        What a notebook trains; `configs` gives them at the chosen window. Without, they are those
+        of another window of the store.
     **state
         task, input_length, stride ("fixed", "half" or pixels).
     """
@@ -135,16 +169,29 @@ class WindowControls:
     def __init__(self, store=None, configs=(), **state):
         self.frames = store if isinstance(store, Frames) else Frames(store)
         self.templates = [configs] if isinstance(configs, RunConfig) else list(configs)
-        self.tasks = {task_label(c.task, c.window.scan): (c.task, c.window.scan) for c in self.templates} or self.frames.tasks
+        self.tasks = {
+            task_label(c.task, c.window.scan): (c.task, c.window.scan) for c in self.templates
+        } or self.frames.tasks
         self.tasks = self.tasks or {task_label(Task()): (Task(), "raster")}
         first = self.templates[0].window if self.templates else Window()
-        names = sorted(self.tasks, key=lambda name: not datasets.source(self.tasks[name][0].dataset).demonstration)
-        self.controls = {"task": dropdown("Data set", names), "input_length": dropdown("Input length"), "stride": dropdown("Stride")}
+        names = sorted(
+            self.tasks,
+            key=lambda name: not datasets.source(self.tasks[name][0].dataset).demonstration,
+        )
+        self.controls = {
+            "task": dropdown("Data set", names),
+            "input_length": dropdown("Input length"),
+            "stride": dropdown("Stride"),
+        }
         self.message = widgets.HTML()
         self.widget = widgets.VBox([row_of(self.controls.values()), self.message])
         self.refresh()
         named = (*windows.conventions(first.input_length, first.stride), first.stride)
-        assign(self.controls, {"input_length": first.input_length, "stride": named[0], **state}, self.refresh)
+        assign(
+            self.controls,
+            {"input_length": first.input_length, "stride": named[0], **state},
+            self.refresh,
+        )
         for control in self.controls.values():
             control.observe(self.refresh, "value")
 
@@ -156,10 +203,21 @@ class WindowControls:
         )
         held = {*zip(runs["input_length"], runs["stride"], strict=True), *own}
         columns = datasets.image_shape(self.tasks[self.task][0])[2]
-        offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in sorted({*lengths(columns), *(n for n, _ in held)})])
+        offer(
+            self.controls["input_length"],
+            [(f"{n} pixels", int(n)) for n in sorted({*lengths(columns), *(n for n, _ in held)})],
+        )
         longest = self.controls["input_length"].value
-        other = sorted({int(stride) for n, stride in held if not windows.conventions(n, stride) and stride <= longest})
-        offer(self.controls["stride"], [*STRIDES, *((f"{stride} pixels", stride) for stride in other)])
+        other = sorted(
+            {
+                int(stride)
+                for n, stride in held
+                if not windows.conventions(n, stride) and stride <= longest
+            }
+        )
+        offer(
+            self.controls["stride"], [*STRIDES, *((f"{stride} pixels", stride) for stride in other)]
+        )
         self.message.value = say(self.report())
 
     def reload(self):
@@ -176,7 +234,11 @@ class WindowControls:
     def window(self):
         """The chosen `lib.config.Window`."""
         length = self.controls["input_length"].value
-        return Window(length, windows.resolve_stride(self.controls["stride"].value, length), self.tasks[self.task][1])
+        return Window(
+            length,
+            windows.resolve_stride(self.controls["stride"].value, length),
+            self.tasks[self.task][1],
+        )
 
     @property
     def configs(self):
@@ -184,7 +246,10 @@ class WindowControls:
         found = self.templates
         if not found:
             done = self.frames.done[self.frames.done["task"] == self.task]
-            found = [self.frames.store.config(key) for key in done.loc[done["window"].isin(done["window"].mode()[:1]), "key"]]
+            found = [
+                self.frames.store.config(key)
+                for key in done.loc[done["window"].isin(done["window"].mode()[:1]), "key"]
+            ]
         return [replace(config, window=self.window) for config in found]
 
     @property
@@ -196,8 +261,14 @@ class WindowControls:
     def report(self):
         """What there is of the chosen combination; if nothing, what running it would take."""
         window, found, configs = self.window, self.runs, self.templates
-        wide = " The stride is above half the input length." * windows.is_wide(window.input_length, window.stride)
-        missing = [config for config in self.configs if config.key() not in set(found["key"])] if configs or not len(found) else []
+        wide = " The stride is above half the input length." * windows.is_wide(
+            window.input_length, window.stride
+        )
+        missing = (
+            [config for config in self.configs if config.key() not in set(found["key"])]
+            if configs or not len(found)
+            else []
+        )
         has = f"{len(found)} finished runs" if len(found) else "not run"
         if missing:
             names = ", ".join(dict.fromkeys(config.cell.name for config in missing))
@@ -217,7 +288,9 @@ class WindowControls:
 
 
 class Checks(widgets.VBox):
-    """Check boxes, one an option; ``value`` is the tuple of the ticked ones. Those that are not ticked by default are folded away."""
+    """Check boxes, one an option; ``value`` is the tuple of the ticked ones. Those that are not
+    ticked by default are folded away.
+    """
 
     value = traitlets.Tuple()
 
@@ -226,18 +299,34 @@ class Checks(widgets.VBox):
         super().__init__()
 
     def offer(self, options, default):
-        """Offer other options; what was ticked stays ticked, and the default takes the place of the default."""
+        """Offer other options; what was ticked stays ticked, and the default takes the place of the
+        default.
+        """
         options, default = tuple(options), tuple(default)
         if options != self.options:
-            kept = default if self.value == self.default else tuple(option for option in options if option in self.value) or default
+            kept = (
+                default
+                if self.value == self.default
+                else tuple(option for option in options if option in self.value) or default
+            )
             self.options, self.default = options, default
             layout = {"width": "max-content", "margin": SPACE}
-            self.boxes = [widgets.Checkbox(description=option, indent=False, layout=layout) for option in options]
+            self.boxes = [
+                widgets.Checkbox(description=option, indent=False, layout=layout)
+                for option in options
+            ]
             for box in self.boxes:
                 box.observe(self._read, "value")
             others = [box for box in self.boxes if box.description not in default]
-            folded = [widgets.Accordion([row_of(others)], titles=(f"{len(others)} variants",))] if others else []
-            self.children = [row_of(box for box in self.boxes if box.description in default), *folded]
+            folded = (
+                [widgets.Accordion([row_of(others)], titles=(f"{len(others)} variants",))]
+                if others
+                else []
+            )
+            self.children = [
+                row_of(box for box in self.boxes if box.description in default),
+                *folded,
+            ]
             self.value = ()
             self.value = kept
 
@@ -261,12 +350,16 @@ class Checks(widgets.VBox):
 
 def dropdown(label, options=()):
     layout = {"width": "max-content", "margin": SPACE}
-    return widgets.Dropdown(options=options, description=label, style={"description_width": "initial"}, layout=layout)
+    return widgets.Dropdown(
+        options=options, description=label, style={"description_width": "initial"}, layout=layout
+    )
 
 
 def integer(label):
     layout = {"width": "130px", "margin": SPACE}
-    return widgets.BoundedIntText(0, 0, 10**6, description=label, style={"description_width": "initial"}, layout=layout)
+    return widgets.BoundedIntText(
+        0, 0, 10**6, description=label, style={"description_width": "initial"}, layout=layout
+    )
 
 
 def button(label):
@@ -280,7 +373,9 @@ def player(step):
 
 
 def row_of(children):
-    return widgets.HBox(list(children), layout={"flex_flow": "row wrap", "align_items": "center", "width": "100%"})
+    return widgets.HBox(
+        list(children), layout={"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+    )
 
 
 def say(*lines):
@@ -306,7 +401,9 @@ def span(slider, count):
 
 
 def assign(controls, state, refresh):
-    """Set controls by name, in their order, since what one offers may depend on another; ValueError for what cannot be set."""
+    """Set controls by name, in their order, since what one offers may depend on another; ValueError
+    for what cannot be set.
+    """
     for name in state:
         if name not in controls:
             raise ValueError(f"There is no control {name!r}; controls are {', '.join(controls)}.")
@@ -318,9 +415,18 @@ def assign(controls, state, refresh):
         try:
             controls[name].value = state[name]
         except traitlets.TraitError:
-            choices = [option[1] if isinstance(option, tuple) else option for option in getattr(controls[name], "options", ())]
-            offered = f"choose one of {', '.join(map(str, choices))}" if choices else "nothing can be chosen here yet"
-            raise ValueError(f"{name} is {state[name]!r}, which is not offered; {offered}.") from None
+            choices = [
+                option[1] if isinstance(option, tuple) else option
+                for option in getattr(controls[name], "options", ())
+            ]
+            offered = (
+                f"choose one of {', '.join(map(str, choices))}"
+                if choices
+                else "nothing can be chosen here yet"
+            )
+            raise ValueError(
+                f"{name} is {state[name]!r}, which is not offered; {offered}."
+            ) from None
 
 
 def placed(store, window, place):

@@ -1,7 +1,8 @@
 """How a cell looks, everywhere: one palette and one set of sizes for matplotlib and plotly alike.
 
-Hue says how W is made, line style and marker say whether there is STP, shade tells cells of one kind apart. The hues are
-Okabe and Ito's or close to them, moved apart in lightness so that they also differ in print without colour.
+Hue says how W is made, line style and marker say whether there is STP, shade tells cells of one
+kind apart. The hues are Okabe and Ito's or close to them, moved apart in lightness so that they
+also differ in print without colour.
 """
 
 import colorsys
@@ -13,18 +14,48 @@ import matplotlib as mpl
 
 from lib import cells
 
-# Order of families and of cells in every figure and table; a user's own cells follow the built-in ones of their kind.
-ORDER = ("rnn", "simple_gru", "gru", "cb", "cb_gru", "dale", "dale_cb", "stp", "stp_dale", "stp_dale_cb")
-HUES = {"baseline": "#667C95", "free": "#E69F00", "sign": "#AA3377", "reversal": "#009E73", "unknown": "#56B4E9"}
-SHADES = {"rnn": "#9AABBF", "gru": "#24323F", "cb_gru": "#A65E00"}  # second and third cells of one kind
-KINDS = {"baseline": "baseline", "free": "free", "sign": "sign-constrained", "reversal": "reversal potentials", "unknown": "unknown"}
+# Order of families and of cells in every figure and table; a user's own cells follow the built-in
+# ones of their kind.
+ORDER = (
+    "rnn",
+    "simple_gru",
+    "gru",
+    "cb",
+    "cb_gru",
+    "dale",
+    "dale_cb",
+    "stp",
+    "stp_dale",
+    "stp_dale_cb",
+)
+HUES = {
+    "baseline": "#667C95",
+    "free": "#E69F00",
+    "sign": "#AA3377",
+    "reversal": "#009E73",
+    "unknown": "#56B4E9",
+}
+SHADES = {
+    "rnn": "#9AABBF",
+    "gru": "#24323F",
+    "cb_gru": "#A65E00",
+}  # second and third cells of one kind
+KINDS = {
+    "baseline": "baseline",
+    "free": "free",
+    "sign": "sign-constrained",
+    "reversal": "reversal potentials",
+    "unknown": "unknown",
+}
 CONTEXT, INK, GRID = "#D5D8DC", "#222222", "#E8EAED"  # other cells, text, grid
 SEQUENTIAL, DIVERGING = "viridis", "RdBu"
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one cell is drawn; ``line``, ``marker`` and ``hatch`` for matplotlib, ``dash`` and ``symbol`` for plotly."""
+    """How one cell is drawn; ``line``, ``marker`` and ``hatch`` for matplotlib, ``dash`` and
+    ``symbol`` for plotly.
+    """
 
     name: str
     label: str
@@ -59,18 +90,26 @@ class Look:
 
 
 def kin(name: str) -> str:
-    """The built-in cell that a cell of one's own is named after (``dale_cb_all``: ``dale_cb``), of which it counts as a variant."""
-    return max((known for known in ORDER if f"{name}_".startswith(f"{known}_")), key=len, default=name)
+    """The built-in cell that a cell of one's own is named after (``dale_cb_all``: ``dale_cb``), of
+    which it counts as a variant.
+    """
+    return max(
+        (known for known in ORDER if f"{name}_".startswith(f"{known}_")), key=len, default=name
+    )
 
 
 def look(name: str, label: str | None = None) -> Look:
-    """Look of a cell, built-in or a user's own; it depends on the cell alone, never on what else a figure shows.
+    """Look of a cell, built-in or a user's own; it depends on the cell alone, never on what else a
+    figure shows.
 
-    A cell that this process does not know (stored results of someone's own cell) keeps its name and takes the hue of its kin, or its own.
+    A cell that this process does not know (stored results of someone's own cell) keeps its name and
+    takes the hue of its kin, or its own.
     """
     cell = cells.CELLS.get(name, cells.CELLS.get(kin(name)))
     weights = getattr(cell, "weights", "unknown")
-    own = name not in ORDER and weights == "baseline"  # the baselines' greys leave no room for one more
+    own = (
+        name not in ORDER and weights == "baseline"
+    )  # the baselines' greys leave no room for one more
     hue = HUES["unknown"] if own else HUES.get(weights, HUES["unknown"])
     colour = SHADES.get(name) or (hue if name in ORDER else _shade(hue, name))
     label = label or (cells.CELLS[name].label if name in cells.CELLS else name)
@@ -85,31 +124,43 @@ def _shade(hue: str, name: str) -> str:
 
 
 def rank(name: str) -> tuple:
-    """Sorting key: baselines, without STP, with STP; the fixed order, then a user's own cells by name."""
+    """Sorting key: baselines, without STP, with STP; the fixed order, then a user's own cells by
+    name.
+    """
     own, place = look(name), ORDER.index(kin(name)) if kin(name) in ORDER else len(ORDER)
-    family = 0 if own.weights == "baseline" else 2 if own.stp else 3 if own.weights == "unknown" else 1
+    family = (
+        0 if own.weights == "baseline" else 2 if own.stp else 3 if own.weights == "unknown" else 1
+    )
     return family, place, name != kin(name), name
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Page of a document class: widths in inches, size of the text in points, family of its font."""
+    """Page of a document class: widths in inches, size of the text in points, family of its
+    font.
+    """
 
     column: float
     text: float
     size: int = 10
-    family: tuple = ("cmr10", "STIXGeneral", "DejaVu Serif")  # bundled with matplotlib; the later ones lend missing glyphs
+    family: tuple = (
+        "cmr10",
+        "STIXGeneral",
+        "DejaVu Serif",
+    )  # bundled with matplotlib; the later ones lend missing glyphs
     mathtext: str = "cm"
 
 
 TIMES = {"family": ("STIXGeneral", "DejaVu Serif"), "mathtext": "stix"}
 JOURNALS = {
-    "article": Journal(200 / 72.27, 345 / 72.27),  # column: of the option twocolumn; text: of the one-column page
+    "article": Journal(
+        200 / 72.27, 345 / 72.27
+    ),  # column: of the option twocolumn; text: of the one-column page
     "neurips": Journal(5.5, 5.5, **TIMES),
     "icml": Journal(3.25, 6.75, **TIMES),
     "elsarticle": Journal(252 / 72.27, 522 / 72.27),  # options 5p, twocolumn
     "revtex": Journal(246 / 72.27, 510 / 72.27),  # revtex4-2, option twocolumn
-    "report": Journal(8.2 / 2.54, 17 / 2.54),  # main.tex of `lib.export`: A4, two columns
+    "report": Journal(8.2 / 2.54, 17 / 2.54),  # main.tex of `lib.figures.export`: A4, two columns
     "notebook": Journal(5.5, 10.0, 11, ("DejaVu Sans",), "dejavusans"),
 }
 
@@ -133,14 +184,17 @@ def width_of(journal: str, width: str | float) -> float:
     if width in ("column", "text"):
         return getattr(page, width)
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0.5 <= width <= 20:
-        raise ValueError(f"width is {width!r}, but must be 'column', 'text' or a number of inches between 0.5 and 20.")
+        raise ValueError(
+            f"width is {width!r}, but must be 'column', 'text' or a number of inches between 0.5 and 20."
+        )
     return float(width)
 
 
 def rc(journal: str = "report", width: str | float = "text", height: float = 2.2) -> dict:
     """matplotlib's settings for a figure of one journal, sizes in inches and points.
 
-    Labels take the document's footnote size (8 pt in a 10 pt text), ticks its script size (7 pt), so nothing is below 7 pt.
+    Labels take the document's footnote size (8 pt in a 10 pt text), ticks its script size (7 pt),
+    so nothing is below 7 pt.
     """
     page = journal_page(journal)
     label, small = page.size - 2, page.size - 3
@@ -194,22 +248,49 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
 
 @contextmanager
 def context(journal: str = "report", width: str | float = "text", height: float = 2.2):
-    """Draw in the style of a journal: ``with style.context("neurips", "column"): ...``; the settings before come back."""
+    """Draw in the style of a journal: ``with style.context("neurips", "column"): ...``; the
+    settings before come back.
+    """
     import matplotlib.pyplot as plt
 
-    # Jupyter's backend turns on, when it is loaded, that figures are shown; loaded inside, the end of the context would turn that off.
+    # Jupyter's backend turns on, when it is loaded, that figures are shown; loaded inside, the end
+    # of the context would turn that off.
     plt.switch_backend(mpl.rcParams["backend"])
-    own = {**rc(journal, width, height), "backend": mpl.rcParams["backend"], "interactive": mpl.is_interactive()}
+    own = {
+        **rc(journal, width, height),
+        "backend": mpl.rcParams["backend"],
+        "interactive": mpl.is_interactive(),
+    }
     with mpl.rc_context({**mpl.rcParamsDefault, **own}):
         yield
 
 
 def plotly_template():
-    """The same look for plotly's figures, as a template: ``figure.update_layout(template=style.plotly_template())``."""
+    """The same look for plotly's figures, as a template:
+    ``figure.update_layout(template=style.plotly_template())``.
+    """
     import plotly.graph_objects as go
 
-    axis = {"gridcolor": GRID, "linecolor": INK, "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False}
-    layout = {"font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK}, "xaxis": axis, "yaxis": axis}
-    layout |= {"paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": [look(name).colour for name in ORDER]}
-    layout |= {"colorscale": {"sequential": "Viridis", "diverging": DIVERGING}, "hovermode": "closest"}
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": INK,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "zeroline": False,
+    }
+    layout = {
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        "xaxis": axis,
+        "yaxis": axis,
+    }
+    layout |= {
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": [look(name).colour for name in ORDER],
+    }
+    layout |= {
+        "colorscale": {"sequential": "Viridis", "diverging": DIVERGING},
+        "hovermode": "closest",
+    }
     return go.layout.Template(layout={**layout, "margin": {"l": 60, "r": 20, "t": 40, "b": 65}})

@@ -1,6 +1,8 @@
-"""The paper of a comparison: which figures, tables and numbers it has, and the folder that compiles in Overleaf.
+"""The paper of a comparison: which figures, tables and numbers it has, and the folder that compiles
+in Overleaf.
 
-All is made from tidy frames, so that `python -m lib compare --from FOLDER` rebuilds it byte for byte from committed results.
+All is made from tidy frames, so that `python -m lib compare --from FOLDER` rebuilds it byte for
+byte from committed results.
 """
 
 import json
@@ -16,15 +18,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from lib import analysis, cells, export, paths, plots, style
+from lib import analysis, cells, paths
 from lib.config import CellSpec
+from lib.figures import export, plots, style
 
 PLANNED_EPOCHS = 10  # of the comparison on CIFAR-10
-WINDOW = "8/4"  # the window of figures that show one, where it was run: both stride conventions hold there
+# the window of figures that show one, where it was run: both stride conventions hold there
+WINDOW = "8/4"
 
 
 class Frames(NamedTuple):
-    """What `lib.store.Store` holds of some runs; ``environments`` maps keys to what each run was made with."""
+    """What `lib.runs.store.Store` holds of some runs; ``environments`` maps keys to what each run
+    was made with.
+    """
 
     runs: pd.DataFrame
     curves: pd.DataFrame
@@ -33,7 +39,9 @@ class Frames(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One figure: its size in the document, what it shows, the runs behind it and the function that draws it."""
+    """One figure: its size in the document, what it shows, the runs behind it and the function that
+    draws it.
+    """
 
     name: str
     width: str
@@ -44,7 +52,9 @@ class Figure(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table, as `export.export_table` takes it, the runs behind it, and what each row is called where a text quotes it."""
+    """One table, as `export.export_table` takes it, the runs behind it, and what each row is called
+    where a text quotes it.
+    """
 
     name: str
     frame: pd.DataFrame
@@ -56,60 +66,97 @@ class Table(NamedTuple):
 
 
 def collect(store, **filters) -> Frames:
-    """Finished and diverged runs of a store with their curves, history and environments; filters as in `Store.runs`."""
+    """Finished and diverged runs of a store with their curves, history and environments; filters as
+    in `Store.runs`.
+    """
     runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
     same = {"key": list(runs["key"])}
-    return Frames(runs, store.curves(**same), store.history(**same), {key: store.environment(key) for key in same["key"]})
+    return Frames(
+        runs,
+        store.curves(**same),
+        store.history(**same),
+        {key: store.environment(key) for key in same["key"]},
+    )
 
 
 # ---- which runs
 
 
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that compare: one data set, whole images, default options and initialisation, one size, epochs and (by cell) learning rate.
+    """The runs that compare: one data set, whole images, default options and initialisation, one
+    size, epochs and (by cell) learning rate.
 
-    Each is the most frequent value (of rates equally frequent the best on validation). Runs of a learning-rate scan (a seed that one
-    cell and window ran at several rates) do not compare, nor does a user's own cell that is a variant of another or lacks a window
-    which others ran.
+    Each is the most frequent value (of rates equally frequent the best on validation). Runs of a
+    learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
+    does a user's own cell that is a variant of another or lacks a window which others ran.
     """
     runs = runs[runs["state"] == "DONE"]
     if not len(runs):
-        raise ValueError("No finished run to export; train some first, for example with: python -m lib compare.")
+        raise ValueError(
+            "No finished run to export; train some first, for example with: python -m lib compare."
+        )
     runs = plots.without_scan(runs)
     plain = (
-        (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation) & (runs["cell"] == runs["cell"].map(style.kin))
+        (runs["options"] == "{}")
+        & (runs["initialisation"] == CellSpec().initialisation)
+        & (runs["cell"] == runs["cell"].map(style.kin))
     )
     runs = runs[plain & ~runs["permuted"].astype(bool) & runs["last_rows"].isna()]
     for column in ("dataset", "scan", "hidden_size", "epochs", "batch_size"):
         runs = runs[runs[column] == runs[column].mode().get(0)]
-    rates = runs.groupby(["cell", "learning_rate"])["validation_accuracy"].agg(["size", "mean"]).sort_values(["size", "mean"]).reset_index()
-    runs = runs[runs["learning_rate"] == runs["cell"].map(rates.groupby("cell")["learning_rate"].last())]
+    rates = (
+        runs.groupby(["cell", "learning_rate"])["validation_accuracy"]
+        .agg(["size", "mean"])
+        .sort_values(["size", "mean"])
+        .reset_index()
+    )
+    runs = runs[
+        runs["learning_rate"] == runs["cell"].map(rates.groupby("cell")["learning_rate"].last())
+    ]
     if not len(runs):
-        raise ValueError("No finished run has default options and initialisation on whole images; there is nothing to compare.")
+        raise ValueError(
+            "No finished run has default options and initialisation on whole images; there is nothing to compare."
+        )
     complete = runs.groupby("cell")["window"].transform("nunique") == runs["window"].nunique()
     return plots.grouped(runs[complete | runs["cell"].isin(style.ORDER)])
 
 
 def controls(frames: Frames) -> dict[str, tuple[pd.DataFrame, dict]]:
-    """Runs at the main window that differ in something from the comparison, by what differs: a key of `KINDS`.
+    """Runs at the main window that differ in something from the comparison, by what differs: a key
+    of `KINDS`.
 
-    Of each kind that was run: those runs beside the comparison's own of the same cells, and a mapping group -> own group. A user's cell
-    counts as a variant of the one it is named after. The learning-rate scan and runs that share no seed are left out.
+    Of each kind that was run: those runs beside the comparison's own of the same cells, and a
+    mapping group -> own group. A user's cell counts as a variant of the one it is named after. The
+    learning-rate scan and runs that share no seed are left out.
     """
     main = comparison(frames.runs)
     main = main[main["window"] == main_window(main)].drop(columns="group")
-    others = frames.runs[(frames.runs["state"] == "DONE") & ~plots.scanned(frames.runs) & ~frames.runs["key"].isin(main["key"])]
-    others = others[(others["dataset"] == main["dataset"].iat[0]) & (others["window"] == main["window"].iat[0])]
+    others = frames.runs[
+        (frames.runs["state"] == "DONE")
+        & ~plots.scanned(frames.runs)
+        & ~frames.runs["key"].isin(main["key"])
+    ]
+    others = others[
+        (others["dataset"] == main["dataset"].iat[0]) & (others["window"] == main["window"].iat[0])
+    ]
     own = set(zip(main["cell"], main["seed"], strict=True))
-    paired = [(style.kin(cell), seed) in own for cell, seed in zip(others["cell"], others["seed"], strict=True)]
+    paired = [
+        (style.kin(cell), seed) in own
+        for cell, seed in zip(others["cell"], others["seed"], strict=True)
+    ]
     others = others[np.array(paired, bool)]
-    longer, images = others["epochs"] != main["epochs"].iat[0], others["permuted"].astype(bool) | others["last_rows"].notna()
+    longer, images = (
+        others["epochs"] != main["epochs"].iat[0],
+        others["permuted"].astype(bool) | others["last_rows"].notna(),
+    )
     kinds = {"controls": ~longer & ~images, "tasks": ~longer & images, "epochs": longer}
     return {name: _beside(main, others[chosen]) for name, chosen in kinds.items() if chosen.any()}
 
 
 def _beside(main, others):
-    shown = plots.grouped(pd.concat([main[main["cell"].isin(others["cell"].map(style.kin))], others]))
+    shown = plots.grouped(
+        pd.concat([main[main["cell"].isin(others["cell"].map(style.kin))], others])
+    )
     plain = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     return shown, shown.groupby("group")["cell"].first().map(style.kin).map(plain).to_dict()
 
@@ -142,7 +189,9 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     window, found, left_out = main_window(every), [], []
     main = every[every["window"] == window]
     rates = scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
-    curves, history = (frame[frame["key"].isin(main["key"])] for frame in (frames.curves, frames.history))
+    curves, history = (
+        frame[frame["key"].isin(main["key"])] for frame in (frames.curves, frames.history)
+    )
     gates = history[(history["variable"] == "z") & (history["statistic"] == "saturated")]
     wide = every[every.groupby("cell")["window"].transform("nunique") > 1]
     design = main[main["cell"].isin(cells.DESIGN)]
@@ -158,106 +207,258 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
 
     lead = "Learning curves. Mean over seeds, 95 % interval as a band, seeds as thin lines; in grey the cells of the other panels."
     add("learning_curves", "text", 2.2, lead, main, lambda: plots.learning_curves(curves))
-    add("accuracy_bars", "column", rows, f"Test accuracy; {seeds}; dashed: chance.", main, lambda: plots.bars(main))
+    add(
+        "accuracy_bars",
+        "column",
+        rows,
+        f"Test accuracy; {seeds}; dashed: chance.",
+        main,
+        lambda: plots.bars(main),
+    )
     lead = f"Test accuracy, best first; {seeds}; the axis does not start at 0."
     add("accuracy_dots", "column", rows, lead, main, lambda: plots.dot_and_interval(main))
-    paired, lead = baseline in set(main["cell"]) and main["cell"].nunique() > 1, f"Differences from {name}, paired by seed; {seeds}."
+    paired, lead = (
+        baseline in set(main["cell"]) and main["cell"].nunique() > 1,
+        f"Differences from {name}, paired by seed; {seeds}.",
+    )
     needs = f"finished runs of {baseline} and of another cell at {window}"
-    add("paired_differences", "column", rows, lead, main, lambda: plots.paired_differences(main, baseline), needs=needs, given=paired)
-    several, lead = "runs of several windows", "Mean test accuracy of every window, by stride convention; 8/4 belongs to both."
-    add("accuracy_heatmap", "column", high, lead, wide, lambda: plots.heatmap(wide), needs=several, given=len(wide))
+    add(
+        "paired_differences",
+        "column",
+        rows,
+        lead,
+        main,
+        lambda: plots.paired_differences(main, baseline),
+        needs=needs,
+        given=paired,
+    )
+    several, lead = (
+        "runs of several windows",
+        "Mean test accuracy of every window, by stride convention; 8/4 belongs to both.",
+    )
+    add(
+        "accuracy_heatmap",
+        "column",
+        high,
+        lead,
+        wide,
+        lambda: plots.heatmap(wide),
+        needs=several,
+        given=len(wide),
+    )
     if paired and {baseline} < set(wide["cell"]):
         lead = f"Mean differences of test accuracy from {name}, paired by seed, for every window."
-        add("difference_heatmap", "column", high, lead, wide, lambda: plots.heatmap(wide, baseline=baseline))
-    lead, given = "Test accuracy against input length, one line a stride convention; bars: 95 % intervals over seeds.", wide["input_length"]
+        add(
+            "difference_heatmap",
+            "column",
+            high,
+            lead,
+            wide,
+            lambda: plots.heatmap(wide, baseline=baseline),
+        )
+    lead, given = (
+        "Test accuracy against input length, one line a stride convention; bars: 95 % intervals over seeds.",
+        wide["input_length"],
+    )
     draw, height = lambda: plots.accuracy_vs_input_length(wide), max(1.7, 0.65 + 0.5 * panels)
     add("input_length", "text", height, lead, wide, draw, needs=several, given=given.nunique() > 1)
     lacking = [cell for cell in cells.DESIGN if cell not in set(main["cell"])]
     needs = f"the six cells of the design; without a finished run at {window}: {', '.join(lacking)}"
     lead = f"How W is made and short-term plasticity (STP); {seeds}."
-    add("effects", "column", 1.7, lead, design, lambda: plots.effects(design), needs=needs, given=not lacking)
+    add(
+        "effects",
+        "column",
+        1.7,
+        lead,
+        design,
+        lambda: plots.effects(design),
+        needs=needs,
+        given=not lacking,
+    )
     lead = "Gates above 95 % of their maximum, on 64 validation images, over training; band: 95 % interval over seeds."
     if len(gates):
         gated = main[main["key"].isin(gates["key"])]
-        add("gate_saturation", "column", 1.45, lead, gated, lambda: plots.statistic_over_training(gates, "z", "saturated"))
+        add(
+            "gate_saturation",
+            "column",
+            1.45,
+            lead,
+            gated,
+            lambda: plots.statistic_over_training(gates, "z", "saturated"),
+        )
     varied = controls(frames)
     for kind, (shown, own) in varied.items():
         title, plain = KINDS[kind]
-        lead, height = f"{title}: difference from {plain}, paired by seed; {seeds}.", 0.5 + 0.14 * (len(own) - len(set(own.values())))
-        add(kind, "column", height, lead, shown, lambda shown=shown, own=own: plots.paired_differences(shown, own))
+        lead, height = (
+            f"{title}: difference from {plain}, paired by seed; {seeds}.",
+            0.5 + 0.14 * (len(own) - len(set(own.values()))),
+        )
+        add(
+            kind,
+            "column",
+            height,
+            lead,
+            shown,
+            lambda shown=shown, own=own: plots.paired_differences(shown, own),
+        )
     if not varied:
         left_out.append("controls: needs runs that differ from the comparison in one thing")
     lead = "Learning-rate scan on the validation set; a ring marks the best rate of each cell."
-    draw, needs = lambda: plots.learning_rate_scan(rates), "a seed that a cell ran at several learning rates"
+    draw, needs = (
+        lambda: plots.learning_rate_scan(rates),
+        "a seed that a cell ran at several learning rates",
+    )
     add("learning_rate_scan", "text", 1.4, lead, rates, draw, needs=needs, given=len(rates))
     return found, left_out
 
 
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell: test accuracy in percent with interval, n, trainable parameters, time of a training step."""
+    """One row a cell: test accuracy in percent with interval, n, trainable parameters, time of a
+    training step.
+    """
     runs = plots.grouped(runs)
     table = plots.summary(runs)
-    other = runs.groupby("group")[["parameters", "ms_per_step"]].median().reindex(table["group"]).reset_index(drop=True)
+    other = (
+        runs.groupby("group")[["parameters", "ms_per_step"]]
+        .median()
+        .reindex(table["group"])
+        .reset_index(drop=True)
+    )
     shown = _interval("Cell", table["group"], "Accuracy (%)", table)
-    return shown.assign(**{"n": table["n"], "Parameters": other["parameters"], "ms/step": other["ms_per_step"]})
+    return shown.assign(
+        **{"n": table["n"], "Parameters": other["parameters"], "ms/step": other["ms_per_step"]}
+    )
 
 
 def _interval(key, names, title, table, factor=1):
-    """Names beside mean and interval of a table of `lib.analysis`, as `export.formatted` takes them."""
+    """Names beside mean and interval of a table of `lib.analysis`, as `export.formatted` takes
+    them.
+    """
     ends = {title: table["mean"], f"{title} low": table["low"], f"{title} high": table["high"]}
-    return pd.DataFrame({key: list(names), **{name: (values * factor).to_numpy() for name, values in ends.items()}})
+    return pd.DataFrame(
+        {key: list(names), **{name: (values * factor).to_numpy() for name, values in ends.items()}}
+    )
 
 
 def _tested(key, names, table, title="Difference"):
-    """Differences in percentage points with interval, n, Holm-corrected p and what it allows to say."""
+    """Differences in percentage points with interval, n, Holm-corrected p and what it allows to
+    say.
+    """
     says = [
-        "one seed" if n < 2 else "not told apart" if not p < 0.05 else "higher" if mean > 0 else "lower"
+        "one seed"
+        if n < 2
+        else "not told apart"
+        if not p < 0.05
+        else "higher"
+        if mean > 0
+        else "lower"
         for n, p, mean in table[["n", "p_holm", "mean"]].itertuples(index=False)
     ]
     shown = _interval(key, names, title, table, 100)
-    return shown.assign(**{"n": table["n"].to_numpy(), "p (Holm)": table["p_holm"].to_numpy(), "Says": says})
+    return shown.assign(
+        **{"n": table["n"].to_numpy(), "p (Holm)": table["p_holm"].to_numpy(), "Says": says}
+    )
 
 
 def tables(frames: Frames) -> list[Table]:
-    """Every table that the runs allow; ``names`` are the stems of the commands that quote its rows."""
+    """Every table that the runs allow; ``names`` are the stems of the commands that quote its
+    rows.
+    """
     every = comparison(frames.runs)
     window, labels = main_window(every), every.groupby("cell")["group"].first()
     main = every[every["window"] == window]
     lead = "Test accuracy (mean and 95 % interval), trainable parameters and median time of a training step."
-    found = [Table("summary", summary_table(main), lead, main, tuple(main["cell"].unique()), ("Accuracy (%)",))]
+    found = [
+        Table(
+            "summary",
+            summary_table(main),
+            lead,
+            main,
+            tuple(main["cell"].unique()),
+            ("Accuracy (%)",),
+        )
+    ]
     if every["window"].nunique() > 1:
         part = plots.summary(every, by=("group", "window"))
         windows = tuple(every.sort_values(["input_length", "stride"])["window"].unique())
         wide = {"Cell": every["group"].unique()}
         for shape in windows:
             of = part[part["window"] == shape].set_index("group").reindex(wide["Cell"])
-            wide |= {shape: of["mean"].to_numpy(), f"{shape} low": of["low"].to_numpy(), f"{shape} high": of["high"].to_numpy()}
+            wide |= {
+                shape: of["mean"].to_numpy(),
+                f"{shape} low": of["low"].to_numpy(),
+                f"{shape} high": of["high"].to_numpy(),
+            }
         lead = "Test accuracy (%) of every window, mean and 95 % interval; bold: the best of each window."
-        found.append(Table("windows", pd.DataFrame(wide), lead, every, tuple(every["cell"].unique()), windows, True))
+        found.append(
+            Table(
+                "windows",
+                pd.DataFrame(wide),
+                lead,
+                every,
+                tuple(every["cell"].unique()),
+                windows,
+                True,
+            )
+        )
     table = analysis.contrasts(main).query("n > 0")
     if len(table):
-        pairs = [f"{labels[a]} − {labels[b]}" for a, b in zip(table["cell"], table["reference"], strict=True)]
+        pairs = [
+            f"{labels[a]} − {labels[b]}"
+            for a, b in zip(table["cell"], table["reference"], strict=True)
+        ]
         lead = "Planned contrasts of test accuracy (percentage points), paired by seed; p corrected by Holm over these contrasts."
-        found.append(Table("contrasts", _tested("Pair", pairs, table), lead, main, tuple(table["contrast"])))
+        found.append(
+            Table("contrasts", _tested("Pair", pairs, table), lead, main, tuple(table["contrast"]))
+        )
     table = analysis.two_way(main)
     if table["n"].max() > 0:
-        lead = (
-            "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy (percentage points), within seeds; Holm."
-        )
+        lead = "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy (percentage points), within seeds; Holm."
         design = main[main["cell"].isin(cells.DESIGN)]
-        found.append(Table("effects", _tested("Effect", table["effect"], table), lead, design, tuple(table["effect"])))
+        found.append(
+            Table(
+                "effects",
+                _tested("Effect", table["effect"], table),
+                lead,
+                design,
+                tuple(table["effect"]),
+            )
+        )
     slopes = _slopes(frames, every, main)
     if len(slopes):
         wide = slopes.shape[1] > 4
-        lead = "test accuracy per doubling of length and per overlap (by seed; Holm); " * wide + "validation accuracy in the last epoch."
-        found.append(Table("slopes", slopes, f"Slopes (points): {lead}", every, tuple(every["cell"].unique()), (), wide))
+        lead = (
+            "test accuracy per doubling of length and per overlap (by seed; Holm); " * wide
+            + "validation accuracy in the last epoch."
+        )
+        found.append(
+            Table(
+                "slopes",
+                slopes,
+                f"Slopes (points): {lead}",
+                every,
+                tuple(every["cell"].unique()),
+                (),
+                wide,
+            )
+        )
     for kind, (shown, own) in controls(frames).items():
         pairs = [(group, own[group]) for group in shown["group"].unique() if own[group] != group]
         table = analysis.contrasts(shown, pairs, factor="group")
-        of = summary_table(shown).set_index("Cell").loc[table["group"]].reset_index().drop(columns=["ms/step", "n"])
-        if kind == "epochs":  # where the best validation lies says whether all of the training was of use
+        of = (
+            summary_table(shown)
+            .set_index("Cell")
+            .loc[table["group"]]
+            .reset_index()
+            .drop(columns=["ms/step", "n"])
+        )
+        if (
+            kind == "epochs"
+        ):  # where the best validation lies says whether all of the training was of use
             best = shown.groupby("group")["best_epoch"].median()
-            of = of.drop(columns="Parameters").assign(**{"Best epoch": best.loc[of["Cell"]].to_numpy()})
+            of = of.drop(columns="Parameters").assign(
+                **{"Best epoch": best.loc[of["Cell"]].to_numpy()}
+            )
         of = of.join(_tested("Cell", table["group"], table).drop(columns="Cell"))
         title, plain = KINDS[kind]
         lead = f"{title}: test accuracy, and its difference (percentage points) from {plain}, by seed; Holm."
@@ -266,69 +467,122 @@ def tables(frames: Frames) -> list[Table]:
 
 
 def _slopes(frames, every, main):
-    """One row a cell: its trends with the window, where windows tell them apart, and the slope of its last epoch."""
+    """One row a cell: its trends with the window, where windows tell them apart, and the slope of
+    its last epoch.
+    """
     cell = every.groupby("group")["cell"].first()
     shown = pd.DataFrame({"Cell": every["group"].unique()})
-    complete = every[every.groupby("cell")["window"].transform("nunique") == every["window"].nunique()]
-    if {len(set(part)) for part in complete["convention"].str.split(", ")} >= {1, 2} and complete["input_length"].nunique() > 1:
+    complete = every[
+        every.groupby("cell")["window"].transform("nunique") == every["window"].nunique()
+    ]
+    if {len(set(part)) for part in complete["convention"].str.split(", ")} >= {1, 2} and complete[
+        "input_length"
+    ].nunique() > 1:
         table = analysis.trend(complete)
         for trend, title in (("input_length", "Length"), ("overlap", "Overlap")):
-            part = table[table["trend"] == trend].set_index("cell").reindex(shown["Cell"].map(cell)).reset_index()
-            shown = shown.join(_interval("Cell", shown["Cell"], title, part, 100).drop(columns="Cell"))
+            part = (
+                table[table["trend"] == trend]
+                .set_index("cell")
+                .reindex(shown["Cell"].map(cell))
+                .reset_index()
+            )
+            shown = shown.join(
+                _interval("Cell", shown["Cell"], title, part, 100).drop(columns="Cell")
+            )
             shown[f"p ({title})"] = part["p_holm"]
     curves = frames.curves.merge(main[["key", "group"]], on="key")
-    last = analysis.last_epoch_slope(curves, ["group", "seed"]) if len(curves) else pd.DataFrame({"slope": []})
+    last = (
+        analysis.last_epoch_slope(curves, ["group", "seed"])
+        if len(curves)
+        else pd.DataFrame({"slope": []})
+    )
     if last["slope"].notna().any():
         part = analysis.summarise(last, "group", "slope").set_index("group").reindex(shown["Cell"])
-        shown = shown.join(_interval("Cell", shown["Cell"], "Last epoch", part, 100).drop(columns="Cell"))
+        shown = shown.join(
+            _interval("Cell", shown["Cell"], "Last epoch", part, 100).drop(columns="Cell")
+        )
     return shown if shown.shape[1] > 1 else shown.iloc[:0]
 
 
 def numbers(frames: Frames) -> dict:
-    """Every number that a text may quote, by the name of its command: ``CbAccuracy``, ``CbAccuracyInterval``, ``GateDifference``, ..."""
+    """Every number that a text may quote, by the name of its command: ``CbAccuracy``,
+    ``CbAccuracyInterval``, ``GateDifference``, ...
+    """
     every, done = comparison(frames.runs), frames.runs[frames.runs["state"] == "DONE"]
     window, made, found = main_window(every), tables(frames), {}
     main = every[every["window"] == window]
     for item in made:
         shown = export.formatted(item.frame)
-        for stem, row in zip(map(export.command_name, item.names), shown.to_dict("records"), strict=True):
+        for stem, row in zip(
+            map(export.command_name, item.names), shown.to_dict("records"), strict=True
+        ):
             for column, text in row.items():
                 title = column.split(" [")[0].split(" (")[0]
-                suffix = "Seeds" if title == "n" else export.command_name(f"at {title}" if title[0].isdigit() else title)
-                value, bracket, rest = text.partition(" [") if column.endswith(" [95 %]") else (text, "", "")
+                suffix = (
+                    "Seeds"
+                    if title == "n"
+                    else export.command_name(f"at {title}" if title[0].isdigit() else title)
+                )
+                value, bracket, rest = (
+                    text.partition(" [") if column.endswith(" [95 %]") else (text, "", "")
+                )
                 found[f"{stem}{suffix}"] = value
                 if column.endswith(" [95 %]"):
-                    found[f"{stem}{suffix}Interval"] = f"[{rest}" if bracket else "(one seed, no interval)"
+                    found[f"{stem}{suffix}Interval"] = (
+                        f"[{rest}" if bracket else "(one seed, no interval)"
+                    )
         stem = export.command_name(item.name)
         if "Says" in item.frame:
             says = item.frame["Says"].value_counts()
-            counts = {"Rows": len(item.frame), "Higher": says.get("higher", 0), "Lower": says.get("lower", 0)}
+            counts = {
+                "Rows": len(item.frame),
+                "Higher": says.get("higher", 0),
+                "Lower": says.get("lower", 0),
+            }
             counts |= {"Up": (item.frame["Difference"] > 0).sum()}
             found |= {f"{stem}{what}": str(count) for what, count in counts.items()}
         for title in ("Length", "Overlap") if "Length" in item.frame else ():
             slopes, p = item.frame[title], item.frame[f"p ({title})"]
-            counts = {"Up": sum(slopes[p < 0.05] > 0), "Down": sum(slopes[p < 0.05] < 0), "Cells": slopes.count()}
+            counts = {
+                "Up": sum(slopes[p < 0.05] > 0),
+                "Down": sum(slopes[p < 0.05] < 0),
+                "Cells": slopes.count(),
+            }
             found |= {f"{title}{what}": str(count) for what, count in counts.items()}
         if "Last epoch" in item.frame:
-            ends = export.formatted(item.frame["Last epoch"].agg(["min", "max"]).to_frame("Last epoch"))["Last epoch"]
+            ends = export.formatted(
+                item.frame["Last epoch"].agg(["min", "max"]).to_frame("Last epoch")
+            )["Last epoch"]
             found |= {"LastEpochLow": ends["min"], "LastEpochHigh": ends["max"]}
     spread = analysis.summarise(main, "cell")["sd"] * 100
     order = plots.summary(main).sort_values("mean")
     for place, row in (("Best", order.iloc[-1]), ("Worst", order.iloc[0])):
         stem = export.command_name(row["cell"])
-        found |= {f"{place}{what}": found[f"{stem}{what}"] for what in ("Cell", "Accuracy", "AccuracyInterval")}
+        found |= {
+            f"{place}{what}": found[f"{stem}{what}"]
+            for what in ("Cell", "Accuracy", "AccuracyInterval")
+        }
     varied = controls(frames)
     shown, own = varied.get("controls", (main.iloc[:0], {}))
-    fixes = {group for group in shown.loc[shown["cell"].map(style.kin) == "dale_cb", "group"] if own[group] != group}
+    fixes = {
+        group
+        for group in shown.loc[shown["cell"].map(style.kin) == "dale_cb", "group"]
+        if own[group] != group
+    }
     if fixes:
         table = next(item.frame for item in made if item.name == "controls").query("Cell in @fixes")
         stem = export.command_name(table.loc[table["Difference"].idxmax(), "Cell"])
-        found |= {f"Fix{what}": found[f"{stem}{what}"] for what in ("Cell", "Difference", "DifferenceInterval", "P", "Says")}
+        found |= {
+            f"Fix{what}": found[f"{stem}{what}"]
+            for what in ("Cell", "Difference", "DifferenceInterval", "P", "Says")
+        }
     if "epochs" in varied:
         found |= _longer(*varied["epochs"])
     diverged = set(frames.runs.loc[frames.runs["state"] == "DIVERGED", "key"])
     if diverged:
-        lost = plots.grouped(frames.runs.assign(state="DONE"))[lambda runs: runs["key"].isin(diverged)]
+        lost = plots.grouped(frames.runs.assign(state="DONE"))[
+            lambda runs: runs["key"].isin(diverged)
+        ]
         names = "; ".join(f"{run.group}, seed {run.seed}" for run in lost.itertuples())
         found |= {"Diverged": f"{len(lost)} run{'s' * (len(lost) > 1)}", "DivergedRuns": names}
     if spread.notna().any():
@@ -350,10 +604,14 @@ def numbers(frames: Frames) -> dict:
 
 
 def _longer(shown, own):
-    """Whether cells keep their order at the other number of epochs that most of them were trained for, over the seeds that both have."""
+    """Whether cells keep their order at the other number of epochs that most of them were trained
+    for, over the seeds that both have.
+    """
     plain = shown["group"] == shown["group"].map(own)
     epochs = shown[~plain].groupby("epochs")["cell"].nunique().idxmax()
-    both = shown[plain].merge(shown[~plain & (shown["epochs"] == epochs)], on=["cell", "seed"], suffixes=("", " longer"))
+    both = shown[plain].merge(
+        shown[~plain & (shown["epochs"] == epochs)], on=["cell", "seed"], suffixes=("", " longer")
+    )
     means = both.groupby("cell")[["test_accuracy", "test_accuracy longer"]].mean()
     if len(means) < 3:
         return {}
@@ -362,15 +620,20 @@ def _longer(shown, own):
         "LongerCells": str(len(means)),
         "LongerSeeds": plots.ranged(both.groupby("cell")["seed"].nunique()),
         "LongerOrder": f"{means.corr('spearman').iat[0, 1]:.2f}",
-        "LongerBestCell": both.loc[both["cell"] == means["test_accuracy longer"].idxmax(), "label"].iat[0],
+        "LongerBestCell": both.loc[
+            both["cell"] == means["test_accuracy longer"].idxmax(), "label"
+        ].iat[0],
     }
 
 
 # ---- files
 
 
-def write(frames: Frames, out, *, journal="report", formats=("pdf", "png"), baseline="cb") -> list[str]:
-    """Write ``figures/``, ``tables/`` (LaTeX and Markdown), ``numbers.tex`` and ``MANIFEST.json`` under ``out``.
+def write(
+    frames: Frames, out, *, journal="report", formats=("pdf", "png"), baseline="cb"
+) -> list[str]:
+    """Write ``figures/``, ``tables/`` (LaTeX and Markdown), ``numbers.tex`` and ``MANIFEST.json``
+    under ``out``.
 
     Files of an earlier export that this one does not write are removed.
 
@@ -382,7 +645,9 @@ def write(frames: Frames, out, *, journal="report", formats=("pdf", "png"), base
     out, found = Path(out), {}
     plan, left_out = figures(frames, baseline)
     if "pgf" in formats and not export.has_tex():
-        left_out.append("PGF figures: pdflatex is not installed; the PDFs are complete without them")
+        left_out.append(
+            "PGF figures: pdflatex is not installed; the PDFs are complete without them"
+        )
         formats = [kind for kind in formats if kind != "pgf"]
     for old in _read(out / "MANIFEST.json").get("files", {}):
         (out / old).unlink(missing_ok=True)
@@ -391,14 +656,26 @@ def write(frames: Frames, out, *, journal="report", formats=("pdf", "png"), base
             drawn = item.draw()
             figure = getattr(drawn, "figure", drawn)
             try:
-                for path in export.export_figure(figure, item.name, item.width, journal, folder=out / "figures", formats=formats):
+                for path in export.export_figure(
+                    figure, item.name, item.width, journal, folder=out / "figures", formats=formats
+                ):
                     found[path] = item.runs
             finally:
                 plt.close(figure)
     for item in tables(frames):
         caption = plots.caption(item.runs, item.lead)
         label = f"tab:{item.name}"
-        found[export.export_table(item.frame, item.name, caption, label, best=item.best, wide=item.wide, folder=out / "tables")] = item.runs
+        found[
+            export.export_table(
+                item.frame,
+                item.name,
+                caption,
+                label,
+                best=item.best,
+                wide=item.wide,
+                folder=out / "tables",
+            )
+        ] = item.runs
         found[out / "tables" / f"{item.name}.md"] = item.runs
         (out / "tables" / f"{item.name}.md").write_text(_markdown(item, caption), "utf-8")
     found[export.export_numbers(numbers(frames), folder=out)] = comparison(frames.runs)
@@ -418,26 +695,36 @@ def _read(path):
 
 
 def _manifest(out, found, environments):
-    """File -> digest, run keys, what their configurations share or range over, versions and commits that made them."""
-    columns = (
-        "dataset permuted last_rows data_seed window scan cell hidden_size initialisation options epochs batch_size learning_rate seed"
-    )
+    """File -> digest, run keys, what their configurations share or range over, versions and commits
+    that made them.
+    """
+    columns = "dataset permuted last_rows data_seed window scan cell hidden_size initialisation options epochs batch_size learning_rate seed"
     files = {}
     for path, runs in sorted(found.items()):
         made = [environments[key] for key in runs["key"] if key in environments]
         made = [{**item, "torch": item.get("fingerprint", {}).get("torch")} for item in made]
         files[path.relative_to(out).as_posix()] = {
             "sha256": sha256(path.read_bytes()).hexdigest(),
-            "configuration": {name: sorted(runs[name].dropna().unique().tolist()) for name in columns.split()},
-            **{name: sorted({str(item.get(name)) for item in made}) for name in ("commit", "python", "torch", "numpy", "backend")},
+            "configuration": {
+                name: sorted(runs[name].dropna().unique().tolist()) for name in columns.split()
+            },
+            **{
+                name: sorted({str(item.get(name)) for item in made})
+                for name in ("commit", "python", "torch", "numpy", "backend")
+            },
             "runs": sorted(runs["key"]),
         }
     drawn = {name: version(name) for name in ("matplotlib", "pandas", "seaborn", "scipy")}
-    (out / "MANIFEST.json").write_text(json.dumps({"drawn_with": drawn, "files": files}, indent=1, sort_keys=True) + "\n", "utf-8")
+    (out / "MANIFEST.json").write_text(
+        json.dumps({"drawn_with": drawn, "files": files}, indent=1, sort_keys=True) + "\n", "utf-8"
+    )
 
 
-def overleaf(frames: Frames, out=None, *, journal="report", baseline="cb") -> tuple[Path, list[str]]:
-    """Build ``overleaf/`` under ``out`` (default: results) and ``overleaf.zip``, the file to upload.
+def overleaf(
+    frames: Frames, out=None, *, journal="report", baseline="cb"
+) -> tuple[Path, list[str]]:
+    """Build ``overleaf/`` under ``out`` (default: results) and ``overleaf.zip``, the file to
+    upload.
 
     Returns
     -------
@@ -452,7 +739,9 @@ def overleaf(frames: Frames, out=None, *, journal="report", baseline="cb") -> tu
     (folder / "README.md").write_text(README, "utf-8")
     with zipfile.ZipFile(out / "overleaf.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))  # no time stamp: same files, same bytes
+            entry = zipfile.ZipInfo(
+                path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0)
+            )  # no time stamp: same files, same bytes
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, path.read_bytes())
     return out / "overleaf.zip", left_out
@@ -469,9 +758,19 @@ def main_tex(frames: Frames, journal: str = "report", baseline: str = "cb") -> s
     for item in tables(frames):
         blocks["text" if item.wide else "column"].append(f"\\input{{tables/{item.name}}}")
     columns = 2 if page.text > 2 * page.column else 1
-    words = {"TEXTWIDTH": f"{page.text:.4f}in", "COLUMNSEP": f"{max(page.text - 2 * page.column, 0):.4f}in"}
-    words |= {"FIRST": blocks["text"][0], "WIDE": "\n\n".join(blocks["text"][1:]), "NARROW": "\n\n".join(blocks["column"])}
-    words |= {"BEGIN": f"\\begin{{multicols}}{{{columns}}}" * (columns > 1), "END": "\\end{multicols}" * (columns > 1)}
+    words = {
+        "TEXTWIDTH": f"{page.text:.4f}in",
+        "COLUMNSEP": f"{max(page.text - 2 * page.column, 0):.4f}in",
+    }
+    words |= {
+        "FIRST": blocks["text"][0],
+        "WIDE": "\n\n".join(blocks["text"][1:]),
+        "NARROW": "\n\n".join(blocks["column"]),
+    }
+    words |= {
+        "BEGIN": f"\\begin{{multicols}}{{{columns}}}" * (columns > 1),
+        "END": "\\end{multicols}" * (columns > 1),
+    }
     text = MAIN
     for name, value in words.items():
         text = text.replace(f"@{name}@", value)
@@ -550,7 +849,9 @@ Written by the workbook (`make overleaf`); changes made here are overwritten by 
 
 
 def write_readme(frames: Frames, folder) -> Path:
-    """Write ``README.md`` in a folder of results, or beside it where it lies in the results folder, as a bundle does."""
+    """Write ``README.md`` in a folder of results, or beside it where it lies in the results folder,
+    as a bundle does.
+    """
     folder, results = Path(folder).resolve(), paths.results_dir().resolve()
     place = results if folder.parent == results else folder
     (place / "README.md").write_text(readme(frames, folder.relative_to(place).as_posix()), "utf-8")
@@ -560,23 +861,43 @@ def write_readme(frames: Frames, folder) -> Path:
 def readme(frames: Frames, folder: str = ".") -> str:
     """What was run and found, in Markdown; figures are those that `write` put under ``folder``.
 
-    A paragraph stands only where all its numbers exist, and a section only where a paragraph of it stands: of what was not run, nothing is
-    said.
+    A paragraph stands only where all its numbers exist, and a section only where a paragraph of it
+    stands: of what was not run, nothing is said.
     """
     every, quoted = comparison(frames.runs), numbers(frames)
-    figures_, shown = {item.name: item for item in figures(frames)[0]}, {item.name: item for item in tables(frames)}
+    figures_, shown = (
+        {item.name: item for item in figures(frames)[0]},
+        {item.name: item for item in tables(frames)},
+    )
     made = [frames.environments[key] for key in every["key"] if key in frames.environments]
-    for name, field, length in (("Commits", "commit", 7), ("Platforms", "platform", None), ("Python", "python", None)):
-        quoted |= {name: ", ".join(sorted({str(item[field])[:length] for item in made if item.get(field)}))} if made else {}
+    for name, field, length in (
+        ("Commits", "commit", 7),
+        ("Platforms", "platform", None),
+        ("Python", "python", None),
+    ):
+        quoted |= (
+            {
+                name: ", ".join(
+                    sorted({str(item[field])[:length] for item in made if item.get(field)})
+                )
+            }
+            if made
+            else {}
+        )
     quoted |= {
         f"{export.command_name(item.name)}Isolates": item.isolates
         for item in analysis.PLANNED
         if f"{export.command_name(item.name)}P" in quoted
     } | {"From": "results" if folder == "." else f"results/{folder}"}
     if set(every["dataset"]) == {"cifar10"}:
-        rows = "\n".join(f"| {model} | {accuracy} | {source} |" for model, accuracy, source in PUBLISHED)
+        rows = "\n".join(
+            f"| {model} | {accuracy} | {source} |" for model, accuracy, source in PUBLISHED
+        )
         quoted |= {"Planned": str(PLANNED_EPOCHS)} if int(quoted["Epochs"]) < PLANNED_EPOCHS else {}
-        quoted |= {"Grids": "notebooks/grids", "Published": f"| model | accuracy (%) | source |\n| --- | --- | --- |\n{rows}"}
+        quoted |= {
+            "Grids": "notebooks/grids",
+            "Published": f"| model | accuracy (%) | source |\n| --- | --- | --- |\n{rows}",
+        }
     sections = []
     for section in FINDINGS.split("\n## "):
         heading, *parts = section.strip("\n").split("\n\n")
@@ -588,7 +909,11 @@ def readme(frames: Frames, folder: str = ".") -> str:
                 if item is None:
                     continue
                 caption = plots.caption(item.runs, item.lead)
-                part = _markdown(item, caption) if kind == "TABLE" else f"![{item.lead}]({folder}/figures/{name}.png)\n\n*{caption}*"
+                part = (
+                    _markdown(item, caption)
+                    if kind == "TABLE"
+                    else f"![{item.lead}]({folder}/figures/{name}.png)\n\n*{caption}*"
+                )
             elif set(re.findall(r"\{(\w+)\}", part)) <= set(quoted):
                 part = part.format_map(quoted).replace("p = <", "p < ")
             else:

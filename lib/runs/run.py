@@ -1,7 +1,9 @@
-"""One attempt at one run (or at a group of seeds) in this process: resume, train, checkpoint, publish.
+"""One attempt at one run (or at a group of seeds) in this process: resume, train, checkpoint,
+publish.
 
-Exit codes of a process that runs one attempt: 0 a result is published; 1 it failed; 2 the request is invalid; 3 the results
-folder is full or not usable; 4 its checkpoint was made by other code; 75 it was asked to stop, saved its state, and can go on.
+Exit codes of a process that runs one attempt: 0 a result is published; 1 it failed; 2 the request
+is invalid; 3 the results folder is full or not usable; 4 its checkpoint was made by other code; 75
+it was asked to stop, saved its state, and can go on.
 """
 
 import contextlib
@@ -12,11 +14,11 @@ import sys
 import threading
 import traceback
 
-from lib import checkpoint
-from lib.attempt import Attempt, publish
-from lib.checkpoint import CodeChanged, StoreError
 from lib.config import RunConfig
-from lib.store import Store
+from lib.runs import checkpoint
+from lib.runs.attempt import Attempt, publish
+from lib.runs.checkpoint import CodeChanged, StoreError
+from lib.runs.store import Store
 
 # torch and the training are imported once the guard over the parent stands.
 
@@ -34,7 +36,8 @@ class Superseded(Exception):
 
 
 def execute(configs, store=None, *, data=None, device="cpu", backend="auto", callbacks=()):
-    """One attempt at these runs: resume from the newest valid checkpoints, train, publish the result of each seed.
+    """One attempt at these runs: resume from the newest valid checkpoints, train, publish the
+    result of each seed.
 
     Parameters
     ----------
@@ -62,11 +65,18 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
     """
     from lib import datasets, train
 
-    store, configs = store or Store(), [configs] if isinstance(configs, RunConfig) else list(configs)
+    store, configs = (
+        store or Store(),
+        [configs] if isinstance(configs, RunConfig) else list(configs),
+    )
     for config in configs:
         train.check(config)
     store.check_writable()
-    pending = [config for config in configs if not (store.adopt(config.key()) or store.finished(config.key()))]
+    pending = [
+        config
+        for config in configs
+        if not (store.adopt(config.key()) or store.finished(config.key()))
+    ]
     if pending:
         if not isinstance(data, datasets.Dataset):
             data = datasets.load(pending[0].task, data=data, device=device)
@@ -74,7 +84,9 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
         found = store.resumable([config.key() for config in pending], notes.append)
         if found:
             for config, content in zip(pending, found, strict=True):
-                checkpoint.check_fingerprint(content["environment"]["fingerprint"], f"Run {config.key()}")
+                checkpoint.check_fingerprint(
+                    content["environment"]["fingerprint"], f"Run {config.key()}"
+                )
             backend = found[0]["environment"]["backend"]
         attempts = [Attempt(store.folder(config.key()), config) for config in pending]
         recorder = Recorder(store, attempts, device, found)
@@ -83,7 +95,14 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
                 for note in notes:
                     attempt.log(note)
             resume = [content["state"] for content in found] if found else None
-            outcomes = train.fit(pending, data, device=device, backend=backend, callbacks=(recorder, *callbacks), resume=resume)
+            outcomes = train.fit(
+                pending,
+                data,
+                device=device,
+                backend=backend,
+                callbacks=(recorder, *callbacks),
+                resume=resume,
+            )
             recorder.close()
             for attempt, outcome in zip(attempts, outcomes, strict=True):
                 attempt.finish(outcome)
@@ -100,11 +119,19 @@ def environment(state, device):
     import numpy
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=os.path.dirname(__file__), capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return {
         "backend": state.backend,
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.machine(),
+        "device_name": torch.cuda.get_device_name(device)
+        if str(device).startswith("cuda")
+        else platform.machine(),
         "threads": torch.get_num_threads(),
         "seeds": [config.seed for config in state.configs],  # trained side by side
         "python": platform.python_version(),
@@ -116,10 +143,12 @@ def environment(state, device):
 
 
 class Recorder:
-    """Callback of `lib.train.fit` and context of an attempt: status, heartbeat, live metrics, checkpoints, requests to stop.
+    """Callback of `lib.train.fit` and context of an attempt: status, heartbeat, live metrics,
+    checkpoints, requests to stop.
 
-    Signals are caught while the context is open (in the main thread): once training goes on, the state is saved at the next
-    step; before that there is nothing to save, and the process stops at once; while results are published, signals wait.
+    Signals are caught while the context is open (in the main thread): once training goes on, the
+    state is saved at the next step; before that there is nothing to save, and the process stops at
+    once; while results are published, signals wait.
     """
 
     def __init__(self, store, attempts, device, found=None):
@@ -128,7 +157,10 @@ class Recorder:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._handlers = {
+                number: signal.signal(number, self._on_signal)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         self._beat = threading.Thread(target=self._heartbeat, daemon=True)
         self._beat.start()
         return self
@@ -139,15 +171,21 @@ class Recorder:
             signal.signal(number, handler)
         if isinstance(error, Superseded):
             self._finish("CANCELLED", SUPERSEDED)
-        elif isinstance(error, KeyboardInterrupt | StoreError):  # the last checkpoint stands, and a rerun goes on from it
+        elif isinstance(
+            error, KeyboardInterrupt | StoreError
+        ):  # the last checkpoint stands, and a rerun goes on from it
             self._finish("PAUSED", str(error))
         elif error is not None:
-            self._finish("FAILED", f"{kind.__name__}: {error}", "".join(traceback.format_exception(error)))
+            self._finish(
+                "FAILED", f"{kind.__name__}: {error}", "".join(traceback.format_exception(error))
+            )
         return isinstance(error, Superseded)
 
     def _finish(self, state, message, details=""):
         for attempt in self.attempts:
-            with contextlib.suppress(OSError, StoreError):  # no room, or the folder is gone: the reason is raised anyway
+            with contextlib.suppress(
+                OSError, StoreError
+            ):  # no room, or the folder is gone: the reason is raised anyway
                 attempt.log(f"{state} {message}\n{details}".rstrip())
                 attempt.status(state=state, message=message)
 
@@ -172,28 +210,56 @@ class Recorder:
 
     def on_start(self, state):
         made = environment(state, self.device)
-        resumed = [*self.found[0]["environment"].get("resumed", []), self._origin(made)] if self.found else []
+        resumed = (
+            [*self.found[0]["environment"].get("resumed", []), self._origin(made)]
+            if self.found
+            else []
+        )
         self.environment = {**made, "resumed": resumed}
         for attempt in self.attempts:
             attempt.environment(self.environment)
-            attempt.log(f"resumed at step {state.step} of {state.steps}" if self.found else f"started, {state.steps} steps")
-            attempt.status(steps=state.steps, step=state.step, progress=state.step / state.steps, backend=state.backend)
-        for attempt, curves, history in zip(self.attempts, state.curves, state.history, strict=True):
+            attempt.log(
+                f"resumed at step {state.step} of {state.steps}"
+                if self.found
+                else f"started, {state.steps} steps"
+            )
+            attempt.status(
+                steps=state.steps,
+                step=state.step,
+                progress=state.step / state.steps,
+                backend=state.backend,
+            )
+        for attempt, curves, history in zip(
+            self.attempts, state.curves, state.history, strict=True
+        ):
             if curves:
                 attempt.metrics(curves, history)
 
     def _origin(self, made):
         before = self.found[0]["environment"]
-        changed = {name: before.get(name) for name in ("device", "device_name", "threads", "seeds") if before.get(name) != made[name]}
+        changed = {
+            name: before.get(name)
+            for name in ("device", "device_name", "threads", "seeds")
+            if before.get(name) != made[name]
+        }
         return {"step": self.found[0]["state"]["step"], "before": changed}
 
     def on_step(self, state):
         self._stage = "training"
         if state.validated or self._stop:
             for s, attempt in enumerate(self.attempts):
-                attempt.checkpoint(state.step, {"key": attempt.config.key(), "environment": self.environment, "state": state.snapshot(s)})
+                attempt.checkpoint(
+                    state.step,
+                    {
+                        "key": attempt.config.key(),
+                        "environment": self.environment,
+                        "state": state.snapshot(s),
+                    },
+                )
         if self._stop:
-            raise Stopped(f"Stopped by {self._stop} at step {state.step} of {state.steps}; the state is saved.")
+            raise Stopped(
+                f"Stopped by {self._stop} at step {state.step} of {state.steps}; the state is saved."
+            )
         if state.validated and all((attempt.run / "result").is_dir() for attempt in self.attempts):
             raise Superseded
 
@@ -201,7 +267,12 @@ class Recorder:
         s = [config.seed for config in state.configs].index(record["seed"])
         best = max(row["validation_accuracy"] for row in state.curves[s])
         self.attempts[s].metrics(state.curves[s], state.history[s])
-        progress = {"step": state.step, "progress": state.step / state.steps, "seconds": state.seconds, "ms_per_step": state.ms_per_step}
+        progress = {
+            "step": state.step,
+            "progress": state.step / state.steps,
+            "seconds": state.seconds,
+            "ms_per_step": state.ms_per_step,
+        }
         self.attempts[s].status(validation_accuracy=best, **progress)
 
     def on_end(self, state):
@@ -214,7 +285,8 @@ def run_request(request, callbacks=()):
     Parameters
     ----------
     request : dict
-        ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``, ``backend``, ``threads``.
+        ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``, ``backend``,
+        ``threads``.
     """
     try:
         import torch
@@ -223,9 +295,13 @@ def run_request(request, callbacks=()):
         if str(request.get("device")).startswith("cuda"):  # on a CPU there is no choice of kernels
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no tensor is read before it is written
+            torch.utils.deterministic.fill_uninitialized_memory = (
+                False  # costs time, and no tensor is read before it is written
+            )
         configs = [RunConfig.from_dict(values) for values in request["configs"]]
-        options = {name: request[name] for name in ("data", "device", "backend") if request.get(name)}
+        options = {
+            name: request[name] for name in ("data", "device", "backend") if request.get(name)
+        }
         execute(configs, Store(request.get("results")), callbacks=callbacks, **options)
         return DONE
     except KeyboardInterrupt as error:

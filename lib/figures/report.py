@@ -1,11 +1,14 @@
-"""The interactive comparison as one HTML file: to send to somebody, opened without a server, asking nothing of the network."""
+"""The interactive comparison as one HTML file: to send to somebody, opened without a server, asking
+nothing of the network.
+"""
 
 import json
 from pathlib import Path
 
 import pandas as pd
 
-from lib import paper, paths, plots, style
+from lib import paths
+from lib.figures import paper, plots, style
 
 CURVES = ("validation_accuracy", "train_accuracy", "validation_loss", "train_loss")
 VALUES = ("test_accuracy", "test_loss", "ms_per_step", "parameters")
@@ -16,7 +19,7 @@ def write(frames, path=None) -> Path:
 
     Parameters
     ----------
-    frames : lib.paper.Frames
+    frames : lib.figures.paper.Frames
     path : path, optional
         Default ``results/report.html``.
 
@@ -35,14 +38,21 @@ def write(frames, path=None) -> Path:
 
 
 def content(frames) -> dict:
-    """What the page shows: looks of the groups, and for every task and window the curves, values and caption."""
+    """What the page shows: looks of the groups, and for every task and window the curves, values
+    and caption.
+    """
     runs = plots.grouped(plots.without_scan(frames.runs))
     groups = runs[["group", "cell"]].drop_duplicates("group")
     looks = {group: style.look(cell) for group, cell in groups.itertuples(index=False)}
     plain = set(paper.comparison(frames.runs)["group"])
     shown = {
         "groups": {
-            group: {"colour": own.colour, "dash": own.dash, "symbol": own.symbol, "family": _family(own) if group in plain else "controls"}
+            group: {
+                "colour": own.colour,
+                "dash": own.dash,
+                "symbol": own.symbol,
+                "family": _family(own) if group in plain else "controls",
+            }
             for group, own in looks.items()
         },
         "metrics": {name: plots.METRICS[name][0] for name in (*CURVES, *VALUES)},
@@ -58,7 +68,9 @@ def content(frames) -> dict:
                 "length": int(own["input_length"].iat[0]),
                 "stride": int(own["stride"].iat[0]),
                 "caption": plots.caption(own),
-                "curves": {name: _curves(curves[curves["key"].isin(own["key"])], name) for name in CURVES},
+                "curves": {
+                    name: _curves(curves[curves["key"].isin(own["key"])], name) for name in CURVES
+                },
                 "values": {name: _values(own, name) for name in VALUES},
             }
         shown["tasks"][task] = windows
@@ -73,7 +85,10 @@ def _curves(frame, metric):
     if frame[metric].isna().all():
         return {}
     table = plots.summary(frame, metric, ("group", "epoch"))
-    return {group: {name: _numbers(part[name]) for name in ("epoch", "mean", "low", "high", "n")} for group, part in table.groupby("group")}
+    return {
+        group: {name: _numbers(part[name]) for name in ("epoch", "mean", "low", "high", "n")}
+        for group, part in table.groupby("group")
+    }
 
 
 def _values(frame, metric):
@@ -81,8 +96,14 @@ def _values(frame, metric):
         return {}
     columns = ["mean", "low", "high", "n"]
     rows = plots.summary(frame, metric).set_index("group")[columns]
-    seeds = {group: _numbers(part[metric] * plots.METRICS[metric][1]) for group, part in frame.groupby("group")}
-    return {group: {**dict(zip(columns, _numbers(row), strict=True)), "seeds": seeds[group]} for group, row in rows.iterrows()}
+    seeds = {
+        group: _numbers(part[metric] * plots.METRICS[metric][1])
+        for group, part in frame.groupby("group")
+    }
+    return {
+        group: {**dict(zip(columns, _numbers(row), strict=True)), "seeds": seeds[group]}
+        for group, row in rows.iterrows()
+    }
 
 
 def _numbers(values):

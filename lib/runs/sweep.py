@@ -1,8 +1,10 @@
-"""Many runs: a grid planned against the store, each run in a child process, through Dask on this machine or a cluster.
+"""Many runs: a grid planned against the store, each run in a child process, through Dask on this
+machine or a cluster.
 
-A slot is a thread of a Dask worker. It holds one child process at a time and reads nothing but its end: the child trains,
-saves and publishes by itself (`lib.run`), so whatever dies here, the store knows how far every run came. One code path
-serves all places; only where the workers come from differs.
+A slot is a thread of a Dask worker. It holds one child process at a time and reads nothing but its
+end: the child trains, saves and publishes by itself (`lib.runs.run`), so whatever dies here, the
+store knows how far every run came. One code path serves all places; only where the workers come
+from differs.
 """
 
 import contextlib
@@ -22,14 +24,16 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from pathlib import Path
 
-from lib import checkpoint, paths, run
-from lib.attempt import FINISHED, describe, read_json, to_json
-from lib.checkpoint import StoreError
-from lib.children import Server
+from lib import paths
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.store import Store
+from lib.runs import checkpoint, run
+from lib.runs.attempt import FINISHED, describe, read_json, to_json
+from lib.runs.checkpoint import StoreError
+from lib.runs.children import Server
+from lib.runs.store import Store
 
-# torch, the cells and Dask are imported where they are needed: workers start without torch, `status` and `cancel` without both.
+# torch, the cells and Dask are imported where they are needed: workers start without torch,
+# `status` and `cancel` without both.
 
 ASK_ABOVE = 600  # estimated seconds above which `load_or_run` wants confirm=True
 START_UP = 1  # seconds of a run beside its training
@@ -60,16 +64,19 @@ def grid(
     clip_norm=_TRAINING.clip_norm,
     validations_per_epoch=_TRAINING.validations_per_epoch,
 ):
-    """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair comparison.
+    """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair
+    comparison.
 
-    All cells at the first window with the first seed come first, then the other seeds, then the next window.
+    All cells at the first window with the first seed come first, then the other seeds, then the
+    next window.
 
     Parameters
     ----------
     input_length : int or sequence of int
         Pixels.
     stride : int, "fixed", "half" or sequence of these
-        Pixels, or a convention that is resolved for each input length; a window that comes up twice counts once.
+        Pixels, or a convention that is resolved for each input length; a window that comes up twice
+        counts once.
     cells : str or sequence of str
         As `lib.cells.names`; a cell of the user's own takes its text along.
     options : dict, optional
@@ -94,22 +101,34 @@ def grid(
     for option in options:
         if option not in known:
             has = f"their options are: {', '.join(sorted(known)) or 'none'}"
-            raise ValueError(f"options name {option!r}, which none of the cells {', '.join(chosen)} has; {has}.")
+            raise ValueError(
+                f"options name {option!r}, which none of the cells {', '.join(chosen)} has; {has}."
+            )
     rates = learning_rate if isinstance(learning_rate, dict) else {"default": learning_rate}
     for name in rates:
         if name not in (*chosen, "default"):
-            raise ValueError(f"learning_rate names {name!r}, which is not among the cells: {', '.join(chosen)}, or default.")
+            raise ValueError(
+                f"learning_rate names {name!r}, which is not among the cells: {', '.join(chosen)}, or default."
+            )
     for name in chosen:
         if name not in rates and "default" not in rates:
             raise ValueError(f"learning_rate has no value for {name!r}; add one, or a default.")
-    pairs = [(length, windows.resolve_stride(step, length)) for length in _several(input_length) for step in _several(stride)]
+    pairs = [
+        (length, windows.resolve_stride(step, length))
+        for length in _several(input_length)
+        for step in _several(stride)
+    ]
     if not isinstance(seeds, list | tuple | range) or not seeds:
         raise ValueError(f"seeds is {seeds!r}, but must be a list, such as [0, 1, 2].")
     recurrence.check_seeds(seeds)
     task = Task(dataset, permuted, last_rows, data_seed, datasets.TEXTS.get(dataset))
     configs = []
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
-        own = {option: value for option, value in options.items() if option in registry.get(name).defaults}
+        own = {
+            option: value
+            for option, value in options.items()
+            if option in registry.get(name).defaults
+        }
         cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
         rate = rates[name] if name in rates else rates["default"]
         training = Training(epochs, batch_size, rate, clip_norm, validations_per_epoch)
@@ -119,14 +138,20 @@ def grid(
 
 
 def read_grid(path):
-    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings; a refusal names file, field and value."""
+    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings; a refusal
+    names file, field and value.
+    """
     known, configs, content = inspect.signature(grid).parameters, [], _read_yaml(path, "grid file")
     for values in content if isinstance(content, list) else [content]:
         if not isinstance(values, dict) or not values:
-            raise ValueError(f"{path}: {values!r} is no grid; write one field a line, such as 'cells: all'.")
+            raise ValueError(
+                f"{path}: {values!r} is no grid; write one field a line, such as 'cells: all'."
+            )
         for name in values:
             if name not in known:
-                raise ValueError(f"{path}: unknown field {name!r}; known fields are {', '.join(known)}.")
+                raise ValueError(
+                    f"{path}: unknown field {name!r}; known fields are {', '.join(known)}."
+                )
         try:
             configs += grid(**values)
         except ValueError as error:
@@ -138,7 +163,9 @@ def read_cluster(path):
     """Settings of a SLURM cluster from a YAML file, for ``sweep(..., cluster=...)``."""
     content = _read_yaml(path, "file of cluster settings")
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: {content!r} are no settings; write one field a line, such as 'jobs: 4'.")
+        raise ValueError(
+            f"{path}: {content!r} are no settings; write one field a line, such as 'jobs: 4'."
+        )
     return content
 
 
@@ -169,11 +196,15 @@ def plan(configs, store=None):
 
 
 def estimate(configs, store=None, slots=1):
-    """Seconds that these runs take on so many slots, from finished runs; nan without a finished run on the same data set.
+    """Seconds that these runs take on so many slots, from finished runs; nan without a finished run
+    on the same data set.
 
     Training time is taken as proportional to epochs x time steps, for each cell and hidden size.
     """
-    return _seconds(map(describe, configs), (store or Store()).runs(state="DONE").to_dict("records")) / slots
+    return (
+        _seconds(map(describe, configs), (store or Store()).runs(state="DONE").to_dict("records"))
+        / slots
+    )
 
 
 def _seconds(rows, known):
@@ -181,10 +212,14 @@ def _seconds(rows, known):
     times, total = {}, 0.0
     for row in known:
         for kind in ((row["dataset"], row["cell"], row["hidden_size"]), row["dataset"]):
-            times.setdefault(kind, []).append(row["seconds"] / (row["epochs"] * row["sequence_length"]))
+            times.setdefault(kind, []).append(
+                row["seconds"] / (row["epochs"] * row["sequence_length"])
+            )
     paces = {kind: statistics.median(values) for kind, values in times.items()}
     for row in rows:
-        pace = paces.get((row["dataset"], row["cell"], row["hidden_size"]), paces.get(row["dataset"], math.nan))
+        pace = paces.get(
+            (row["dataset"], row["cell"], row["hidden_size"]), paces.get(row["dataset"], math.nan)
+        )
         total += START_UP + row["epochs"] * row["sequence_length"] * pace
     return total
 
@@ -194,11 +229,18 @@ def preview(configs, store=None, slots=None, device="cpu"):
     store, configs = store or Store(), _unique(configs)
     missing = plan(configs, store)
     slots = slots or _slots(missing, device)
-    lines = [f"{len(configs)} runs, {len(configs) - len(missing)} finished, {len(missing)} to train."]
+    lines = [
+        f"{len(configs)} runs, {len(configs) - len(missing)} finished, {len(missing)} to train."
+    ]
     rows = Counter((row["dataset"], row["window"], row["cell"]) for row in map(describe, missing))
-    lines += [f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds" for (dataset, window, cell), count in rows.items()]
+    lines += [
+        f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds"
+        for (dataset, window, cell), count in rows.items()
+    ]
     if missing:
-        lines.append(f"Estimated time on {slots} slots: {duration(estimate(missing, store, slots))}.")
+        lines.append(
+            f"Estimated time on {slots} slots: {duration(estimate(missing, store, slots))}."
+        )
     return "\n".join(lines)
 
 
@@ -212,12 +254,27 @@ def duration(seconds):
 
 
 def status(configs=None, store=None):
-    """State, progress and accuracies of runs, read from the store, whoever trains them; by default of all runs."""
+    """State, progress and accuracies of runs, read from the store, whoever trains them; by default
+    of all runs.
+    """
     store = store or Store()
     runs = store.runs() if configs is None else store.runs(key=[config.key() for config in configs])
     runs["message"] = [text.partition("\n")[0] for text in runs.message.fillna("")]
     accuracies = ["validation_accuracy", "test_accuracy"]
-    return runs[["key", "state", "dataset", "window", "cell", "hidden_size", "seed", "progress", *accuracies, "message"]]
+    return runs[
+        [
+            "key",
+            "state",
+            "dataset",
+            "window",
+            "cell",
+            "hidden_size",
+            "seed",
+            "progress",
+            *accuracies,
+            "message",
+        ]
+    ]
 
 
 def watch(configs, store=None, every=2.0):
@@ -231,14 +288,24 @@ def watch(configs, store=None, every=2.0):
 
 
 def cancel(key, store=None):
-    """Stop a run, wherever it is trained, or take it off the queue; its state stays saved, and the next sweep goes on from it."""
+    """Stop a run, wherever it is trained, or take it off the queue; its state stays saved, and the
+    next sweep goes on from it.
+    """
     store = store or Store()
     config, row = store.config(key), store.status(key)
     if row["state"] in FINISHED:
         raise ValueError(f"Run {key} is finished ({row['state']}); there is nothing to cancel.")
-    mark = {**row, "state": "CANCELLED", "message": "Cancelled.", "started": time.time(), "config": config.to_dict()}
+    mark = {
+        **row,
+        "state": "CANCELLED",
+        "message": "Cancelled.",
+        "started": time.time(),
+        "config": config.to_dict(),
+    }
     checkpoint.write(store.folder(key) / "status.json", to_json(mark))
-    if row["state"] == "RUNNING" and row["host"] == socket.gethostname():  # elsewhere its worker reads the mark
+    if (
+        row["state"] == "RUNNING" and row["host"] == socket.gethostname()
+    ):  # elsewhere its worker reads the mark
         with contextlib.suppress(ProcessLookupError):
             os.kill(row["pid"], signal.SIGTERM)
 
@@ -261,7 +328,8 @@ def sweep(
     cluster=None,
     stop=None,
 ):
-    """Train the runs that have no result; what is interrupted at any point goes on at the next call.
+    """Train the runs that have no result; what is interrupted at any point goes on at the next
+    call.
 
     Parameters
     ----------
@@ -270,8 +338,9 @@ def sweep(
         On a cluster its folder must be one that all machines see.
     where : "local", "slurm", or the address of a Dask scheduler ("tcp://...", "tls://...")
     slots : int, optional
-        Child processes side by side: on this machine (default: one for each core, one on a GPU), or for each SLURM job (default 1).
-        The workers of a scheduler that runs already bring their own threads, which are the slots.
+        Child processes side by side: on this machine (default: one for each core, one on a GPU), or
+        for each SLURM job (default 1). The workers of a scheduler that runs already bring their own
+        threads, which are the slots.
     data : path, optional
         Folder of the data sets.
     device : str
@@ -280,7 +349,8 @@ def sweep(
     threads : int
         Threads of one child process; part of what its result depends on.
     retries : int
-        A run fails after this many further attempts in a row that came no further. A run that diverges is a result.
+        A run fails after this many further attempts in a row that came no further. A run that
+        diverges is a result.
     progress : bool
         Show a bar.
     cluster : dict, optional
@@ -291,7 +361,8 @@ def sweep(
     Returns
     -------
     DataFrame
-        `Store.runs` of these configurations; failed runs are among them, with the end of what they printed.
+        `Store.runs` of these configurations; failed runs are among them, with the end of what they
+        printed.
 
     Raises
     ------
@@ -310,21 +381,43 @@ def sweep(
     for config in configs:
         train.check(config)
     if where not in ("local", "slurm") and "://" not in where:
-        raise ValueError(f"where is {where!r}, but must be local, slurm, or the address of a Dask scheduler such as tcp://10.0.0.1:8786.")
+        raise ValueError(
+            f"where is {where!r}, but must be local, slurm, or the address of a Dask scheduler such as tcp://10.0.0.1:8786."
+        )
     store.check_writable()
     missing = plan(configs, store)
     if missing:
         for config in missing:
             store.mark(config, "QUEUED")
         groups = _groups(missing, device)
-        request = {"results": str(store.root), "data": str(Path(data or paths.data_dir()).absolute()), "device": device}
+        request = {
+            "results": str(store.root),
+            "data": str(Path(data or paths.data_dir()).absolute()),
+            "device": device,
+        }
         request |= {"backend": backend, "threads": threads, "since": time.time()}
         place = {"local": _local, "slurm": _slurm}.get(where, _remote)
         slots = slots or (_slots(groups, device) if where == "local" else 1)
-        lost = dask.config.set({"distributed.scheduler.allowed-failures": 10**6})  # that a worker is killed is no fault of a run
+        lost = dask.config.set(
+            {"distributed.scheduler.allowed-failures": 10**6}
+        )  # that a worker is killed is no fault of a run
         bar = tqdm(total=len(missing), unit="run", disable=not progress)
-        with lost, bar, place(where, slots, store, cluster or {}) as (workers, renew), Client(workers, set_as_default=False) as client:
-            _drive(client, renew, groups, store, request, retries, _Report(missing, store, bar), stop or threading.Event())
+        with (
+            lost,
+            bar,
+            place(where, slots, store, cluster or {}) as (workers, renew),
+            Client(workers, set_as_default=False) as client,
+        ):
+            _drive(
+                client,
+                renew,
+                groups,
+                store,
+                request,
+                retries,
+                _Report(missing, store, bar),
+                stop or threading.Event(),
+            )
     return store.runs(key=[config.key() for config in configs])
 
 
@@ -337,7 +430,9 @@ class Started:
 
     def _run(self, configs, store, options):
         try:
-            self._outcome.set_result(sweep(configs, store, stop=self._stop, **{"progress": False, **options}))
+            self._outcome.set_result(
+                sweep(configs, store, stop=self._stop, **{"progress": False, **options})
+            )
         except BaseException as error:
             self._outcome.set_exception(error)
 
@@ -381,27 +476,38 @@ def load_or_run(configs, store=None, confirm=False, progress=True, **options):
     """
     from lib import train
 
-    store, configs = store or Store(), _unique([configs] if isinstance(configs, RunConfig) else configs)
+    store, configs = (
+        store or Store(),
+        _unique([configs] if isinstance(configs, RunConfig) else configs),
+    )
     for config in configs:
         train.check(config)
     if missing := plan(configs, store):
         slots = options.get("slots") or _slots(missing, options.get("device", "cpu"))
         seconds = estimate(missing, store, slots)
         if progress:
-            print(f"{len(missing)} of {len(configs)} runs are missing; estimated time: {duration(seconds)}.")
+            print(
+                f"{len(missing)} of {len(configs)} runs are missing; estimated time: {duration(seconds)}."
+            )
         if seconds > ASK_ABOVE and not confirm:
-            raise ValueError(f"{len(missing)} missing runs would take {duration(seconds)}; pass confirm=True to train them.")
+            raise ValueError(
+                f"{len(missing)} missing runs would take {duration(seconds)}; pass confirm=True to train them."
+            )
         sweep(missing, store, progress=progress, **options)
     runs = store.runs(key=[config.key() for config in configs])
     failed = runs[~runs.state.isin(FINISHED)]
     if len(failed):
         first, said = failed.iloc[0], failed.iloc[0].message.partition("\n")[0]
-        raise RuntimeError(f"{len(failed)} of {len(runs)} runs did not finish; the first, {first.key}, is {first.state}: {said}")
+        raise RuntimeError(
+            f"{len(failed)} of {len(runs)} runs did not finish; the first, {first.key}, is {first.state}: {said}"
+        )
     return runs
 
 
 def _groups(configs, device):
-    """Runs that share a child process: each alone on a CPU, equal but for the seed together on a GPU."""
+    """Runs that share a child process: each alone on a CPU, equal but for the seed together on a
+    GPU.
+    """
     if not device.startswith("cuda"):
         return [[config] for config in configs]
     groups = {}
@@ -411,10 +517,13 @@ def _groups(configs, device):
 
 
 def _slots(groups, device):
-    return max(1, min(len(groups), 1 if device.startswith("cuda") else len(os.sched_getaffinity(0))))
+    return max(
+        1, min(len(groups), 1 if device.startswith("cuda") else len(os.sched_getaffinity(0)))
+    )
 
 
-# Where the workers come from: each place yields a Dask cluster or address, and a function that replaces workers that were lost
+# Where the workers come from: each place yields a Dask cluster or address, and a function that
+# replaces workers that were lost
 
 
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
@@ -425,10 +534,18 @@ def _local(where, slots, store, settings):
     from distributed import LocalCluster
 
     # One worker process with a thread for each slot: it only waits for its children.
-    # An interrupt is for the process of the scheduler alone, which then asks the children to save their state.
+    # An interrupt is for the process of the scheduler alone, which then asks the children to save
+    # their state.
     ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    options = {"host": "127.0.0.1", "scheduler_kwargs": NO_DASHBOARD, "memory_limit": 0, "silence_logs": "CRITICAL"}
-    with LocalCluster(n_workers=1, threads_per_worker=slots, preload=[ignore], **options) as workers:
+    options = {
+        "host": "127.0.0.1",
+        "scheduler_kwargs": NO_DASHBOARD,
+        "memory_limit": 0,
+        "silence_logs": "CRITICAL",
+    }
+    with LocalCluster(
+        n_workers=1, threads_per_worker=slots, preload=[ignore], **options
+    ) as workers:
         yield workers, lambda: None
 
 
@@ -436,17 +553,30 @@ def _local(where, slots, store, settings):
 def _slurm(where, slots, store, settings):
     from dask_jobqueue import SLURMCluster
 
-    with tempfile.TemporaryDirectory(prefix=".slurm-", dir=store.root) as folder:  # certificates; only its owner may read it
-        usual = {"cores": slots, "memory": "4GB", "walltime": "08:00:00", "log_directory": folder, "local_directory": tempfile.gettempdir()}
+    with tempfile.TemporaryDirectory(
+        prefix=".slurm-", dir=store.root
+    ) as folder:  # certificates; only its owner may read it
+        usual = {
+            "cores": slots,
+            "memory": "4GB",
+            "walltime": "08:00:00",
+            "log_directory": folder,
+            "local_directory": tempfile.gettempdir(),
+        }
         settings = {**usual, "shared_temp_directory": folder, **settings}
         settings["scheduler_options"] = {**NO_DASHBOARD, **settings.get("scheduler_options", {})}
         jobs = settings.pop("jobs", 1)
         with SLURMCluster(processes=1, security=True, **settings) as workers:
             try:
-                yield workers, lambda: workers.scale(jobs=jobs)  # also asks for a new job in place of one whose time was up
+                yield (
+                    workers,
+                    lambda: workers.scale(jobs=jobs),
+                )  # also asks for a new job in place of one whose time was up
             finally:
                 for name, file in vars(workers).items():
-                    if name.startswith("_job_") and hasattr(file, "close"):  # certificates, else removed at some later time
+                    if name.startswith("_job_") and hasattr(
+                        file, "close"
+                    ):  # certificates, else removed at some later time
                         file.close()
 
 
@@ -459,7 +589,9 @@ def _remote(where, slots, store, settings):
 
 
 def _drive(client, renew, groups, store, request, retries, report, stop):
-    """Keep every slot busy, in order, until all runs have ended; on the way out children save their state and end."""
+    """Keep every slot busy, in order, until all runs have ended; on the way out children save their
+    state and end.
+    """
     waiting, running, finished = deque(groups), {}, queue.SimpleQueue()
     spent, reached = Counter(), {}
     while (waiting or running) and not stop.is_set():
@@ -481,7 +613,13 @@ def _drive(client, renew, groups, store, request, retries, report, stop):
             raise StoreError(message)
         if code == run.INVALID:
             raise ValueError(message)
-        left = [config for config in group if not (store.finished(config.key()) or _cancelled(store, config.key(), request["since"]))]
+        left = [
+            config
+            for config in group
+            if not (
+                store.finished(config.key()) or _cancelled(store, config.key(), request["since"])
+            )
+        ]
         if code == BUSY:
             waiting.append(left)
         elif left:
@@ -493,7 +631,11 @@ def _drive(client, renew, groups, store, request, retries, report, stop):
             else:
                 for config in left:
                     last = message.rpartition("\n")[2]
-                    store.mark(config, "FAILED", f"{spent[name]} failed attempts; the last: {last}\n\n{message}".strip())
+                    store.mark(
+                        config,
+                        "FAILED",
+                        f"{spent[name]} failed attempts; the last: {last}\n\n{message}".strip(),
+                    )
                 report.failed += len(left)
         report(waiting, running)
 
@@ -514,25 +656,31 @@ BUSY = "busy"  # instead of an exit code: another process trains this run
 def _work(values, request):
     """On a worker: one attempt at a group of runs in a child process.
 
-    The child is asked to stop, and killed if it does not, when a run of its group is cancelled, when the sweep gave the task up
-    and when the worker closes; it ends by itself when this process dies.
+    The child is asked to stop, and killed if it does not, when a run of its group is cancelled,
+    when the sweep gave the task up and when the worker closes; it ends by itself when this process
+    dies.
 
     Returns
     -------
     tuple
-        Exit code of `lib.run` (negative for a signal) or `BUSY`, the end of what it printed, the newest checkpoint's step.
+        Exit code of `lib.runs.run` (negative for a signal) or `BUSY`, the end of what it printed,
+        the newest checkpoint's step.
     """
     from distributed import get_worker
 
     store, configs = Store(request["results"]), [RunConfig.from_dict(value) for value in values]
-    configs = [config for config in configs if not _cancelled(store, config.key(), request["since"])]
+    configs = [
+        config for config in configs if not _cancelled(store, config.key(), request["since"])
+    ]
     if not configs:
         return run.DONE, "", -1
     if any((store.status(config.key()) or {}).get("state") == "RUNNING" for config in configs):
         time.sleep(1)
         return BUSY, "", -1
     threads = request["threads"]
-    idle = vars(get_worker()).setdefault(f"_idle_{threads}", [])  # servers of this worker whose child has ended
+    idle = vars(get_worker()).setdefault(
+        f"_idle_{threads}", []
+    )  # servers of this worker whose child has ended
     server = idle.pop() if idle else Server(threads)
     try:
         server.start({**request, "configs": [config.to_dict() for config in configs]})
@@ -548,7 +696,11 @@ def _work(values, request):
         return run.FAILED, str(error), -1
     if server.alive:
         idle.append(server)
-    return code, server.errors() or f"ended by signal {-code}", next(iter(checkpoint.found(store.folder(configs[0].key()))), (-1,))[0]
+    return (
+        code,
+        server.errors() or f"ended by signal {-code}",
+        next(iter(checkpoint.found(store.folder(configs[0].key()))), (-1,))[0],
+    )
 
 
 def _wanted():
@@ -557,7 +709,11 @@ def _wanted():
 
     worker = get_worker()
     task = worker.state.tasks.get(worker.get_current_task())
-    return worker.status in (Status.running, Status.paused) and task is not None and task.state == "executing"
+    return (
+        worker.status in (Status.running, Status.paused)
+        and task is not None
+        and task.state == "executing"
+    )
 
 
 def _cancelled(store, key, since):
@@ -569,13 +725,22 @@ class _Report:
     """Moves the bar of a sweep and says the time left."""
 
     def __init__(self, configs, store, bar):
-        self.store, self.bar, self.failed, self.rows = store, bar, 0, {config.key(): describe(config) for config in configs}
+        self.store, self.bar, self.failed, self.rows = (
+            store,
+            bar,
+            0,
+            {config.key(): describe(config) for config in configs},
+        )
         self.known = [] if bar.disable else store.runs(state="DONE").to_dict("records")
 
     def __call__(self, waiting, running):
         if self.bar.disable:
             return
-        open_ = {config.key() for group in (*waiting, *(group for _, group in running.values())) for config in group}
+        open_ = {
+            config.key()
+            for group in (*waiting, *(group for _, group in running.values()))
+            for config in group
+        }
         for key in self.rows.keys() - open_:
             row = self.store.status(key)
             if row and row["state"] == "DONE":

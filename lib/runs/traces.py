@@ -1,6 +1,8 @@
-"""Recordings: the variables of every step of some images, bounded in memory, stored beside the run, read lazily.
+"""Recordings: the variables of every step of some images, bounded in memory, stored beside the run,
+read lazily.
 
-A recording says what it would take before it starts. Files are safetensors under ``runs/<key>/traces/``, or in a bundle.
+A recording says what it would take before it starts. Files are safetensors under
+``runs/<key>/traces/``, or in a bundle.
 """
 
 import json
@@ -11,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lib import cells, checkpoint, datasets, train, windows
-from lib.checkpoint import StoreError, digest
+from lib import cells, datasets, train, windows
 from lib.config import RunConfig
 from lib.recurrence import SequenceClassifier
-from lib.store import Store
+from lib.runs import checkpoint
+from lib.runs.checkpoint import StoreError, digest
+from lib.runs.store import Store
 
 LIMIT = 256 * 2**20  # bytes that one recording may take
 DTYPES = {"float16": np.float16, "float32": np.float32}
@@ -24,7 +27,8 @@ DTYPES = {"float16": np.float16, "float32": np.float32}
 class Trace:
     """A recording, in memory or on disk; a variable is read when it is asked for.
 
-    ``trace["z"]`` is ``(images, time, units)``; ``trace.image(i)`` holds every variable of the i-th image, float32 ``(time, units)``.
+    ``trace["z"]`` is ``(images, time, units)``; ``trace.image(i)`` holds every variable of the i-th
+    image, float32 ``(time, units)``.
 
     Attributes
     ----------
@@ -42,15 +46,22 @@ class Trace:
     def __init__(self, source, about):
         self.source, self.about = source, about
         self.variables = tuple(about["variables"])
-        self.images, self.labels, self.predictions, self.rows, self.pixels, self.units = (self._read(f"_{name}") for name in _NOTES)
+        self.images, self.labels, self.predictions, self.rows, self.pixels, self.units = (
+            self._read(f"_{name}") for name in _NOTES
+        )
 
     def __getitem__(self, variable):
         if variable not in self.variables:
-            raise ValueError(f"{variable!r} was not recorded; this recording holds {', '.join(self.variables)}.")
+            raise ValueError(
+                f"{variable!r} was not recorded; this recording holds {', '.join(self.variables)}."
+            )
         return self._read(variable)
 
     def image(self, index):
-        return {name: self._read(name, slice(index, index + 1))[0].astype(np.float32) for name in self.variables}
+        return {
+            name: self._read(name, slice(index, index + 1))[0].astype(np.float32)
+            for name in self.variables
+        }
 
     def _read(self, name, part=slice(None)):
         if isinstance(self.source, dict):
@@ -63,7 +74,9 @@ _NOTES = ("images", "labels", "predictions", "rows", "pixels", "units")
 
 
 def size(config, images, variables=None, units=None, dtype="float16"):
-    """Bytes that a recording of so many images would take; ``variables`` and ``units`` are counts or lists, default all."""
+    """Bytes that a recording of so many images would take; ``variables`` and ``units`` are counts
+    or lists, default all.
+    """
     _, rows, columns = datasets.image_shape(config.task)
     steps = windows.sequence_length(rows, columns, config.window.input_length, config.window.stride)
     variables = cells.get(config.cell.name).variables if variables is None else variables
@@ -106,7 +119,8 @@ def record(
     Raises
     ------
     ValueError
-        Unknown run, image, variable or unit; too large: the sentence offers a subset; a value beyond the range of float16.
+        Unknown run, image, variable or unit; too large: the sentence offers a subset; a value
+        beyond the range of float16.
     StoreError
         The run's weights do not match their checksum, or the recording cannot be stored.
     """
@@ -114,12 +128,21 @@ def record(
     key = None if model else run.key() if isinstance(run, RunConfig) else run
     config = store.config(key) if config is None and key else config
     if config is None or (model and model.seeds is not None):
-        raise ValueError("Recording a model needs its config= and one seed; give a run's key, or record(model, images, config=config).")
+        raise ValueError(
+            "Recording a model needs its config= and one seed; give a run's key, or record(model, images, config=config)."
+        )
     images, variables, units = _selection(config, images, variables, units, dtype)
     _check_size(size(config, images, variables, units, dtype), limit, len(images), log)
     model = model or store.load(key, which)
     weights = digest(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters()))[:12]
-    about = {"key": key, "which": which, "weights": weights, "split": split, "dtype": dtype, "window": config.window.label}
+    about = {
+        "key": key,
+        "which": which,
+        "weights": weights,
+        "split": split,
+        "dtype": dtype,
+        "window": config.window.label,
+    }
     about |= {"variables": variables, "step": None}
     name = digest(json.dumps([about, images, units]).encode())[:16]
     path = key and store.folder(key) / "traces" / f"{name}.safetensors"
@@ -143,45 +166,82 @@ def load(path):
             about = json.loads(file.metadata()["about"])
         return Trace(path, about)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"The recording {path} is damaged ({error}); delete it and record again.") from error
+        raise StoreError(
+            f"The recording {path} is damaged ({error}); delete it and record again."
+        ) from error
 
 
 def stored(key, store=None):
-    """Recordings of a run that are on disk, those made during its training in the order of their steps."""
+    """Recordings of a run that are on disk, those made during its training in the order of their
+    steps.
+    """
     found = [load(path) for path in (store or Store()).recordings(key)]
-    return sorted(found, key=lambda trace: -1 if trace.about["step"] is None else trace.about["step"])
+    return sorted(
+        found, key=lambda trace: -1 if trace.about["step"] is None else trace.about["step"]
+    )
 
 
 class TraceRecorder(train.Callback):
-    """Callback that records during a training: before it, after it and, with ``over``, at every validation in between.
+    """Callback that records during a training: before it, after it and, with ``over``, at every
+    validation in between.
 
     >>> run.execute(config, callbacks=[TraceRecorder(range(10), ("z",), over=True)])
 
-    The size of all recordings together is said, and bounded, before the first step. `stored` reads them.
+    The size of all recordings together is said, and bounded, before the first step. `stored` reads
+    them.
     """
 
     def __init__(
-        self, images=range(20), variables=None, units=None, *, over=False, store=None, split="test", dtype="float16", limit=LIMIT, log=print
+        self,
+        images=range(20),
+        variables=None,
+        units=None,
+        *,
+        over=False,
+        store=None,
+        split="test",
+        dtype="float16",
+        limit=LIMIT,
+        log=print,
     ):
-        self.images, self.variables, self.units, self.over, self.store = images, variables, units, over, store or Store()
+        self.images, self.variables, self.units, self.over, self.store = (
+            images,
+            variables,
+            units,
+            over,
+            store or Store(),
+        )
         self.split, self.dtype, self.limit, self.log = split, dtype, limit, log
 
     def on_start(self, state):
         config = state.configs[0]
         self.selection = _selection(config, self.images, self.variables, self.units, self.dtype)
         times = len(state.configs) * (len(state.validation_steps) + 1 if self.over else 2)
-        _check_size(times * size(config, *self.selection, self.dtype), self.limit, len(self.selection[0]), self.log)
+        _check_size(
+            times * size(config, *self.selection, self.dtype),
+            self.limit,
+            len(self.selection[0]),
+            self.log,
+        )
 
     def on_validation(self, state, record):
         if not (self.over or state.step in (0, state.steps)):
             return
         s = [config.seed for config in state.configs].index(record["seed"])
         config, (images, variables, units) = state.configs[s], self.selection
-        model = train.build(config, device=state.device)  # one seed, and the reference path: nothing is compiled for it
+        model = train.build(
+            config, device=state.device
+        )  # one seed, and the reference path: nothing is compiled for it
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(state.parameters[name][s])
-        about = {"key": config.key(), "which": f"step {state.step}", "weights": None, "split": self.split, "dtype": self.dtype}
+        about = {
+            "key": config.key(),
+            "which": f"step {state.step}",
+            "weights": None,
+            "split": self.split,
+            "dtype": self.dtype,
+        }
         about |= {"window": config.window.label, "variables": variables, "step": state.step}
         path = self.store.folder(config.key()) / "traces" / f"step-{state.step:010d}.safetensors"
         _stored(_run(model, config, state.data, images, units, about), about, path)
@@ -190,23 +250,36 @@ class TraceRecorder(train.Callback):
 def _selection(config, images, variables, units, dtype):
     """Lists of images, variables and units, checked."""
     known, hidden = cells.get(config.cell.name).variables, config.cell.hidden_size
-    images, units = [int(i) for i in images], list(range(hidden)) if units is None else [int(unit) for unit in units]
+    images, units = (
+        [int(i) for i in images],
+        list(range(hidden)) if units is None else [int(unit) for unit in units],
+    )
     variables = list(known) if variables is None else list(variables)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
     for name in variables:
         if name not in known:
-            raise ValueError(f"Cell {config.cell.name!r} has no variable {name!r}; it records {', '.join(known)}.")
+            raise ValueError(
+                f"Cell {config.cell.name!r} has no variable {name!r}; it records {', '.join(known)}."
+            )
     if not images or not variables or not units or min(units) < 0 or max(units) >= hidden:
-        raise ValueError(f"Record at least one image, one variable and one unit, with units from 0 to {hidden - 1}.")
+        raise ValueError(
+            f"Record at least one image, one variable and one unit, with units from 0 to {hidden - 1}."
+        )
     return images, variables, units
 
 
 def _check_size(needed, limit, images, log):
     if needed > limit:
         fits = limit * images // needed
-        offer = f"images=range({fits}) would fit" if fits else "choose fewer units, variables or validations"
-        raise ValueError(f"Recording {images} images would take {needed / 1e6:,.1f} MB, above the limit of {limit / 1e6:,.1f} MB; {offer}.")
+        offer = (
+            f"images=range({fits}) would fit"
+            if fits
+            else "choose fewer units, variables or validations"
+        )
+        raise ValueError(
+            f"Recording {images} images would take {needed / 1e6:,.1f} MB, above the limit of {limit / 1e6:,.1f} MB; {offer}."
+        )
     if log:
         log(f"Recording {images} images: {needed / 1e6:,.1f} MB.")
 
@@ -216,24 +289,43 @@ def _run(model, config, data, images, units, about):
     """name -> array of a recording."""
     split, available = about["split"], len(data.labels[about["split"]])
     if min(images) < 0 or max(images) >= available:
-        raise ValueError(f"images range from {min(images)} to {max(images)}, but the {split} split has images 0 to {available - 1}.")
+        raise ValueError(
+            f"images range from {min(images)} to {max(images)}, but the {split} split has images 0 to {available - 1}."
+        )
     window, dtype = config.window, DTYPES[about["dtype"]]
     parts, predictions, labels = {name: [] for name in about["variables"]}, [], []
     for index in torch.tensor(images).split(config.training.batch_size):
         batch, truth = data.batch(split, index)
-        logits, trace = model(windows.to_sequence(batch, window.input_length, window.stride, window.scan), record=True)
+        logits, trace = model(
+            windows.to_sequence(batch, window.input_length, window.stride, window.scan), record=True
+        )
         for name, kept in parts.items():
-            kept.append(trace[name][..., units].cpu().numpy().astype(dtype))  # at once: memory stays near the recording's size
+            kept.append(
+                trace[name][..., units].cpu().numpy().astype(dtype)
+            )  # at once: memory stays near the recording's size
         predictions.append(logits.argmax(-1).cpu().numpy())
         labels.append(truth.cpu().numpy())
     arrays = {name: np.concatenate(kept) for name, kept in parts.items()}
     for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} holds values beyond the range of {about['dtype']}; record it as float32, or look for divergence.")
+            raise ValueError(
+                f"{name} holds values beyond the range of {about['dtype']}; record it as float32, or look for divergence."
+            )
     _, rows, columns = datasets.image_shape(config.task)
-    pixels = windows.step_pixels(rows, columns, window.input_length, window.stride, window.scan)[:, 0].numpy()
-    notes = (images, np.concatenate(labels), np.concatenate(predictions), pixels // columns, pixels, units)
-    return arrays | {f"_{name}": np.asarray(values, np.int64) for name, values in zip(_NOTES, notes, strict=True)}
+    pixels = windows.step_pixels(rows, columns, window.input_length, window.stride, window.scan)[
+        :, 0
+    ].numpy()
+    notes = (
+        images,
+        np.concatenate(labels),
+        np.concatenate(predictions),
+        pixels // columns,
+        pixels,
+        units,
+    )
+    return arrays | {
+        f"_{name}": np.asarray(values, np.int64) for name, values in zip(_NOTES, notes, strict=True)
+    }
 
 
 def _stored(arrays, about, path):
@@ -241,5 +333,11 @@ def _stored(arrays, about, path):
         return Trace(arrays, about)
     with checkpoint.explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(path, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}, {"about": json.dumps(about)}))
+    checkpoint.write(
+        path,
+        save(
+            {name: np.ascontiguousarray(values) for name, values in arrays.items()},
+            {"about": json.dumps(about)},
+        ),
+    )
     return Trace(path, about)

@@ -1,0 +1,29 @@
+"""One way to refuse a value: a sentence that names it, the rule and the remedy."""
+
+import math
+from numbers import Integral, Real
+
+
+def require(holds, name, value, rule, remedy=""):
+    """Raise ValueError "NAME is VALUE, but must be RULE; REMEDY." unless ``holds``."""
+    if not holds:
+        raise ValueError(f"{name} is {value!r}, but must be {rule}{remedy and '; ' + remedy}.")
+
+
+def whole(name, value, lowest=0, remedy=""):
+    """Refuse what is no whole number of at least ``lowest`` (ValueError)."""
+    holds = isinstance(value, Integral) and not isinstance(value, bool) and value >= lowest
+    require(holds, name, value, f"a whole number of at least {lowest}", remedy)
+
+
+def number(name, value, above=0.0, at_most=math.inf, remedy=""):
+    """Refuse what is no finite number above ``above`` and at most ``at_most`` (ValueError)."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    limit = "" if at_most == math.inf else f" and at most {at_most:g}"
+    holds = number and math.isfinite(value) and above < value <= at_most
+    require(holds, name, value, f"a number above {above:g}{limit}", remedy)
+
+
+def one_of(name, value, known, remedy=""):
+    """Refuse what is not among the ``known`` values (ValueError)."""
+    require(value in known, name, value, f"one of {', '.join(map(str, known))}", remedy)

@@ -1,0 +1,1 @@
+"""How a run is stored, executed, resumed and swept."""

@@ -1,0 +1,66 @@
+"""Do trained cells keep their constraints, and where do gate and voltage stand? One row a run and
+state, from weights and history.
+"""
+
+import math
+
+import pandas as pd
+
+STATES = ("initial", "best")
+
+
+def constraints(store, keys):
+    """Audit finished runs at initialisation and at their best validation.
+
+    Parameters
+    ----------
+    store : Store
+    keys : sequence of str
+        Runs whose cells have a K.
+
+    Returns
+    -------
+    DataFrame
+        label, seed, weights ("initial" or "best"), K_min, sign_violations (weights of W against
+        Dale's sign; nan without one), ei_ratio (sum of the excitatory over that of the inhibitory
+        weights), spectral_radius, and of 64 validation images the shares 0..1 ``saturated`` (z >
+        0.95 z_max) and ``outside`` (v outside [v_i, v_e]; nan without reversal potentials).
+
+    Raises
+    ------
+    ValueError
+        A run's cell has no conductances K.
+    """
+    rows = []
+    for run in store.runs(key=list(keys)).itertuples():
+        history = store.history(key=run.key)
+        for which, epoch in zip(STATES, (0.0, run.best_epoch), strict=True):
+            cell = store.load(run.key, which).cell
+            values = {name: value.detach() for name, value in cell.constrained().items()}
+            if "K" not in values:
+                raise ValueError(
+                    f"Run {run.key} is of {run.label}, which has no conductances K; audit runs of the conductance family."
+                )
+            W, now = (
+                values["W"],
+                history[history["epoch"] == epoch].set_index(["variable", "statistic"])["value"],
+            )
+            row = {
+                "label": run.label,
+                "seed": run.seed,
+                "weights": which,
+                "K_min": values["K"].min().item(),
+            }
+            row["sign_violations"] = (
+                math.nan if cell.signs is None else float((W * cell.signs < 0).sum())
+            )
+            row["ei_ratio"] = (W.clamp(min=0).sum() / -W.clamp(max=0).sum()).item()
+            row["spectral_radius"] = now.get(("W", "spectral_radius"), math.nan)
+            rows.append(
+                row
+                | {
+                    name: now.get((variable, name), math.nan)
+                    for variable, name in (("z", "saturated"), ("v", "outside"))
+                }
+            )
+    return pd.DataFrame(rows)
