@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lib import datasets
+from lib import checks, datasets
 
 CELLS: dict[str, type["Cell"]] = {}
 SOURCES: dict[str, str] = {}  # text of the user's own cells, by name; enters the key of their runs
@@ -161,19 +161,9 @@ def check_cell(spec):
         value out of range.
     """
     cell = get(spec.name)
-    if (
-        not isinstance(spec.hidden_size, int)
-        or isinstance(spec.hidden_size, bool)
-        or spec.hidden_size < 1
-    ):
-        raise ValueError(
-            f"hidden_size is {spec.hidden_size!r}, but must be a whole number of at least 1."
-        )
-    if spec.initialisation not in INITIALISATIONS:
-        raise ValueError(
-            f"initialisation is {spec.initialisation!r}, but must be one of {', '.join(INITIALISATIONS)}."
-        )
+    checks.whole("hidden_size", spec.hidden_size, 1)
     cell.check_options(spec.hidden_size, spec.options)
+    cell.check_initialisation(spec.initialisation, spec.options)
 
 
 INITIALISATIONS = ("balanced", "notes")
@@ -231,6 +221,7 @@ class Cell(nn.Module):
     ):
         super().__init__()
         self.check_options(hidden_size, options)
+        self.check_initialisation(initialisation, options)
         self.input_size, self.hidden_size, self.sequence_length = (
             input_size,
             hidden_size,
@@ -249,6 +240,23 @@ class Cell(nn.Module):
                 raise ValueError(
                     f"Cell {cls.name!r} has no option {option!r}; its options are: {has}."
                 )
+
+    @classmethod
+    def check_initialisation(cls, initialisation, options):
+        """Raise ValueError for a policy that is unknown, or in which an option has no meaning."""
+        checks.one_of("initialisation", initialisation, INITIALISATIONS)
+
+    @classmethod
+    def changed_options(cls, options):
+        """The options that differ from the defaults, numbers as floats: what enters a run's key."""
+        changed = {}
+        for option, value in options.items():
+            default = cls.defaults.get(option)
+            if type(value) is int and isinstance(default, float):
+                value = float(value)
+            if value != default or isinstance(value, bool):
+                changed[option] = value
+        return changed
 
     def initialise(self, initialisation, generator):
         """Create the parameters (`uniform` makes one)."""
@@ -517,21 +525,45 @@ class PlasticState(NamedTuple):
 
 
 class ConductanceCell(Cell):
-    """The conductance family.
+    """The conductance family; W q_t + P x_t + b is the drive.
 
         r = sigma(v_{t-1})
-        z_t = dt sigma(K r + P_z x_t + b_z)
-        v_t = (1 - z_t) v_{t-1} + dt (W q_t + P x_t + b)
+        z_t = z_max sigma(K r + P_z x_t + b_z)
+        v_t = (1 - z_t) v_{t-1} + dt (W q_t + P x_t + b)        drive = "dt"
+        v_t = (1 - z_t) v_{t-1} + z_t (W q_t + P x_t + b)       drive = "z"
         q_t = r without, U_t X_t r with short-term plasticity (which scales W only, never K)
 
-    Class attributes choose the member: ``weights`` says how W is made ("free"; "sign": s_j
-    exp(log_W); "reversal": v_e (K + C) and v_i (K + C) column blocks), ``stp`` adds Tsodyks-Markram
-    plasticity with one X and U a presynaptic unit, ``positive_K`` and ``positive_P_z`` hold K and
-    P_z as logarithms.
+    Tsodyks-Markram plasticity, one X and U a presynaptic unit (U, X, r of t - 1; d = stp_dt):
 
-        X_t = z_x + (1 - z_x) X - d U X r                     X_0 = 1 U_t = U_cap z_u + (1 - z_u) U
-        + d U_cap (1 - U) r     U_0 = U_cap     (U, X, r of t - 1; d = stp_dt) z_x, z_u = 0.001 +
-        0.099 sigma(c_x), sigma(c_u);  U_cap = 0.9 sigma(c_U)
+        X_t = z_x + (1 - z_x) X - d U X r                        X_0 = 1
+        U_t = U_cap z_u + (1 - z_u) U + d U_cap (1 - U) r        U_0 = U_cap
+        z_x, z_u = 0.001 + 0.099 sigma(c_x), sigma(c_u);  U_cap = 0.9 sigma(c_U)
+
+    Class attributes choose the member: ``weights`` says how W is made ("free"; "sign": s_j
+    exp(log_W); "reversal": v_e (K + C) and v_i (K + C) column blocks), ``stp`` adds plasticity,
+    ``positive_K`` and ``positive_P_z`` hold K and P_z as logarithms.
+
+    Options, each a change of one thing; the defaults are the notes' equations:
+
+    dt : float
+        In (0, 1]; 0.1.
+    drive : {"dt", "z"}
+        With "z" the voltage relaxes to its drive at the rate of its own conductance, as
+        C dv/dt = -g (v - v_inf) does.
+    z_max : float
+        Largest gate, in (0, 1]; "dt" stands for the value of dt.
+    gate_bias : {"chrono", "open"}
+        b_z as the initialisation gives it, or such that the gate starts at z_max / 2.
+    input_gate : {"positive", "free"}
+        P_z = exp(log_P_z), or of any sign. Where P_z is positive.
+    conductance_gain : float
+        Sum of a row of K at balanced initialisation; 1. Where K is positive.
+    readout : {"excitatory", "all"}
+        Units that are read out. Under Dale's law.
+    excitatory_fraction : float
+        Fraction of excitatory units; 0.5. Under Dale's law.
+    stp_dt : float
+        d, in (0, 1]; 1. With plasticity.
     """
 
     positive_K = positive_P_z = additive = True
@@ -547,47 +579,84 @@ class ConductanceCell(Cell):
         cls.variables = ("v", "r", "z", "X", "U") if cls.stp else ("v", "r", "z")
         cls.defaults = {
             "dt": 0.1,
-            **({"excitatory_fraction": 0.5} if cls.dale else {}),
+            "drive": "dt",
+            "z_max": "dt",
+            "gate_bias": "chrono",
+            **({"input_gate": "positive"} if cls.positive_P_z else {}),
+            **({"conductance_gain": 1.0} if cls.positive_K else {}),
+            **({"readout": "excitatory", "excitatory_fraction": 0.5} if cls.dale else {}),
             **({"stp_dt": 1.0} if cls.stp else {}),
+            **cls.__dict__.get("defaults", {}),
         }
 
     @classmethod
     def check_options(cls, hidden_size, options):
         super().check_options(hidden_size, options)
         for option, value in options.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
-                raise ValueError(
-                    f"{option} is {value!r}, but must be a number above 0 and at most 1."
-                )
+            if option in WORDS:
+                checks.one_of(option, value, WORDS[option])
+            elif option == "conductance_gain":
+                checks.number(option, value)
+            elif option in ("dt", "excitatory_fraction", "stp_dt"):
+                checks.number(option, value, at_most=1)
+            elif option == "z_max" and value != "dt":
+                checks.number(option, value, at_most=1)
         if cls.dale:
             fraction = options.get("excitatory_fraction", cls.defaults["excitatory_fraction"])
             excitatory = round(fraction * hidden_size)
+            kind = "excitatory" if excitatory < 1 else "inhibitory"
             if not 1 <= excitatory <= hidden_size - 1:
-                kind = "excitatory" if excitatory < 1 else "inhibitory"
                 raise ValueError(
-                    f"excitatory_fraction {fraction} of {hidden_size} hidden units leaves no {kind} unit, but Dale's law needs at "
-                    "least one of each; choose a fraction nearer to 0.5 or more units."
+                    f"excitatory_fraction {fraction} of {hidden_size} hidden units leaves no {kind} "
+                    "unit, but Dale's law needs at least one of each; choose a fraction nearer to "
+                    "0.5 or more units."
                 )
+
+    @classmethod
+    def check_initialisation(cls, initialisation, options):
+        super().check_initialisation(initialisation, options)
+        if initialisation == "notes" and options.get("conductance_gain", 1) != 1:
+            raise ValueError(
+                f"conductance_gain is {options['conductance_gain']!r}, but belongs to the balanced "
+                "initialisation; leave it out, or choose initialisation balanced."
+            )
+
+    @classmethod
+    def changed_options(cls, options):
+        changed = super().changed_options(options)
+        z_max = changed.pop("z_max", "dt")
+        if z_max not in ("dt", changed.get("dt", cls.defaults["dt"])):
+            changed["z_max"] = float(z_max) if type(z_max) is int else z_max
+        return changed
 
     @property
     def excitatory(self):
         return round(self.excitatory_fraction * self.hidden_size) if self.dale else None
 
     @property
-    def z_max(self):
-        return self.dt
+    def readout_size(self):
+        return self.excitatory if self.dale and self.readout != "all" else self.hidden_size
 
     def initialise(self, initialisation, generator):
         """Policies "notes" and "balanced"; the latter starts every gate unsaturated and every cell
         from an equal drive.
 
-        Balanced: K and C log-normal (sigma 0.5) with rows that sum to 1; W with the second moment
-        1/(3H) of the free cells' uniform weights, excitation and inhibition equal in the mean
-        (Rajan and Abbott 2006), and scaled up under plasticity by the efficacy U X at r = 1/2; P_z
-        log-normal with rows that sum to 1; b_z for time constants log-spaced from 2/dt to max(T,
-        4/dt) steps (chrono initialisation, Tallec and Ollivier 2018), in excitatory and inhibitory
-        units alike.
+        Balanced: K and C log-normal (sigma 0.5) with rows that sum to 1 (those of K to
+        conductance_gain); W with the second moment 1/(3H) of the free cells' uniform weights,
+        excitation and inhibition equal in the mean (Rajan and Abbott 2006), and scaled up under
+        plasticity by the efficacy U X at r = 1/2; P_z log-normal with rows that sum to 1.
+
+        b_z, chrono (Tallec and Ollivier 2018): z starts at 1/tau, so that z_max sigma(b_z) = 1/tau
+        and b_z = -ln(z_max tau - 1), with tau log-spaced from 2/dt to max(T, 4/dt) steps, in
+        excitatory and inhibitory units alike. With another z_max the time constants stay, and only
+        how far the gate can open beyond them changes; below dt, which puts 2/dt out of the gate's
+        reach, z_max takes the place of dt. "open": b_z = 0. In both the mean of K r at r = 1/2 is
+        taken off.
+
+        The same random numbers are drawn whatever the options, so that cells are paired.
         """
+        if self.z_max == "dt":
+            self.z_max = self.dt
         H, I, balanced = self.hidden_size, self.input_size, initialisation == "balanced"  # noqa: E741
 
         def logarithm(*shape, mean):  # log of a positive weight
@@ -606,11 +675,20 @@ class ConductanceCell(Cell):
                 self.uniform(H, low=0, high=1, generator=generator) for _ in range(3)
             )
         if self.positive_K:
-            self.log_K = logarithm(H, H, mean=1 / H)
+            self.log_K = logarithm(H, H, mean=self.conductance_gain / H)
         else:
             self.K = self.uniform(H, H, generator=generator)
         if self.positive_P_z:
-            self.log_P_z = logarithm(H, I, mean=1 / I)
+            log_P_z = logarithm(H, I, mean=1 / I)
+            if self.input_gate == "positive":
+                self.log_P_z = log_P_z
+            else:
+                # The same random numbers, made uniform in (0, 1) by their distribution function.
+                number = log_P_z.data
+                if balanced:
+                    normal = (number - math.log(1 / I) + SPREAD**2 / 2) / SPREAD
+                    number = torch.special.ndtr(normal)
+                self.P_z = nn.Parameter((2 * number - 1) / math.sqrt(H))
         else:
             self.P_z = self.uniform(H, I, generator=generator)
         # Expected second moment of each kind of W is 1/(3H) before the correction for efficacy.
@@ -627,22 +705,27 @@ class ConductanceCell(Cell):
                 )
         else:
             self.log_C = logarithm(H, H, mean=1 / H)
-            second_moment = 2 * (math.exp(SPREAD**2) + 1) / H**2  # of K + C
-            scale = gain / math.sqrt(3 * H * second_moment)
+            K_sum = self.conductance_gain if balanced else 1.0
+            moment = (K_sum**2 + 1) * math.exp(SPREAD**2) + 2 * K_sum  # of H (K + C)
+            scale = gain / math.sqrt(3 * H * (moment / H**2))
             for name in column:
                 value = math.log(scale * column[name]) if balanced else 1.0
                 setattr(self, f"log_v_{name}", nn.Parameter(torch.tensor(value)))
         self.b_z = self.uniform(H, low=0, high=1, generator=generator)
-        if balanced:
-            longest = max(self.sequence_length, 4 / self.dt)
-            groups = (self.excitatory, H - self.excitatory) if self.dale else (H,)
-            tau = torch.cat(
-                [torch.logspace(math.log10(2 / self.dt), math.log10(longest), n) for n in groups]
-            )
+        if balanced or self.gate_bias == "open":
             with torch.no_grad():
-                self.b_z.copy_(
-                    -torch.log(self.dt * tau - 1) - self.constrained()["K"].sum(1).mean() / 2
-                )
+                self.b_z.copy_(self._gate_bias() - self.constrained()["K"].sum(1).mean() / 2)
+
+    def _gate_bias(self):
+        """b_z (H,) before K r is taken off."""
+        if self.gate_bias == "open":
+            return torch.zeros(self.hidden_size)
+        step = min(self.dt, self.z_max)
+        ends = math.log10(2 / step), math.log10(max(self.sequence_length, 4 / step))
+        E = self.excitatory
+        groups = (E, self.hidden_size - E) if self.dale else (self.hidden_size,)
+        tau = torch.cat([torch.logspace(*ends, n) for n in groups])
+        return -torch.log(self.z_max * tau - 1)
 
     @torch.no_grad()
     def _efficacy(self):
@@ -653,6 +736,10 @@ class ConductanceCell(Cell):
 
     def _K(self):
         return self.log_K.exp() if self.positive_K else self.K
+
+    def _P_z(self):
+        free = not self.positive_P_z or self.input_gate == "free"
+        return self.P_z if free else self.log_P_z.exp()
 
     def _W(self, K):
         if self.weights == "free":
@@ -667,8 +754,7 @@ class ConductanceCell(Cell):
         )
 
     def input_weights(self):
-        P_z = self.log_P_z.exp() if self.positive_P_z else self.P_z
-        return torch.cat((P_z, self.P)), torch.cat((self.b_z, self.b))
+        return torch.cat((self._P_z(), self.P)), torch.cat((self.b_z, self.b))
 
     def recurrent_weights(self):
         K = self._K()
@@ -709,17 +795,25 @@ class ConductanceCell(Cell):
 
     def update(self, state, a, g, theta):
         gate, drive = self._products(a, g)
-        v = (1 - self.dt * torch.sigmoid(gate)) * state.v + self.dt * drive
+        z = self.z_max * torch.sigmoid(gate)
+        v = (1 - z) * state.v + (z if self.drive == "z" else self.dt) * drive
         return PlasticState(v, *self._plasticity(state, theta)[1:]) if self.stp else VoltageState(v)
 
     def saved(self, previous, state, signals, a, g, theta):
         return (torch.sigmoid(self._products(a, g)[0]),)
 
     def pullback(self, previous, state, signals, saved, adjoint, theta, transpose):
-        gate, r, dt = saved[0], signals[0], self.dt
-        grad_gate, grad_drive = -dt * previous.v * gate * (1 - gate) * adjoint.v, dt * adjoint.v
+        gate, r = saved[0], signals[0]
+        z = self.z_max * gate
+        if self.drive == "z":
+            # dv/dgate = z (1 - gate) (drive - v_{t-1}), and z (drive - v_{t-1}) is the step of v.
+            grad_gate = (state.v - previous.v) * (1 - gate) * adjoint.v
+            grad_drive = z * adjoint.v
+        else:
+            grad_gate = -self.z_max * previous.v * gate * (1 - gate) * adjoint.v
+            grad_drive = self.dt * adjoint.v
         grad_g = torch.cat((grad_gate, grad_drive), -1)
-        direct = (1 - dt * gate) * adjoint.v
+        direct = (1 - z) * adjoint.v
         if not self.stp:
             return VoltageState(direct + r * (1 - r) * transpose((grad_g,))[0]), None, grad_g, {}
         grad_r, grad_q = transpose((grad_gate, grad_drive))
@@ -744,7 +838,7 @@ class ConductanceCell(Cell):
     def observe(self, previous, state, a, g, theta):
         return {
             "r": torch.sigmoid(state.v),
-            "z": self.dt * torch.sigmoid(self._products(a, g)[0]),
+            "z": self.z_max * torch.sigmoid(self._products(a, g)[0]),
             **state._asdict(),
         }
 
@@ -757,7 +851,7 @@ class ConductanceCell(Cell):
             "K": K,
             "W": self._W(K),
             "P": self.P,
-            "P_z": self.input_weights()[0][: self.hidden_size],
+            "P_z": self._P_z(),
             "b": self.b,
             "b_z": self.b_z,
         }
@@ -766,6 +860,12 @@ class ConductanceCell(Cell):
         return values | self.pointwise()
 
 
+WORDS = {  # options that are words, and which
+    "drive": ("dt", "z"),
+    "gate_bias": ("chrono", "open"),
+    "input_gate": ("positive", "free"),
+    "readout": ("excitatory", "all"),
+}
 SPREAD = 0.5  # standard deviation of the logarithm of a positive weight at balanced initialisation
 
 

@@ -3,16 +3,18 @@ constraints promise.
 """
 
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import cells
+from lib import cells, recurrence
 from lib.cells import CELLS, names
 from lib.config import CellSpec
 from lib.recurrence import SequenceClassifier
+from lib.runs import sweep
 
 torch.set_num_threads(1)
 EVERY = names("all,dale")
@@ -55,7 +57,7 @@ def loop(cell, x):
         return h, trace
     free = cell.name == "cb_gru"
     K = p["K"] if free else p["log_K"].exp()
-    P_z = p["P_z"] if free else p["log_P_z"].exp()
+    P_z = p["P_z"] if free or cell.input_gate == "free" else p["log_P_z"].exp()
     dale, reversal, stp = (
         "dale" in cell.name,
         cell.name.endswith("dale_cb"),
@@ -85,10 +87,12 @@ def loop(cell, x):
             )
             q = U * X * r
             keep(X=X, U=U)
-        z = cell.dt * sigma(K @ r + P_z @ x_t + p["b_z"])
-        v = (1 - z) * v + cell.dt * (W @ q + p["P"] @ x_t + p["b"])
+        z_max = cell.dt if cell.z_max == "dt" else cell.z_max
+        z = z_max * sigma(K @ r + P_z @ x_t + p["b_z"])
+        rate = z if cell.drive == "z" else cell.dt
+        v = (1 - z) * v + rate * (W @ q + p["P"] @ x_t + p["b"])
         keep(v=v, z=z, r=sigma(v))
-    return v[:H_E] if dale else v, trace
+    return v[:H_E] if dale and cell.readout == "excitatory" else v, trace
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -107,13 +111,104 @@ def test_equals_loop_from_equations(name, initialisation):
             torch.testing.assert_close(trace[variable][i], torch.stack(values), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"dt": 0.3, "stp_dt": 0.1, "excitatory_fraction": 0.8}])
-def test_options_enter_the_equations(options):
-    m = model("stp_dale_cb", **options)
+# every option alone, and all that a cell has together
+OPTIONS = {
+    "dt": 0.3,
+    "drive": "z",
+    "z_max": 0.7,
+    "gate_bias": "open",
+    "input_gate": "free",
+    "conductance_gain": 3.5,
+    "readout": "all",
+    "excitatory_fraction": 0.8,
+    "stp_dt": 0.1,
+}
+CHANGED = [("stp_dale_cb", {option: value}) for option, value in OPTIONS.items()] + [
+    (name, {option: OPTIONS[option] for option in CELLS[name].defaults})
+    for name in names("design,cb_gru")
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CHANGED)
+def test_options_enter_the_equations(name, options):
+    m = model(name, **options)
     x = torch.randn(1, 9, 5, dtype=torch.float64)
-    y, _ = loop(m.cell, x[0])
-    assert m.readout.in_features == 5
-    torch.testing.assert_close(m(x)[0], m.readout.weight @ y + m.readout.bias, rtol=0, atol=1e-12)
+    logits, trace = m(x, record=True)
+    y, expected = loop(m.cell, x[0])
+    torch.testing.assert_close(logits[0], m.readout.weight @ y + m.readout.bias, rtol=0, atol=1e-12)
+    for variable, values in expected.items():
+        torch.testing.assert_close(trace[variable][0], torch.stack(values), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), CHANGED)
+def test_derivative_by_hand_equals_the_automatic_one(name, options):
+    cell, batch = model(name, **options).cell, 4
+    theta = {key: value.expand(batch, -1) for key, value in cell.pointwise().items()}
+    state = cell.initial_state(batch, theta)
+    previous = type(state)(*(field + 0.3 * torch.rand_like(field) for field in state))
+    (P, b), weights = cell.input_weights(), cell.recurrent_weights()
+    signals = cell.presynaptic(previous, theta)
+    a = tuple(signal @ w.mT for signal, w in zip(signals, weights, strict=True))
+    g = torch.randn(batch, 5, dtype=torch.float64) @ P.mT + b
+    state = cell.update(previous, a, g, theta)
+    adjoint = type(state)(*(torch.randn_like(field) for field in state))
+
+    def pulled(owner):
+        saved = owner.saved(cell, previous, state, signals, a, g, theta)
+        return owner.pullback(cell, previous, state, signals, saved, adjoint, theta, transposed)
+
+    def transposed(grad):
+        return tuple(x @ w for x, w in zip(grad, weights, strict=True))
+
+    by_hand, automatic = pulled(type(cell)), pulled(cells.Cell)
+    for found, expected in zip(by_hand[0], automatic[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(by_hand[2], automatic[2], rtol=0, atol=1e-12)
+    for key, expected in automatic[3].items():
+        torch.testing.assert_close(by_hand[3][key], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["stp_dale_cb", "cb_gru"])
+def test_options_on_the_fast_path(name, monkeypatch):
+    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    x, found = torch.randn(2, 5, 5), []
+    for backend in ("reference", "fast"):
+        m = model(name, backend=backend, **dict(CHANGED[9:])[name]).float()
+        logits, trace = m(x, record=True)
+        logits.square().sum().backward()
+        found.append({**trace, **{key: p.grad for key, p in m.named_parameters()}})
+    for key, expected in found[0].items():
+        torch.testing.assert_close(found[1][key], expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    scale=st.floats(0.1, 30),
+    z_max=st.floats(0.01, 1.0),
+    drive=st.sampled_from(["dt", "z"]),
+    name=st.sampled_from(["stp_dale_cb", "stp", "dale", "cb_gru"]),
+)
+def test_states_stay_in_range(seed, scale, z_max, drive, name):
+    m = model(name, z_max=z_max, drive=drive, seed=seed)
+    x = scale * torch.randn(3, 9, 5, dtype=torch.float64)
+    trace = {key: value.detach() for key, value in m(x, record=True)[1].items()}
+    assert (trace["z"] >= 0).all() and (trace["z"] <= z_max).all()
+    if "U" in trace:
+        q = trace["U"] * trace["X"]
+        assert (q >= 0).all() and (q <= 1).all() and (trace["X"] <= 1).all()
+        assert (trace["U"] >= m.cell.pointwise()["U_cap"]).all() and (trace["U"] <= 1).all()
+    if drive == "z":  # v is a running mean of its targets and of v_0 = 0
+        p = m.cell.constrained()
+        before = torch.cat((torch.zeros(3, 1, 6).double(), trace["v"][:, :-1]), 1)
+        sent = torch.sigmoid(before)
+        if "U" in trace:
+            sent = trace["U"] * trace["X"] * sent
+        target = sent @ p["W"].T + x @ p["P"].T + p["b"]
+        tolerance = 1e-12 * target.abs().max()
+        low = target.cummin(1).values.clamp(max=0) - tolerance
+        high = target.cummax(1).values.clamp(min=0) + tolerance
+        assert (trace["v"] >= low).all() and (trace["v"] <= high).all()
 
 
 @pytest.mark.parametrize(("name", "twin"), [("rnn", torch.nn.RNN), ("gru", torch.nn.GRU)])
@@ -240,6 +335,79 @@ def test_balanced_initialisation(name, fraction):
     )  # excitation and inhibition cancel in the mean
 
 
+def initial(name, initialisation="balanced", **options):
+    m = SequenceClassifier(name, 12, 48, 10, 256, initialisation=initialisation, **options)
+    return m.cell, {key: value.detach() for key, value in m.cell.constrained().items()}
+
+
+MOVED = {  # option, its value: what it may move
+    ("drive", "z"): (),
+    ("readout", "all"): (),
+    ("input_gate", "free"): ("P_z",),
+    ("gate_bias", "open"): ("b_z",),
+    ("z_max", 1.0): ("b_z",),
+    ("conductance_gain", 12.0): ("K", "W", "v_e", "v_i", "b_z"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "initialisation", "option", "value"),
+    [
+        (name, initialisation, option, value)
+        for name in names("design,cb_gru")
+        for initialisation in cells.INITIALISATIONS
+        for option, value in MOVED
+        if option in CELLS[name].defaults
+        and (initialisation, option) != ("notes", "conductance_gain")  # refused
+    ],
+)
+def test_an_option_moves_only_its_own_weights(name, initialisation, option, value):
+    _, plain = initial(name, initialisation)
+    _, changed = initial(name, initialisation, **{option: value})
+    assert plain.keys() == changed.keys()
+    differ = {key for key in plain if not torch.equal(plain[key], changed[key])}
+    assert differ <= set(MOVED[option, value])
+    if (initialisation, option) != ("notes", "z_max"):  # there b_z is U(0, 1) whatever the gate
+        assert differ or not MOVED[option, value]
+
+
+@pytest.mark.parametrize("z_max", [0.05, 0.1, 0.5, 1.0])
+def test_chrono_gates_start_at_one_over_tau(z_max):
+    cell, values = initial("dale_cb", z_max=z_max)
+    z = z_max * torch.sigmoid(values["b_z"] + values["K"].sum(1).mean() / 2)
+    shortest = 2 / min(z_max, cell.dt)
+    assert 1 / z.max().item() == pytest.approx(shortest, rel=1e-3)
+    assert 1 / z.min().item() == pytest.approx(256, rel=1e-3)
+
+
+@pytest.mark.parametrize("initialisation", cells.INITIALISATIONS)
+@pytest.mark.parametrize("name", names("design,cb_gru"))
+def test_open_gates_start_at_half_of_z_max(name, initialisation):
+    cell, values = initial(name, initialisation, gate_bias="open", z_max=0.8)
+    gate = values["K"] @ torch.full((48,), 0.5) + values["b_z"]  # all rates 1/2, a mean input
+    assert gate.mean().item() == pytest.approx(0, abs=1e-4)
+    assert cell.z_max == 0.8
+
+
+@pytest.mark.parametrize("name", names("design"))
+def test_gain_is_the_sum_of_a_row_of_K_and_leaves_gate_and_drive(name):
+    plain = initial(name)[1]
+    changed = initial(name, conductance_gain=12)[1]
+    assert changed["K"].sum(1).mean() == pytest.approx(12, rel=0.05)
+    gates = [(v["K"].sum(1).mean() / 2 + v["b_z"]) for v in (plain, changed)]
+    torch.testing.assert_close(*gates, rtol=0, atol=1e-5)
+    moments = [v["W"].square().mean().item() for v in (plain, changed)]
+    assert moments[1] == pytest.approx(moments[0], rel=0.1)
+    torch.testing.assert_close(changed["K"], 12 * plain["K"])
+
+
+def test_free_input_weights_of_the_gate_are_uniform():
+    for initialisation in cells.INITIALISATIONS:
+        P_z = initial("cb", initialisation, input_gate="free")[1]["P_z"] * math.sqrt(48)
+        assert -1 <= P_z.min() < -0.95 and 0.95 < P_z.max() <= 1
+        assert P_z.var() == pytest.approx(1 / 3, rel=0.1) and abs(P_z.mean()) < 0.1
+
+
 def test_notes_initialisation_is_the_notes():
     cell = SequenceClassifier("stp_dale_cb", 12, 48, 10, 256, initialisation="notes").cell
     for name in ("log_K", "log_C", "log_P_z", "b_z"):
@@ -280,13 +448,46 @@ def test_parameter_count_and_matching_size():
             CellSpec("cb", options={"excitatory_fraction": 0.5}),
             "has no option 'excitatory_fraction'; its options are: dt",
         ),
-        (CellSpec("cb", options={"dt": 0}), "dt is 0"),
+        (CellSpec("cb", options={"dt": 0}), "dt is 0, but must be a number above 0 and at most 1"),
+        (CellSpec("cb", options={"z_max": 1.5}), "z_max is 1.5, but must be a number above 0"),
+        (CellSpec("cb", options={"z_max": "big"}), "z_max is 'big'"),
+        (CellSpec("cb", options={"stp_dt": 0.1}), "has no option 'stp_dt'"),
+        (CellSpec("cb", options={"readout": "all"}), "has no option 'readout'"),
+        (CellSpec("cb_gru", options={"input_gate": "free"}), "has no option 'input_gate'"),
+        (CellSpec("cb_gru", options={"conductance_gain": 2}), "has no option 'conductance_gain'"),
+        (CellSpec("cb", options={"drive": "gate"}), "drive is 'gate', but must be one of dt, z."),
+        (CellSpec("cb", options={"drive": 1}), "drive is 1, but must be one of dt, z."),
+        (CellSpec("cb", options={"gate_bias": True}), "gate_bias is True, but must be one of"),
+        (CellSpec("cb", options={"input_gate": ["free"]}), "input_gate is ['free'], but"),
+        (CellSpec("dale", options={"readout": "none"}), "readout is 'none', but must be one of"),
+        (CellSpec("cb", options={"conductance_gain": 0}), "conductance_gain is 0, but must be"),
+        (CellSpec("cb", options={"conductance_gain": math.inf}), "conductance_gain is inf"),
+        (
+            CellSpec("cb", initialisation="notes", options={"conductance_gain": 12}),
+            "belongs to the balanced initialisation",
+        ),
         (CellSpec("cb", initialisation="best"), "initialisation is 'best'"),
     ],
 )
 def test_bad_cells_are_refused(spec, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         cells.check_cell(spec)
+
+
+def test_a_default_given_explicitly_changes_nothing():
+    for name in names("all,dale"):
+        assert CELLS[name].changed_options(CELLS[name].defaults) == {}
+    changed = CELLS["stp_dale"].changed_options
+    assert changed({"dt": 0.1, "stp_dt": 1, "z_max": 0.1, "drive": "dt"}) == {}
+    assert changed({"z_max": 0.3, "dt": 0.3}) == {"dt": 0.3}
+    assert repr(changed({"z_max": 1, "conductance_gain": 12})) == repr(
+        {"conductance_gain": 12.0, "z_max": 1.0}
+    )
+    explicit, plain = (
+        [c.key() for c in sweep.grid(cells="cb,stp_dale_cb", options=options)]
+        for options in ({"dt": 0.1, "z_max": 0.1, "readout": "excitatory"}, None)
+    )
+    assert explicit == plain
 
 
 def test_names_select_and_refuse():

@@ -124,11 +124,9 @@ def grid(
     task = Task(dataset, permuted, last_rows, data_seed, datasets.TEXTS.get(dataset))
     configs = []
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
-        own = {
-            option: value
-            for option, value in options.items()
-            if option in registry.get(name).defaults
-        }
+        kind = registry.get(name)
+        own = {option: value for option, value in options.items() if option in kind.defaults}
+        own = kind.changed_options(own)
         cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
         rate = rates[name] if name in rates else rates["default"]
         training = Training(epochs, batch_size, rate, clip_norm, validations_per_epoch)
