@@ -30,9 +30,9 @@ PARENTS = {
 def variants():
     known, texts = dict(cells.CELLS), dict(cells.SOURCES)
     yield {
-        name: path
-        for path in GRIDS.glob("*.py")
-        for name in cells.register_source(path.read_text("utf-8"))
+        name: stem
+        for stem in ("variants", "free_input")
+        for name in cells.register_source((GRIDS / f"{stem}.py").read_text("utf-8"))
     }
     for registry, before in ((cells.CELLS, known), (cells.SOURCES, texts)):
         registry.clear()
