@@ -659,14 +659,14 @@ class ConductanceCell(Cell):
             self.z_max = self.dt
         H, I, balanced = self.hidden_size, self.input_size, initialisation == "balanced"  # noqa: E741
 
-        def logarithm(*shape, mean):  # log of a positive weight
+        def logarithm(*shape, mean):  # of a positive weight
             if balanced:
-                return nn.Parameter(
-                    torch.randn(*shape, generator=generator) * SPREAD
-                    + math.log(mean)
-                    - SPREAD**2 / 2
-                )
-            return self.uniform(*shape, low=0, high=1, generator=generator)
+                normal = torch.randn(*shape, generator=generator)
+                return normal * SPREAD + math.log(mean) - SPREAD**2 / 2
+            return self.uniform(*shape, low=0, high=1, generator=generator).data
+
+        def holding(logarithm):
+            return nn.Parameter(self.held(logarithm))
 
         self.P = self.uniform(H, I, generator=generator)
         self.b = self.uniform(H, generator=generator)
@@ -675,16 +675,16 @@ class ConductanceCell(Cell):
                 self.uniform(H, low=0, high=1, generator=generator) for _ in range(3)
             )
         if self.positive_K:
-            self.log_K = logarithm(H, H, mean=self.conductance_gain / H)
+            self.log_K = holding(logarithm(H, H, mean=self.conductance_gain / H))
         else:
             self.K = self.uniform(H, H, generator=generator)
         if self.positive_P_z:
             log_P_z = logarithm(H, I, mean=1 / I)
             if self.input_gate == "positive":
-                self.log_P_z = log_P_z
+                self.log_P_z = holding(log_P_z)
             else:
                 # The same random numbers, made uniform in (0, 1) by their distribution function.
-                number = log_P_z.data
+                number = log_P_z
                 if balanced:
                     normal = (number - math.log(1 / I) + SPREAD**2 / 2) / SPREAD
                     number = torch.special.ndtr(normal)
@@ -698,19 +698,18 @@ class ConductanceCell(Cell):
         if self.weights == "free":
             self.W = nn.Parameter(self.uniform(H, H, generator=generator).data * gain)
         elif self.weights == "sign":
-            self.log_W = logarithm(H, H, mean=gain * math.exp(-(SPREAD**2) / 2) / math.sqrt(3 * H))
+            log_W = logarithm(H, H, mean=gain * math.exp(-(SPREAD**2) / 2) / math.sqrt(3 * H))
             if balanced:
-                self.log_W.data += torch.where(
-                    self.signs > 0, math.log(column["e"]), math.log(column["i"])
-                )
+                log_W += torch.where(self.signs > 0, math.log(column["e"]), math.log(column["i"]))
+            self.log_W = holding(log_W)
         else:
-            self.log_C = logarithm(H, H, mean=1 / H)
+            self.log_C = holding(logarithm(H, H, mean=1 / H))
             K_sum = self.conductance_gain if balanced else 1.0
             moment = (K_sum**2 + 1) * math.exp(SPREAD**2) + 2 * K_sum  # of H (K + C)
             scale = gain / math.sqrt(3 * H * (moment / H**2))
             for name in column:
                 value = math.log(scale * column[name]) if balanced else 1.0
-                setattr(self, f"log_v_{name}", nn.Parameter(torch.tensor(value)))
+                setattr(self, f"log_v_{name}", holding(torch.tensor(value)))
         self.b_z = self.uniform(H, low=0, high=1, generator=generator)
         if balanced or self.gate_bias == "open":
             with torch.no_grad():
@@ -734,31 +733,41 @@ class ConductanceCell(Cell):
         U = theta["U_cap"] * (theta["z_u"] + d * r) / (theta["z_u"] + d * theta["U_cap"] * r)
         return float((U * theta["z_x"] / (theta["z_x"] + d * U * r)).mean())
 
-    def _K(self):
-        return self.log_K.exp() if self.positive_K else self.K
+    def positive(self, weight):
+        """A positive weight from what holds it; another function needs its own `held`."""
+        return weight.exp()
 
-    def _P_z(self):
+    def held(self, logarithm):
+        """What holds a positive weight of the given logarithm."""
+        return logarithm
+
+    def gate_weights(self):
+        """K, (H, H)."""
+        return self.positive(self.log_K) if self.positive_K else self.K
+
+    def gate_input_weights(self):
+        """P_z, (H, I)."""
         free = not self.positive_P_z or self.input_gate == "free"
-        return self.P_z if free else self.log_P_z.exp()
+        return self.P_z if free else self.positive(self.log_P_z)
 
-    def _W(self, K):
+    def drive_weights(self, K):
+        """W, (H, H)."""
         if self.weights == "free":
             return self.W
         if self.weights == "sign":
-            W = self.log_W.exp()
+            W = self.positive(self.log_W)
             return torch.cat((W[:, : self.excitatory], -W[:, self.excitatory :]), 1)
         E = self.excitatory
-        conductance = K + self.log_C.exp()
-        return torch.cat(
-            (self.log_v_e.exp() * conductance[:, :E], -self.log_v_i.exp() * conductance[:, E:]), 1
-        )
+        v_e, v_i = self.positive(self.log_v_e), -self.positive(self.log_v_i)
+        conductance = K + self.positive(self.log_C)
+        return torch.cat((v_e * conductance[:, :E], v_i * conductance[:, E:]), 1)
 
     def input_weights(self):
-        return torch.cat((self._P_z(), self.P)), torch.cat((self.b_z, self.b))
+        return torch.cat((self.gate_input_weights(), self.P)), torch.cat((self.b_z, self.b))
 
     def recurrent_weights(self):
-        K = self._K()
-        W = self._W(K)
+        K = self.gate_weights()
+        W = self.drive_weights(K)
         return (K, W) if self.stp else (torch.cat((K, W)),)
 
     def pointwise(self):
@@ -846,17 +855,19 @@ class ConductanceCell(Cell):
         return state.v[..., : self.readout_size]
 
     def constrained(self):
-        K = self._K()
+        K = self.gate_weights()
         values = {
             "K": K,
-            "W": self._W(K),
+            "W": self.drive_weights(K),
             "P": self.P,
-            "P_z": self._P_z(),
+            "P_z": self.gate_input_weights(),
             "b": self.b,
             "b_z": self.b_z,
         }
         if self.weights == "reversal":
-            values |= {"C": self.log_C.exp(), "v_e": self.log_v_e.exp(), "v_i": -self.log_v_i.exp()}
+            values["C"] = self.positive(self.log_C)
+            values["v_e"] = self.positive(self.log_v_e)
+            values["v_i"] = -self.positive(self.log_v_i)
         return values | self.pointwise()
 
 

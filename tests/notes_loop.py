@@ -29,7 +29,7 @@ class NotesLoop(torch.nn.Module):
             x = pixels[:, start : start + input_length].T
             K = torch.exp(cell.log_K) if cell.positive_K else cell.K
             P_z = torch.exp(cell.log_P_z) if cell.positive_P_z else cell.P_z
-            W = cell._W(K)
+            W = cell.drive_weights(K)
             r = torch.sigmoid(v)
             presynaptic = r
             if cell.stp:

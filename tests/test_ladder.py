@@ -1,4 +1,6 @@
-"""The rungs between CB-GRU and the simple GRU: where they begin and end, and their derivative."""
+"""The cells beside options: the rungs between CB-GRU and the simple GRU, where they begin and end,
+and their derivative; softplus in place of exp; the floors.
+"""
 
 import itertools
 from pathlib import Path
@@ -22,7 +24,8 @@ RUNGS = [
 @pytest.fixture(autouse=True, scope="module")
 def registered():
     known, texts = dict(cells.CELLS), dict(cells.SOURCES)
-    cells.register_source((GRIDS / "ladder.py").read_text("utf-8"))
+    for stem in ("ladder", "repairs", "floors"):
+        cells.register_source((GRIDS / f"{stem}.py").read_text("utf-8"))
     yield
     for registry, before in ((cells.CELLS, known), (cells.SOURCES, texts)):
         registry.clear()
@@ -112,3 +115,41 @@ def test_unknown_words_are_refused_and_defaults_enter_no_key():
         for options in ({}, {"rate": "sigma", "read": "v", "drive": "dt"})
     ]
     assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("initialisation", cells.INITIALISATIONS)
+def test_softplus_starts_from_the_weights_of_dale_cb(initialisation):
+    soft, plain = (
+        model(name, initialisation=initialisation) for name in ("dale_cb_softplus", "dale_cb")
+    )
+    values = soft.cell.constrained()
+    for key, expected in plain.cell.constrained().items():
+        torch.testing.assert_close(values[key], expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(soft.cell.log_K, plain.cell.log_K)
+    torch.testing.assert_close(
+        torch.log1p(torch.exp(soft.cell.log_K)), soft.cell.constrained()["K"]
+    )
+    x = torch.randn(2, 9, 5, dtype=torch.float64)
+    torch.testing.assert_close(soft(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("drive", ["dt", "z"])
+def test_floors_leave_out_what_they_say(drive):
+    x = torch.randn(2, 9, 5, dtype=torch.float64)
+    for without, gone in (("none", ""), ("K", "K"), ("gate", "KP_z"), ("recurrence", "KP_zW")):
+        m = model("cb_floor", without=without, drive=drive)
+        p = {key: value.detach() for key, value in m.cell.constrained().items()}
+        assert all((p[key] == 0).all() == (key in gone) for key in ("K", "P_z", "W"))
+        if without == "none":
+            assert torch.equal(m(x), model("cb", drive=drive)(x))
+        tau = 1 / (m.cell.dt * torch.sigmoid(p["b_z"] + p["K"].sum(1).mean() / 2))
+        assert tau.min().item() == pytest.approx(20, rel=1e-3)
+    z = m.cell.dt * torch.sigmoid(p["b_z"])  # the bank: every unit on its own
+    v = torch.zeros(2, 6, dtype=torch.float64)
+    for x_t in x.unbind(1):
+        v = (1 - z) * v + (z if drive == "z" else 0.1) * (x_t @ p["P"].T + p["b"])
+    torch.testing.assert_close(m.states(x)[:, -1], v)
+    m(x).square().sum().backward()
+    assert (m.cell.W.grad == 0).all() and (m.cell.b_z.grad != 0).all()
+    with pytest.raises(ValueError, match="without is 'W', but must be one of none, K, gate"):
+        cells.check_cell(CellSpec("cb_floor", options={"without": "W"}))
