@@ -84,7 +84,7 @@ def register_source(text):
     ValueError
         The text does not run, or registers nothing.
     """
-    before = {**CELLS, **datasets.SOURCES}
+    before = {**CELLS, **datasets.DATASETS}
     public = {name: value for name, value in globals().items() if not name.startswith("_")}
     try:
         exec(compile(text, "<user's cells>", "exec"), {**public, "__name__": "user_cells"})
@@ -94,14 +94,14 @@ def register_source(text):
         ) from error
     found, sets = (
         [name for name, value in known.items() if before.get(name) is not value]
-        for known in (CELLS, datasets.SOURCES)
+        for known in (CELLS, datasets.DATASETS)
     )
     if not found + sets:
         raise ValueError(
             "The file of the user's own cells registers no cell; put @register above the class."
         )
     SOURCES.update(dict.fromkeys(found, text))
-    datasets.TEXTS.update(dict.fromkeys(sets, text))
+    datasets.SOURCES.update(dict.fromkeys(sets, text))
     return found
 
 

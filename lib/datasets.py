@@ -1,5 +1,5 @@
 """Image data sets, one stratified split each: embedded digits, MNIST and CIFAR-10 through
-torchvision, and a user's own.
+torchvision, and a user's own, as arrays or as a folder of images.
 
 Images stay uint8 on the compute device; a batch is an index selection that is normalised on the way
 out.
@@ -7,34 +7,42 @@ out.
 
 import hashlib
 import http.client
+import importlib
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from filelock import FileLock
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from lib import paths
+from lib.checks import require
 from lib.config import Task
-from lib.vision import torchvision_datasets
+
+if TYPE_CHECKING:
+    import torch
+
+# torch and scikit-learn are imported where they are needed: reading the rows of runs starts without
+# them.
 
 SPLITS = ("train", "validation", "test")
 DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is known of a data set without loading it."""
+class DatasetInfo:
+    """What is known of a data set without loading it.
+
+    ``read(folder)`` gives images and labels for training, or four values, with those for test.
+    """
 
     shape: tuple[int, int, int]  # channels, rows, columns
     class_names: tuple[str, ...]
-    read: Callable[
-        [Path], tuple
-    ]  # folder -> train images, train labels, official test images and labels (None: none)
+    read: Callable[[Path], tuple]
     demonstration: bool = False  # too small and too easy to conclude from; figures say so
 
     @property
@@ -51,10 +59,10 @@ class Dataset:
     """
 
     task: Task
-    images: dict[str, torch.Tensor]
-    labels: dict[str, torch.Tensor]
-    mean: torch.Tensor
-    std: torch.Tensor
+    images: dict[str, "torch.Tensor"]
+    labels: dict[str, "torch.Tensor"]
+    mean: "torch.Tensor"
+    std: "torch.Tensor"
     class_names: tuple[str, ...]
 
     @property
@@ -66,64 +74,98 @@ class Dataset:
         return tuple(self.images["train"].shape[1:])
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         return self.mean.device
 
-    def batch(self, split: str, index) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, split: str, index) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Normalised float32 images ``(..., channels, rows, columns)`` and labels ``(...,)`` for an
         ``index`` of any shape ``(...,)``.
         """
+        import torch
+
         index = torch.as_tensor(index, device=self.device)
         images = self.images[split][index].float()
-        return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]), self.labels[
-            split
-        ][index]
+        images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return images, self.labels[split][index]
 
 
 def names() -> list[str]:
     """Names of the known data sets, the embedded one first."""
-    return list(SOURCES)
+    return list(DATASETS)
 
 
-def source(name: str) -> Source:
-    """Look a data set up by name, without loading it."""
-    if name not in SOURCES:
-        raise ValueError(f"Unknown dataset {name!r}; known are {', '.join(SOURCES)}.")
-    return SOURCES[name]
+def get(name: str) -> DatasetInfo:
+    """What is known of a data set.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown; the sentence lists the known ones.
+    """
+    if name not in DATASETS:
+        raise ValueError(
+            f"Unknown dataset {name!r}; known are {', '.join(DATASETS)}. One of your own must be "
+            "registered in this process (--cells-from FILE, or register_dataset)."
+        )
+    return DATASETS[name]
+
+
+def is_demonstration(name: str) -> bool:
+    """Whether a data set is too small and too easy to conclude from, as the digits are."""
+    return name in DATASETS and DATASETS[name].demonstration
 
 
 def register_dataset(
     name: str, read: Callable[[Path], tuple], shape: tuple[int, int, int], class_names
 ) -> None:
-    """Add a user's own data set.
+    """Add a user's own data set; like `lib.cells.register` it acts on this process alone.
 
-    ``read(folder)`` returns four NumPy arrays, uint8 images ``(n, channels, rows, columns)`` and
-    integer labels for training and for test; with None, None for the test the split takes 20 % of
-    the training images for it. Like `cells.register` it acts on this process alone.
+    Parameters
+    ----------
+    name : str
+    read : callable
+        ``read(folder)``, of the folder of the data, returns images and labels for training, or four
+        values: those, and images and labels for test. Without the latter (two values, or None,
+        None) 20 % of the images of each class become the test set.
+
+        Images ``(n, channels, rows, columns)`` are whole numbers of 0..255, or fractions of 0..1,
+        which are stored in 256 levels. Labels are whole numbers from 0, ``(n,)`` or ``(n, 1)``, or
+        one-hot ``(n, classes)``. Arrays, lists, tensors and pandas columns will do.
+    shape : (channels, rows, columns)
+    class_names : sequence of str
+
+    Raises
+    ------
+    ValueError
+        An argument cannot be meant, or the name is that of a data set of the workbook.
     """
-    SOURCES[name] = Source(tuple(shape), tuple(class_names), read)
+    shape, class_names = tuple(shape), tuple(map(str, class_names))
+    remedy = "choose another name"
+    require(name not in _BUILT_IN, "name", name, "none of the workbook's own data sets", remedy)
+    sizes = len(shape) == 3 and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
+    require(sizes, f"shape of {name}", shape, "(channels, rows, columns) of the images")
+    several = len(set(class_names)) == len(class_names) > 1
+    require(several, f"class_names of {name}", class_names, "two or more different names")
+    DATASETS[name] = DatasetInfo(tuple(map(int, shape)), class_names, read)
+    SOURCES.pop(name, None)
 
 
 def check_task(task: Task) -> None:
     """Refuse a task that cannot be meant, before any file is read (ValueError)."""
-    rows = source(task.dataset).shape[1]
-    if not isinstance(task.permuted, bool):
-        raise ValueError(f"permuted is {task.permuted!r}, but must be true or false.")
-    if task.last_rows is not None and (
-        type(task.last_rows) is not int or not 1 <= task.last_rows <= rows
-    ):
-        raise ValueError(
-            f"last_rows is {task.last_rows!r}, but {task.dataset} has {rows} rows; choose 1 to {rows}, or None for all."
-        )
-    if type(task.data_seed) is not int or not 0 <= task.data_seed < 2**32:
-        raise ValueError(
-            f"data_seed is {task.data_seed!r}, but must be a whole number from 0 to 2**32 - 1."
-        )
+    rows = get(task.dataset).shape[1]
+    require(isinstance(task.permuted, bool), "permuted", task.permuted, "true or false")
+    last = task.last_rows
+    rule = f"a whole number from 1 to {rows}, the rows of {task.dataset}"
+    fits = last is None or (type(last) is int and 1 <= last <= rows)
+    require(fits, "last_rows", last, rule, "None keeps all")
+    seed = task.data_seed
+    whole = type(seed) is int and 0 <= seed < 2**32
+    require(whole, "data_seed", seed, "a whole number from 0 to 2**32 - 1")
 
 
 def image_shape(task: Task) -> tuple[int, int, int]:
     """(channels, rows, columns) of the images of a task, without loading it."""
-    channels, rows, columns = source(task.dataset).shape
+    channels, rows, columns = get(task.dataset).shape
     return channels, task.last_rows or rows, columns
 
 
@@ -139,44 +181,47 @@ def load(task: Task, data=None, device="cpu") -> Dataset:
     task : Task
     data : path, optional
         Folder of the files, laid out as torchvision does (``cifar-10-batches-py``, ``MNIST/raw``);
-        default `paths.data_dir`.
+        of an image folder, that folder itself. Default `paths.data_dir`.
     device : torch device
         Where the images are held.
 
     Raises
     ------
     ValueError
-        The task is invalid, a file is damaged (it is named), or the data are missing and cannot be
-        downloaded.
+        The task is invalid, a file is damaged (it is named), the data are missing and cannot be
+        downloaded, or a reader's arrays are not what they should be.
     """
+    import torch
+
     check_task(task)
-    origin = source(task.dataset)
-    images, labels, test_images, test_labels = origin.read(
-        Path(data or paths.data_dir()).expanduser()
-    )
-    _check_arrays(task.dataset, origin, images, labels)
-    rest, official = np.arange(len(labels)), test_images is not None
-    if official:
-        _check_arrays(task.dataset, origin, test_images, test_labels)
-    else:
-        rest, test = _split(rest, labels, 0.2, task.data_seed)
-        test_images, test_labels = images[test], labels[test]
-    train, validation = _split(rest, labels, 0.1 if official else 0.2, task.data_seed)
+    info = get(task.dataset)
+    folder = Path(data or paths.data_dir()).expanduser()
+    images, labels, *test = _read(task.dataset, info, folder)
+    rest = np.arange(len(labels))
+    share = 0.1 if test else 0.2
+    try:
+        if not test:
+            rest, held_out = _split(rest, labels, 0.2, task.data_seed)
+            test = images[held_out], labels[held_out]
+        train, validation = _split(rest, labels, share, task.data_seed)
+    except ValueError as error:
+        raise ValueError(
+            f"{task.dataset} holds {len(labels)} images of {info.classes} classes, too few for a "
+            "split in which every part has every class; ten images a class are enough."
+        ) from error
 
     arrays = {
         "train": (images[train], labels[train]),
         "validation": (images[validation], labels[validation]),
+        "test": test,
     }
-    arrays["test"] = test_images, test_labels
+    first = info.shape[1] - image_shape(task)[1]
     cropped = {
-        split: torch.as_tensor(x[:, :, -image_shape(task)[1] :]).contiguous()
-        for split, (x, _) in arrays.items()
+        split: torch.as_tensor(x[:, :, first:]).contiguous() for split, (x, _) in arrays.items()
     }
     if task.permuted:  # after cropping: a permutation of the pixels that are kept
-        _, _, rows, columns = cropped["train"].shape
-        order = torch.randperm(
-            rows * columns, generator=torch.Generator().manual_seed(task.data_seed)
-        )
+        pixels = cropped["train"][0, 0].numel()
+        order = torch.randperm(pixels, generator=torch.Generator().manual_seed(task.data_seed))
         cropped = {split: x.flatten(2)[..., order].view_as(x) for split, x in cropped.items()}
     mean, std = _moments(cropped["train"])
     return Dataset(
@@ -188,11 +233,13 @@ def load(task: Task, data=None, device="cpu") -> Dataset:
         },
         mean.to(device),
         std.to(device),
-        origin.class_names,
+        info.class_names,
     )
 
 
 def _split(index, labels, share, seed):
+    from sklearn.model_selection import train_test_split
+
     return train_test_split(index, test_size=share, stratify=labels[index], random_state=seed)
 
 
@@ -200,45 +247,119 @@ def _moments(images):
     """Mean and standard deviation of every channel, from integer counts: exact whatever the number
     of threads.
     """
+    import torch
+
     levels, moments = np.arange(256.0), []
     for channel in images.numpy().swapaxes(0, 1):
-        counts = sum(
-            np.bincount(part.ravel(), minlength=256)
-            for part in np.array_split(channel, len(channel) // 1000 + 1)
-        )
+        parts = np.array_split(channel, len(channel) // 1000 + 1)
+        counts = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
         mean = counts @ levels / counts.sum()
-        moments.append(
-            (mean, np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()) or 1.0)
-        )  # a constant channel is only centred
+        std = np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())
+        moments.append((mean, std or 1.0))  # a constant channel is only centred
     return torch.tensor(moments, dtype=torch.float32).unbind(1)
 
 
-def _check_arrays(name, origin, images, labels):
-    if (
-        images.dtype != np.uint8
-        or tuple(images.shape[1:]) != origin.shape
-        or len(images) != len(labels)
-    ):
-        raise ValueError(
-            f"{name} holds {images.dtype} images of shape {tuple(images.shape)} and {len(labels)} labels, but must hold uint8 images "
-            f"of shape (n, {', '.join(map(str, origin.shape))}) and n labels."
-        )
-    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < origin.classes:
-        raise ValueError(
-            f"{name} must hold whole labels from 0 to {origin.classes - 1}, but they range over {np.unique(labels)[[0, -1]].tolist()}."
-        )
+# --- what readers return
 
 
-# --- the data sets
+def _read(name, info, folder):
+    """Images and labels for training, and for test where there are any, as uint8 and int64."""
+    try:
+        made = info.read(folder)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # whatever goes wrong in a user's reader
+        raise ValueError(
+            f"{name} cannot be read from {folder} ({type(error).__name__}: {error}); mend its "
+            "reader, or name the folder that holds its files (--data, or WORKBOOK_DATA)."
+        ) from error
+    made = list(made) if isinstance(made, tuple | list) else [made]
+    if len(made) == 4 and made[2] is None and made[3] is None:
+        made = made[:2]
+    if len(made) not in (2, 4) or any(part is None for part in made):
+        raise ValueError(
+            f"The reader of {name} returns {', '.join(type(part).__name__ for part in made)}, but "
+            "must return images and labels, or images, labels, test images and test labels."
+        )
+    arrays = []
+    for images, labels, of in zip(made[::2], made[1::2], ("training", "test"), strict=False):
+        what = f"of the {of} set of {name}"
+        arrays += [_images(images, info, what), _labels(labels, info, what)]
+        if not len(arrays[-2]) == len(arrays[-1]) > 0:
+            raise ValueError(
+                f"There are {len(arrays[-2])} images and {len(arrays[-1])} labels {what}, but there "
+                "must be one label an image, and at least one; a test set may be left out."
+            )
+    absent = set(range(info.classes)) - set(arrays[1].tolist())
+    if absent:
+        raise ValueError(
+            f"No image of the training set of {name} is of class {info.class_names[min(absent)]!r};"
+            " leave it out of class_names, or add images of it."
+        )
+    return arrays
+
+
+def _array(values, what):
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # of a ragged list, of a tensor on a GPU
+        raise ValueError(f"The {what} are no array: {error}.") from error
+
+
+def _images(values, info, what):
+    images = _array(values, f"images {what}")
+    if images.shape[1:] != info.shape:
+        raise ValueError(
+            f"The images {what} have the shape {images.shape}, but must have the shape "
+            f"(n, {', '.join(map(str, info.shape))}): n, channels, rows, columns."
+        )
+    if images.dtype == np.uint8 or not images.size:
+        return np.require(images, np.uint8, ["C", "W"])  # torch wants writable memory
+    numeric = images.dtype.kind in "buif"
+    low, high = (float(images.min()), float(images.max())) if numeric else (np.nan, np.nan)
+    if images.dtype.kind in "bf" and 0 <= low and high <= 1:
+        return np.rint(images * np.float32(255)).astype(np.uint8)
+    if 0 <= low and high <= 255 and (images == np.rint(images)).all():
+        return images.astype(np.uint8)
+    raise ValueError(
+        f"The images {what} are {images.dtype} from {low:g} to {high:g}, but must be whole numbers "
+        "of 0..255 (uint8), or fractions of 0..1."
+    )
+
+
+def _labels(values, info, what):
+    labels = _array(values, f"labels {what}")
+    given = f"The labels {what} are {labels.dtype} of shape {labels.shape}"
+    one_hot = labels.ndim == 2 and labels.shape[1] == info.classes and labels.dtype.kind in "buif"
+    if one_hot and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all():
+        return labels.argmax(1)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or (labels.dtype.kind not in "bui" and labels.size):
+        raise ValueError(
+            f"{given}, but must be whole labels (n,) from 0 to {info.classes - 1}, or one-hot "
+            f"(n, {info.classes})."
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < info.classes:
+        raise ValueError(
+            f"{given} and range from {labels.min()} to {labels.max()}, but must be labels from 0 "
+            f"to {info.classes - 1}: one for each of {', '.join(info.class_names)}."
+        )
+    return labels.astype(np.int64)
+
+
+# --- the data sets of the workbook
 
 
 def _read_digits(folder):
     """scikit-learn's digits, 8 x 8 with values 0..16: enlarged to 16 x 16 (nearest), values 0..240;
     nothing is read from ``folder``.
     """
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
-    return images[:, None], digits.target, None, None
+    return images[:, None], digits.target
 
 
 def _read_cifar10(folder):
@@ -246,14 +367,12 @@ def _read_cifar10(folder):
     them, a pickle, is opened.
     """
     cifar = torchvision_datasets().CIFAR10
-    checksums = dict(
-        [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
-    )
+    files = [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
     base = folder / cifar.base_folder
 
     def missing():
-        _check_hashes(base, checksums)
-        return [name for name in checksums if not (base / name).exists()]
+        _check_hashes(base, files)
+        return [name for name, _ in files if not (base / name).exists()]
 
     if missing():
         _download("cifar10", cifar, folder, f"{base}, from {cifar.url}", missing)
@@ -264,14 +383,26 @@ def _read_cifar10(folder):
     return parts
 
 
-def _check_hashes(base, checksums):
-    for name, expected in checksums.items():
-        if (base / name).exists() and (
-            found := hashlib.md5((base / name).read_bytes(), usedforsecurity=False).hexdigest()
-        ) != expected:
+def _check_hashes(base, files):
+    for name, expected in files:
+        if not (base / name).exists():
+            continue
+        found = hashlib.md5(_content(base / name), usedforsecurity=False).hexdigest()
+        if found != expected:
             raise ValueError(
-                f"{base / name} is damaged (md5 {found}, published {expected}); delete it, so that it is downloaded again."
+                f"{base / name} is damaged (md5 {found}, published {expected}); delete it, so that "
+                "it is downloaded again."
             )
+
+
+def _content(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); it must be a file that you may read: move "
+            "what is there away, so that it is downloaded again, or change its permissions."
+        ) from error
 
 
 def _read_mnist(folder):
@@ -280,10 +411,9 @@ def _read_mnist(folder):
     """
     mnist = torchvision_datasets().MNIST
     raw = folder / "MNIST" / "raw"
-    parts = (("train", 60_000), ("t10k", 10_000))
     files = [
         (raw / f"{part}-{kind}-ubyte", n)
-        for part, n in parts
+        for part, n in (("train", 60_000), ("t10k", 10_000))
         for kind in ("images-idx3", "labels-idx1")
     ]
 
@@ -301,17 +431,16 @@ def _read_idx(path, n):
     """
     sizes = (n, 28, 28) if "images" in path.name else (n,)
     header = struct.pack(f">{1 + len(sizes)}i", 0x0800 + len(sizes), *sizes)
-    content = path.read_bytes()
+    content = _content(path)
+    length = len(header) + np.prod(sizes)
     if not content.startswith(header):
         problem = "its header is not that of MNIST"
-    elif len(content) != len(header) + np.prod(sizes):
-        problem = f"it holds {len(content)} bytes, not {len(header) + np.prod(sizes)}"
+    elif len(content) != length:
+        problem = f"it holds {len(content)} bytes, not {length}"
     elif len(sizes) == 1 and max(content[len(header) :]) > 9:
         problem = f"it holds the label {max(content[len(header) :])}, not only 0 to 9"
     else:
-        values = np.frombuffer(
-            bytearray(content), np.uint8, offset=len(header)
-        )  # a bytearray: torch wants writable memory
+        values = np.frombuffer(content, np.uint8, offset=len(header))
         return values.reshape(n, 1, 28, 28) if len(sizes) == 3 else values
     raise ValueError(f"{path} is damaged: {problem}; delete it, so that it is downloaded again.")
 
@@ -319,31 +448,65 @@ def _read_idx(path, n):
 def _download(name, torchvision_class, folder, where, missing):
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(
-            folder / f".{name}.lock"
-        ):  # runs start side by side, and one download is enough
+        # Runs start side by side, and one download is enough.
+        with FileLock(folder / f".{name}.lock"):
             if missing():
                 torchvision_class(folder, download=True)
                 if missing():
                     raise RuntimeError("the download is incomplete")
     except DOWNLOAD_ERRORS as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ValueError(
-            f"{name} lacks {', '.join(missing())} and could not be downloaded ({reason}); put the extracted files into {where}, "
-            "or name the folder that holds them (--data, or WORKBOOK_DATA)."
+            f"{folder} lacks {', '.join(missing())}, which could not be downloaded ({reason}); put "
+            f"the extracted files into {where}, or name the folder that holds them (--data, or "
+            "WORKBOOK_DATA)."
         ) from error
 
 
-SOURCES = {
-    "digits": Source((1, 16, 16), tuple("0123456789"), _read_digits, demonstration=True),
-    "mnist": Source((1, 28, 28), tuple("0123456789"), _read_mnist),
-    "cifar10": Source(
-        (3, 32, 32),
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        _read_cifar10,
-    ),
-}
+def torchvision_datasets():
+    """Import ``torchvision.datasets``, repairing the import only where it is broken.
 
-TEXTS: dict[
-    str, str
-] = {}  # text that registered a user's own data set, by name; set by `lib.cells.register_source`
+    torchvision's CUDA wheel cannot load its library beside a CPU build of torch; its import then
+    fails with ``operator torchvision::nms does not exist``, although data sets need no operator.
+    Where torchvision loads natively nothing is defined.
+
+    Returns
+    -------
+    module
+        ``torchvision.datasets``.
+
+    Raises
+    ------
+    RuntimeError, ImportError
+        The import fails for another reason than the missing operators.
+    """
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error) or "does not exist" not in str(error):
+            raise
+    # The failed import leaves submodules that belong to a package which no longer exists.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _missing_schemas()
+    return importlib.import_module("torchvision.datasets")
+
+
+@cache  # the schemas live as long as the Library object, and may be defined only once
+def _missing_schemas():
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+_CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+_BUILT_IN = {
+    "digits": DatasetInfo((1, 16, 16), tuple("0123456789"), _read_digits, demonstration=True),
+    "mnist": DatasetInfo((1, 28, 28), tuple("0123456789"), _read_mnist),
+    "cifar10": DatasetInfo((3, 32, 32), tuple(_CIFAR10_CLASSES.split()), _read_cifar10),
+}
+DATASETS = dict(_BUILT_IN)
+SOURCES = {}  # name of a user's own data set -> text that registers it, part of the keys of its runs

@@ -71,7 +71,7 @@ def check(config):
         One sentence that names the value, the rule and the remedy.
     """
     task, window, training = config.task, config.window, config.training
-    if task.source is not None and datasets.TEXTS.get(task.dataset) != task.source:
+    if task.source is not None and datasets.SOURCES.get(task.dataset) != task.source:
         cells.register_source(task.source)
     datasets.check_task(task)
     windows.check_window(
@@ -110,7 +110,7 @@ def build(config, *, backend="reference", seeds=None, device="cpu"):
         cell.name,
         channels * window.input_length,
         cell.hidden_size,
-        datasets.source(config.task.dataset).classes,
+        datasets.get(config.task.dataset).classes,
         windows.sequence_length(rows, columns, window.input_length, window.stride),
         seed=config.seed,
         seeds=seeds,

@@ -65,9 +65,8 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
         )
         part["train_accuracy"] = accuracy + 0.02 * rise
         part["validation_loss"], part["train_loss"] = 2.3 - 1.6 * accuracy, 2.3 - 1.7 * accuracy
-        part = part.assign(
-            gradient_norm=1 + rise, **{name: getattr(row, name) for name in CONFIGURATION}
-        )
+        part = part.assign(gradient_norm=1 + rise, key=row.key)
+        part = part.merge(frame[list(CONFIGURATION)], on="key")
         parts.append(
             part.assign(rate=row.learning_rate * (1 + np.cos(np.pi * epoch / row.epochs)) / 2)
         )
@@ -153,6 +152,8 @@ CONFIGURATION = (
         "convention",
         "window",
         "sequence_length",
+        "image_shape",
+        "class_names",
     ),
     *(
         "cell",
@@ -211,6 +212,8 @@ def _run(name, shape, seed, changed):
         "convention": ", ".join(windows.conventions(length, stride)),
         "window": shape,
         "sequence_length": (1024 - length) // stride + 1,
+        "image_shape": (3, 32, 32),
+        "class_names": tuple("0123456789"),
         "cell": name,
         "label": label,
         "seed": seed,

@@ -10,13 +10,18 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lib import datasets, vision
-from lib.config import Task
+from lib import datasets
+from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.explore import explorer
+from lib.figures import plots
 from lib.paths import data_dir, project_root
+from lib.runs import run
+from lib.runs.store import Store
 
 
 def real_cifar10():
@@ -64,7 +69,7 @@ def small_cifar10(tmp_path, monkeypatch):
     for name, content in files.items():
         (base / name).write_bytes(content)
     sums = [[name, md5(content).hexdigest()] for name, content in files.items()]
-    cifar = vision.torchvision_datasets().CIFAR10
+    cifar = datasets.torchvision_datasets().CIFAR10
     monkeypatch.setattr(cifar, "train_list", sums[:5])
     monkeypatch.setattr(cifar, "test_list", sums[5:6])
     monkeypatch.setattr(
@@ -223,7 +228,7 @@ def own(labels, shape=(1, 4, 6), dtype=np.uint8):
 
 
 def test_own_data_set_is_split_like_the_digits(monkeypatch):
-    monkeypatch.setattr(datasets, "SOURCES", dict(datasets.SOURCES))
+    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
     datasets.register_dataset("own", own([0, 1] * 50), (1, 4, 6), ("left", "right"))
     data = datasets.load(Task("own", last_rows=2))
     assert [len(y) for y in data.labels.values()] == [64, 16, 20]
@@ -234,6 +239,57 @@ def test_own_data_set_is_split_like_the_digits(monkeypatch):
     )
 
 
+PIXELS = np.random.default_rng(1).integers(0, 256, (100, 1, 4, 6))
+PIXELS[0, 0, 0, :2] = 0, 255
+HALF = np.arange(100) % 2
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (PIXELS.astype(np.uint8), HALF[:, None]),  # as Keras gives them
+        (PIXELS.astype(">i4"), HALF.astype(">i8")),  # as of IDX and HDF5 files
+        (PIXELS.astype(np.float64), np.eye(2)[HALF]),
+        ((PIXELS / 255).astype(np.float32), HALF.astype(bool)),
+        (PIXELS.tolist(), HALF.tolist()),
+        (list(PIXELS), pd.Series(HALF)),
+        (torch.as_tensor(PIXELS), torch.as_tensor(HALF)),
+        (PIXELS.astype(np.uint8)[::-1][::-1], HALF.astype(np.uint8)),
+    ],
+)
+def test_what_readers_return_is_converted(monkeypatch, images, labels):
+    monkeypatch.setattr(datasets, "DATASETS", {})
+    datasets.register_dataset("own", lambda folder: (images, labels), (1, 4, 6), ("a", "b"))
+    split_off = datasets.load(Task("own"))
+    assert {split: len(y) for split, y in split_off.labels.items()} == {
+        "train": 64,
+        "validation": 16,
+        "test": 20,
+    }
+    made = images, labels, images, labels
+    datasets.register_dataset("own", lambda folder: made, (1, 4, 6), ("a", "b"))
+    test = datasets.load(Task("own"))
+    assert test.images["test"].dtype == torch.uint8 and test.labels["test"].dtype == torch.int64
+    assert (test.images["test"].numpy() == PIXELS).all()
+    assert (test.labels["test"].numpy() == HALF).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digits", None, (1, 8, 8), "ab"), "name is 'digits'"),
+        (("own", None, (8, 8), "ab"), r"shape of own is \(8, 8\).*channels, rows, columns"),
+        (("own", None, (1, 8, 0), "ab"), "shape of own"),
+        (("own", None, (1, 8, 8), ["a"]), "two or more different names"),
+        (("own", None, (1, 8, 8), ["a", "a"]), "two or more different names"),
+    ],
+)
+def test_a_data_set_that_cannot_be_registered(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        datasets.register_dataset(*arguments)
+    assert "own" not in datasets.names()
+
+
 @pytest.mark.parametrize(
     ("read", "words"),
     [
@@ -241,13 +297,24 @@ def test_own_data_set_is_split_like_the_digits(monkeypatch):
         (own([0, -1] * 50), "labels from 0 to 1"),
         (own([0.0, 1.0] * 50), "whole labels"),
         (own([0, 1] * 50, shape=(4, 6)), r"shape \(n, 1, 4, 6\)"),
-        (own([0, 1] * 50, dtype=np.float32), "uint8"),
+        (own([0] * 100), "No image .* 'right'"),
+        (own([0, 1] * 2), "4 images of 2 classes, too few"),
+        (own([]), "0 images and 0 labels"),
+        (lambda folder: None, "returns NoneType"),
+        (lambda folder: own([0, 1] * 50)(folder)[:3], "returns ndarray, ndarray, NoneType"),
+        (lambda folder: (PIXELS / 100, HALF), "float64 from 0 to 2.55"),
+        (lambda folder: (PIXELS - 200.0, HALF), "float64 from -200 to 55"),
+        (lambda folder: (PIXELS[:-1], HALF), "99 images and 100 labels of the training set"),
+        (lambda folder: ([*PIXELS[:-1], HALF], HALF), "images .* no array"),
+        (lambda folder: (PIXELS, HALF, PIXELS[:0], HALF[:0]), "0 labels of the test set"),
+        (lambda folder: (PIXELS, np.array(list("ab") * 50)), "<U1 of shape"),
+        (lambda folder: 1 / 0, "own cannot be read from .*ZeroDivisionError.*--data"),
+        (lambda folder: open("/nowhere/own.npz"), "own cannot be read .*/nowhere/own.npz"),
     ],
 )
 def test_own_data_set_that_is_not_what_it_says(monkeypatch, read, words):
-    monkeypatch.setattr(
-        datasets, "SOURCES", {"own": datasets.Source((1, 4, 6), ("left", "right"), read)}
-    )
+    monkeypatch.setattr(datasets, "DATASETS", {})
+    datasets.register_dataset("own", read, (1, 4, 6), ("left", "right"))
     with pytest.raises(ValueError, match=words):
         datasets.load(Task("own"))
 
@@ -416,10 +483,10 @@ def guard(monkeypatch, outcomes, modules=()):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(vision, "importlib", SimpleNamespace(import_module=import_module))
-    monkeypatch.setattr(vision, "sys", SimpleNamespace(modules=modules))
-    monkeypatch.setattr(vision, "_missing_schemas", lambda: defined.append(True))
-    return vision.torchvision_datasets(), defined, list(modules)
+    monkeypatch.setattr(datasets, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(datasets, "sys", SimpleNamespace(modules=modules))
+    monkeypatch.setattr(datasets, "_missing_schemas", lambda: defined.append(True))
+    return datasets.torchvision_datasets(), defined, list(modules)
 
 
 def test_guard_does_nothing_where_torchvision_loads(monkeypatch):
@@ -462,6 +529,65 @@ def test_guard_passes_other_failures_on(monkeypatch, failure):
 
 
 def test_guard_here():
-    first = vision.torchvision_datasets()
-    assert first is vision.torchvision_datasets() and Path(first.__file__).parent.name == "datasets"
+    first = datasets.torchvision_datasets()
+    assert (
+        first is datasets.torchvision_datasets() and Path(first.__file__).parent.name == "datasets"
+    )
     assert torch.ops.torchvision.nms.default.name() == "torchvision::nms"
+
+
+# --- after the training, where nobody registers the data set again
+
+SIGNALS = """
+import numpy as np
+from lib.datasets import register_dataset
+
+def read(folder):
+    if not folder.name == "signals":
+        raise ValueError(f"no file {folder / 'signals.npz'}")
+    made = np.random.default_rng(0).integers(0, 256, (100, 1, 2, 16))
+    return made, np.arange(100) % 4
+
+register_dataset("signals", read, (1, 2, 16), class_names=("up", "down", "rest", "noise"))
+"""
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A store of one run on a data set that this process does not know any more."""
+    for name in ("DATASETS", "SOURCES"):
+        monkeypatch.setattr(datasets, name, dict(getattr(datasets, name)))
+    config = RunConfig(
+        Task("signals", source=SIGNALS), Window(), CellSpec("cb", 2), Training(1, 20)
+    )
+    (tmp_path / "signals").mkdir()
+    run.execute(config, Store(tmp_path), data=tmp_path / "signals", backend="reference")
+    del datasets.DATASETS["signals"], datasets.SOURCES["signals"]
+    return Store(tmp_path)
+
+
+def test_a_run_holds_what_reading_needs_of_its_data_set(trained):
+    (row,) = trained.runs().itertuples()
+    assert row.image_shape == (1, 2, 16)
+    assert row.class_names == ("up", "down", "rest", "noise")
+    for frame in (trained.runs(), trained.curves()):
+        assert plots.chance(frame) == 25 and "Data: signals" in plots.caption(frame)
+    trained.pack([row.key], "bundle")
+    assert Store(trained.root / "bundle").runs().class_names[0] == row.class_names
+    assert explorer.WindowControls(trained).task == "signals"
+    assert explorer.CurveExplorer(trained).frame is not None
+    assert "signals" not in datasets.names()
+
+
+def test_an_explorer_says_that_the_images_are_not_at_hand_and_shows_the_rest(trained):
+    away = explorer.TraceExplorer(trained, data=trained.root)
+    assert "The images of signals are not at hand" in away.message.value
+    away.set(view="parameters over training")
+    assert away.frame is not None
+    here = explorer.TraceExplorer(trained, data=trained.root / "signals")
+    assert here.frame is not None and here.data.class_names[1] == "down"
+
+
+def test_runs_from_before_their_data_set_was_stored_with_them_take_it_from_the_registry():
+    runs = Store(project_root() / "results" / "cifar10" / "grid").runs()
+    assert set(runs.image_shape) == {(3, 32, 32)} and plots.chance(runs) == 10

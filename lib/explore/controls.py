@@ -176,7 +176,7 @@ class WindowControls:
         first = self.templates[0].window if self.templates else Window()
         names = sorted(
             self.tasks,
-            key=lambda name: not datasets.source(self.tasks[name][0].dataset).demonstration,
+            key=lambda name: not datasets.is_demonstration(self.tasks[name][0].dataset),
         )
         self.controls = {
             "task": dropdown("Data set", names),
@@ -202,7 +202,7 @@ class WindowControls:
             [(c.window.input_length, c.window.stride) for c in self.templates],
         )
         held = {*zip(runs["input_length"], runs["stride"], strict=True), *own}
-        columns = datasets.image_shape(self.tasks[self.task][0])[2]
+        columns = self.image_shape[2]
         offer(
             self.controls["input_length"],
             [(f"{n} pixels", int(n)) for n in sorted({*lengths(columns), *(n for n, _ in held)})],
@@ -229,6 +229,20 @@ class WindowControls:
     def task(self):
         """Name of the chosen task; ``tasks`` has its (Task, scan)."""
         return self.controls["task"].value
+
+    def _time(self, configs):
+        cached = SimpleNamespace(runs=lambda state: self.frames.done)
+        try:
+            return sweep.duration(sweep.estimate(configs, cached))
+        except ValueError:  # a data set of one's own, which this process does not know
+            return "unknown"
+
+    @property
+    def image_shape(self):
+        """(channels, rows, columns) of the chosen task, as its runs hold it."""
+        runs = self.frames.runs
+        held = runs.loc[runs["task"] == self.task, "image_shape"].dropna()
+        return held.iloc[0] if len(held) else datasets.image_shape(self.tasks[self.task][0])
 
     @property
     def window(self):
@@ -272,15 +286,16 @@ class WindowControls:
         has = f"{len(found)} finished runs" if len(found) else "not run"
         if missing:
             names = ", ".join(dict.fromkeys(config.cell.name for config in missing))
-            cached = SimpleNamespace(runs=lambda state: self.frames.done)
-            take = f"Running it takes {len(missing)} runs ({names}), time {sweep.duration(sweep.estimate(missing, cached))}; {RUN}"
+            take = (
+                f"Running it takes {len(missing)} runs ({names}), time {self._time(missing)}; {RUN}"
+            )
             has = f"{has}, {len(missing)} not run. {take}" if len(found) else f"{has}. {take}"
         elif not len(found):
             return "not run: the store holds no finished run. Fill it with live.load_or_run(RunConfig()), or with: python -m lib compare."
         return f"{self.task}, {window.label}, {self._steps()} steps a sequence: {has}.{wide}"
 
     def _steps(self):
-        _, rows, columns = datasets.image_shape(self.tasks[self.task][0])
+        _, rows, columns = self.image_shape
         return windows.sequence_length(rows, columns, self.window.input_length, self.window.stride)
 
 

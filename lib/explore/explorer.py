@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lib import analysis, datasets, paths, windows
+from lib import analysis, datasets, paths, train, windows
 from lib.config import Task, Window
 from lib.explore import panels
 from lib.explore.controls import (
@@ -300,9 +300,9 @@ class CurveExplorer(_RunsExplorer):
         (unit, factor), table = plots.METRICS[metric], self._summary(metric, "group", "epoch")
         seeds = dict(
             list(
-                self.frame[["group", "key", "seed", "step", "epoch", "dataset", metric]].groupby(
-                    "group"
-                )
+                self.frame[
+                    ["group", "key", "seed", "step", "epoch", "class_names", metric]
+                ].groupby("group")
             )
         )
         parts, specs = dict(list(table.groupby("group"))), []
@@ -528,7 +528,7 @@ class SequenceExplorer(Explorer):
         )
 
     def refresh(self):
-        _, rows, columns = datasets.source(self.controls["dataset"].value).shape
+        _, rows, columns = datasets.get(self.controls["dataset"].value).shape
         offer(
             self.controls["input_length"],
             [(f"{length} pixels", length) for length in lengths(columns)],
@@ -780,10 +780,19 @@ class TraceExplorer(Explorer):
 
     @property
     def data(self):
-        task = self.window.tasks[self.window.task][0]
-        return self.window.frames.keep(
-            ("data", task), lambda: datasets.load(task, data=self.source)
-        )
+        frames = self.window.frames
+        return frames.keep(("data", self.window.task), self._read_data)
+
+    def _read_data(self):
+        config = self.window.frames.store.config(self.key)
+        try:
+            train.check(config)  # registers a data set of one's own
+            return datasets.load(config.task, data=self.source)
+        except ValueError as error:
+            raise ValueError(
+                f"The images of {config.task.dataset} are not at hand, only what was stored while "
+                f"it was trained ({self.VIEWS[1]}). {error}"
+            ) from error
 
     def recorded(self, which):
         """The recording of the first test images, made at first use and kept in memory."""

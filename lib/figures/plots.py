@@ -190,7 +190,7 @@ def summary(frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",)) -
 
 def chance(frame: pd.DataFrame) -> float:
     """Accuracy of guessing, in percent."""
-    return 100 / datasets.source(one(frame, "dataset")).classes
+    return 100 / len(one(frame, "class_names"))
 
 
 def caption(frame: pd.DataFrame, lead: str = "") -> str:
@@ -229,7 +229,7 @@ def task_name(run) -> str:
     so.
     """
     name = ("permuted " if run["permuted"] else "") + TITLES.get(run["dataset"], run["dataset"])
-    name += ", demonstration" if datasets.source(run["dataset"]).demonstration else ""
+    name += ", demonstration" if datasets.is_demonstration(run["dataset"]) else ""
     return name + (f", last {run['last_rows']:.0f} rows" if pd.notna(run["last_rows"]) else "")
 
 

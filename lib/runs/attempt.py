@@ -31,6 +31,8 @@ CONFIGURATION = (
         "convention",
         "window",
         "sequence_length",
+        "image_shape",
+        "class_names",
     ),
     *(
         "cell",
@@ -84,7 +86,8 @@ def describe(config):
 
     task, window, cell, training = config.task, config.window, config.cell, config.training
     _, rows, columns = datasets.image_shape(task)
-    values = {**vars(task), **vars(window), **vars(cell), **vars(training)}
+    values = describe_images(task)
+    values |= {**vars(task), **vars(window), **vars(cell), **vars(training)}
     values |= {
         "key": config.key(),
         "seed": config.seed,
@@ -103,6 +106,18 @@ def describe(config):
         else "",  # tells versions of a user's own cell apart
     }
     return {name: values[name] for name in CONFIGURATION}
+
+
+def describe_images(task):
+    """The columns of a run that say what its images are: their shape (channels, rows, columns) as
+    they are read, and the names of their classes.
+    """
+    from lib import datasets
+
+    return {
+        "image_shape": datasets.image_shape(task),
+        "class_names": datasets.get(task.dataset).class_names,
+    }
 
 
 class Attempt:

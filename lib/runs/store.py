@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lib import paths
-from lib.config import RunConfig
+from lib.config import RunConfig, Task
 from lib.runs import checkpoint
 from lib.runs.attempt import (
     CONFIGURATION,
@@ -29,6 +29,7 @@ from lib.runs.attempt import (
     RESULTS,
     TABLES,
     describe,
+    describe_images,
     publish,
     read_json,
     to_json,
@@ -253,7 +254,7 @@ class Store:
             except StoreError as error:
                 row = _damage(key, error, read_json(self.folder(key) / "result" / "config.json"))
             if row:
-                rows.append(row)
+                rows.append(_with_images(row))
         columns = [CONFIGURATION[0], "state", *CONFIGURATION[1:], *RESULTS]
         # As objects until the rows are chosen: what a damaged run lacks must not turn whole numbers
         # of others into fractions.
@@ -653,6 +654,19 @@ def _damage(key, error, config=None):
     except Exception:  # whatever a damaged configuration provokes: the error at hand says more
         row = {}
     return {**row, "key": key, "state": "DAMAGED", "message": str(error)}
+
+
+def _with_images(row):
+    """A row that says what its images are; of a run that does not hold it, the registry knows."""
+    if row.get("class_names"):
+        held = {name: tuple(row[name]) for name in ("image_shape", "class_names")}
+    else:
+        from lib import datasets
+
+        last_rows = row.get("last_rows")
+        known = row.get("dataset") in datasets.DATASETS
+        held = describe_images(Task(row["dataset"], last_rows=last_rows)) if known else {}
+    return row | held
 
 
 def _refuse(folder, error):

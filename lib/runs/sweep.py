@@ -121,7 +121,7 @@ def grid(
     if not isinstance(seeds, list | tuple | range) or not seeds:
         raise ValueError(f"seeds is {seeds!r}, but must be a list, such as [0, 1, 2].")
     recurrence.check_seeds(seeds)
-    task = Task(dataset, permuted, last_rows, data_seed, datasets.TEXTS.get(dataset))
+    task = Task(dataset, permuted, last_rows, data_seed, datasets.SOURCES.get(dataset))
     configs = []
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
         kind = registry.get(name)
