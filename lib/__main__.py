@@ -14,6 +14,13 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Folder of the image data sets (default: data/, or WORKBOOK_DATA)."),
 ]
+DataFrom = Annotated[
+    Path | None,
+    typer.Option(help="A folder of your own images, one folder a class, or train/ and test/."),
+]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Resize the images of --data-from to so many rows and columns.")
+]
 Results = Annotated[
     Path | None,
     typer.Option(help="Folder of the results (default: results/, or WORKBOOK_RESULTS)."),
@@ -33,8 +40,9 @@ Where = Annotated[str, typer.Option(help="local, slurm, or the address of a Dask
 @app.command()
 def compare(
     dataset: Annotated[
-        str, typer.Option(help="digits (embedded), mnist, cifar10, or one of your own.")
-    ] = "digits",
+        str | None,
+        typer.Option(help="digits (embedded, the default), mnist, cifar10, or one of your own."),
+    ] = None,
     cells: Cells = "all",
     input_length: Annotated[
         str, typer.Option(help="Pixels a step reads; several joined by commas.")
@@ -49,6 +57,7 @@ def compare(
     epochs: int = 20,
     hidden_size: int = 48,
     learning_rate: float = 0.01,
+    batch_size: int = 40,
     initialisation: str = "balanced",
     permuted: Annotated[
         bool, typer.Option("--permuted", help="Permute the pixels, the same way in every image.")
@@ -58,6 +67,8 @@ def compare(
     ] = None,
     cells_from: CellsFrom = None,
     data: Data = None,
+    data_from: DataFrom = None,
+    image_size: ImageSize = None,
     results: Results = None,
     device: Device = "cpu",
     backend: Backend = "auto",
@@ -80,6 +91,7 @@ def compare(
         print(f"Findings: {paper.write_readme(frames, from_)}")
         return
     _own_cells(cells_from)
+    data, dataset = _own_data(data_from, image_size, data, dataset)
     configs = sweep.grid(
         dataset=dataset,
         permuted=permuted,
@@ -95,6 +107,7 @@ def compare(
         seeds=_seeds(seeds),
         epochs=epochs,
         learning_rate=learning_rate,
+        batch_size=batch_size,
     )
     store = Store(results)
     sweep.load_or_run(
@@ -144,6 +157,8 @@ def sweep_(
     ] = None,
     cells_from: CellsFrom = None,
     data: Data = None,
+    data_from: DataFrom = None,
+    image_size: ImageSize = None,
     results: Results = None,
     device: Device = "cpu",
     slots: Slots = None,
@@ -155,6 +170,7 @@ def sweep_(
     from lib.runs.store import Store
 
     _own_cells(cells_from)
+    data, _ = _own_data(data_from, image_size, data)
     configs, store = sweep.read_grid(grid), Store(results)
     print(sweep.preview(configs, store, slots, device))
     if not dry_run:
@@ -217,6 +233,19 @@ def _own_cells(path):
                 f"The file of your own cells, {path}, cannot be read: {error.strerror}."
             ) from error
         cells.register_source(text)
+
+
+def _own_data(folder, size, data, dataset=None):
+    """Folder of the data and name of the data set; an image folder is registered."""
+    if folder is None:
+        if size is not None:
+            raise ValueError("--image-size is for the images of --data-from; name their folder.")
+        return data, dataset or "digits"
+    if data is not None:
+        raise ValueError("--data and --data-from name two folders of data; give one of them.")
+    from lib import folders
+
+    return folder, folders.register_folder(folder, dataset, size)
 
 
 def _whole(name, text):

@@ -13,7 +13,7 @@ def data_dir() -> Path:
     """Folder of the downloaded image data sets; the environment variable ``WORKBOOK_DATA``
     overrides it.
     """
-    return Path(os.environ.get("WORKBOOK_DATA", project_root() / "data"))
+    return Path(os.environ.get("WORKBOOK_DATA", project_root() / "data")).expanduser()
 
 
 def results_dir() -> Path:

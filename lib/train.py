@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from lib import cells, datasets, measures, windows
+from lib.checks import require
 from lib.config import RunConfig
 from lib.recurrence import SequenceClassifier, resolve_backend
 
@@ -98,6 +99,20 @@ def check(config):
 def _check_whole(name, value, lowest):
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {lowest}.")
+
+
+def steps_per_epoch(config, data):
+    """Training steps of an epoch; an incomplete last batch is dropped.
+
+    Raises
+    ------
+    ValueError
+        A batch exceeds the training set.
+    """
+    batch, examples = config.training.batch_size, len(data.labels["train"])
+    rule = f"at most {examples}, the images of the training set of {config.task.dataset}"
+    require(batch <= examples, "batch_size", batch, rule, "choose a smaller batch")
+    return examples // batch
 
 
 def build(config, *, backend="reference", seeds=None, device="cpu"):
@@ -200,12 +215,7 @@ class Trainer:
     def __init__(self, configs, data, device="cpu", backend="auto", callbacks=(), resume=None):
         self.configs, self.data, self.device, self.callbacks = configs, data, device, callbacks
         self.training, self.window = configs[0].training, configs[0].window
-        examples, batch = len(data.labels["train"]), self.training.batch_size
-        self.steps_per_epoch = examples // batch
-        if not self.steps_per_epoch:
-            raise ValueError(
-                f"batch_size is {batch}, but the training set has {examples} images; choose a smaller batch."
-            )
+        self.steps_per_epoch = steps_per_epoch(configs[0], data)
         self.steps = self.training.epochs * self.steps_per_epoch
         parts = self.training.validations_per_epoch
         self.validation_steps = {

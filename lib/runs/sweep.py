@@ -385,12 +385,14 @@ def sweep(
     store.check_writable()
     missing = plan(configs, store)
     if missing:
+        if "://" not in where:  # elsewhere the data may lie with the workers alone
+            _check_data(missing, data)
         for config in missing:
             store.mark(config, "QUEUED")
         groups = _groups(missing, device)
         request = {
             "results": str(store.root),
-            "data": str(Path(data or paths.data_dir()).absolute()),
+            "data": str(Path(data or paths.data_dir()).expanduser().absolute()),
             "device": device,
         }
         request |= {"backend": backend, "threads": threads, "since": time.time()}
@@ -417,6 +419,18 @@ def sweep(
                 stop or threading.Event(),
             )
     return store.runs(key=[config.key() for config in configs])
+
+
+def _check_data(configs, data):
+    """Read every data set once: what cannot be used is said before any run waits for it."""
+    from lib import datasets, train
+
+    loaded = {}
+    for config in configs:
+        name = config.task.dataset
+        if name not in loaded:
+            loaded[name] = datasets.load(config.task, data=data)
+        train.steps_per_epoch(config, loaded[name])
 
 
 class Started:
