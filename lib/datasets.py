@@ -141,7 +141,7 @@ def register_dataset(
     """
     shape, class_names = tuple(shape), tuple(map(str, class_names))
     remedy = "choose another name"
-    require(name not in _BUILT_IN, "name", name, "none of the workbook's own data sets", remedy)
+    require(name not in BUILT_IN, "name", name, "none of the workbook's own data sets", remedy)
     sizes = len(shape) == 3 and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
     require(sizes, f"shape of {name}", shape, "(channels, rows, columns) of the images")
     several = len(set(class_names)) == len(class_names) > 1
@@ -503,10 +503,10 @@ def _missing_schemas():
 
 
 _CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
-_BUILT_IN = {
+BUILT_IN = {
     "digits": DatasetInfo((1, 16, 16), tuple("0123456789"), _read_digits, demonstration=True),
     "mnist": DatasetInfo((1, 28, 28), tuple("0123456789"), _read_mnist),
     "cifar10": DatasetInfo((3, 32, 32), tuple(_CIFAR10_CLASSES.split()), _read_cifar10),
 }
-DATASETS = dict(_BUILT_IN)
+DATASETS = dict(BUILT_IN)
 SOURCES = {}  # name of a user's own data set -> text that registers it, part of the keys of its runs

@@ -1,8 +1,10 @@
 """How an image becomes a sequence: scan order and sliding windows, all lengths in pixels."""
 
-import operator
+from numbers import Integral
 
 import torch
+
+from lib.checks import one_of, require
 
 FIXED_STRIDE = 4  # pixels; on CIFAR-10 that is 12 values: 4 pixels x 3 channels
 CONVENTIONS = ("fixed", "half")
@@ -23,20 +25,15 @@ def resolve_stride(stride, input_length: int) -> int:
     if stride == "fixed":
         return FIXED_STRIDE
     if stride == "half":
-        length = _integer("input_length", input_length)
-        if length % 2:
-            raise ValueError(
-                f"stride 'half' of input_length {length} is no whole number of pixels; choose an even input_length."
-            )
-        return length // 2
-    if isinstance(stride, str):
-        try:
-            return int(stride)
-        except ValueError:
-            raise ValueError(
-                f"stride is {stride!r}, but must be a whole number of pixels or one of {', '.join(CONVENTIONS)}."
-            ) from None
-    return _integer("stride", stride)
+        even = _is_whole(input_length) and input_length % 2 == 0
+        rule = "even, so that half of it is a whole number of pixels"
+        require(even, "input_length", input_length, rule, "or give the stride in pixels")
+        return int(input_length) // 2
+    if isinstance(stride, str) and stride.isdecimal():
+        return int(stride)
+    rule = f"a whole number of pixels, or {' or '.join(CONVENTIONS)}"
+    require(_is_whole(stride), "stride", stride, rule)
+    return int(stride)
 
 
 def conventions(input_length: int, stride: int) -> tuple[str, ...]:
@@ -62,31 +59,32 @@ def check_window(input_length: int, stride: int, columns: int, scan: str = "rast
         A length is not a whole number, ``input_length`` exceeds half a row, ``stride`` is not in
         1..input_length, or ``scan`` is unknown.
     """
-    length, step = _integer("input_length", input_length), _integer("stride", stride)
-    if not 1 <= length <= columns // 2:
-        raise ValueError(
-            f"input_length is {length}, but must be between 1 and half a row of {columns} pixels; choose at most {columns // 2}."
-        )
-    if not 1 <= step <= length:
-        raise ValueError(
-            f"stride is {step}, but must be between 1 and the input_length, or pixels are skipped; choose at most {length}."
-        )
-    _check_scan(scan)
+    most = columns // 2
+    fits = _is_whole(input_length) and 1 <= input_length <= most
+    rule = f"a whole number of pixels from 1 to half a row of {columns}"
+    remedy = f"choose at most {most}" if most else "turn images of one column into one row"
+    require(fits, "input_length", input_length, rule, remedy)
+    fits = _is_whole(stride) and 1 <= stride <= input_length
+    rule = "a whole number of pixels from 1 to the input_length, or pixels are skipped"
+    require(fits, "stride", stride, rule, f"choose at most {input_length}")
+    one_of("scan", scan, SCANS)
 
 
 def sequence_length(rows: int, columns: int, input_length: int, stride: int) -> int:
-    """Number of time steps, T = (pixels - input_length) // stride + 1; pixels after the last whole
-    window are not read.
+    """Number of time steps, T = (pixels - input_length) // stride + 1.
+
+    Pixels after the last whole window are not read.
     """
     check_window(input_length, stride, columns)
     return (rows * columns - input_length) // stride + 1
 
 
 def pixel_order(rows: int, columns: int, scan: str = "raster") -> torch.Tensor:
-    """Raster index of the pixels in the order in which they are read, ``(pixels,)``; ``snake``
-    reverses every second row.
+    """Raster index of the pixels in the order in which they are read, ``(pixels,)``.
+
+    ``snake`` reverses every second row.
     """
-    _check_scan(scan)
+    one_of("scan", scan, SCANS)
     order = torch.arange(rows * columns).view(rows, columns)
     if scan == "snake":
         order[1::2] = order[1::2].flip(1)
@@ -138,15 +136,5 @@ def to_sequence(
     )
 
 
-def _check_scan(scan):
-    if scan not in SCANS:
-        raise ValueError(f"scan is {scan!r}, but must be one of {', '.join(SCANS)}.")
-
-
-def _integer(name: str, value) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name} is {value!r}, but must be a whole number of pixels.")
+def _is_whole(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)

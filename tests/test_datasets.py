@@ -468,6 +468,24 @@ def test_broken_mnist_file_is_named(small_mnist, offline, name, damage, words):
         datasets.load(Task("mnist"), small_mnist)
 
 
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_folder_where_a_file_is_expected_is_named(small_mnist, offline, name):
+    path = small_mnist / "MNIST" / "raw" / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=f"{name} cannot be read .Is a directory.*move"):
+        datasets.load(Task("mnist"), small_mnist)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_data_folder_may_lie_in_the_home_folder(small_mnist, monkeypatch):
+    monkeypatch.setenv("HOME", str(small_mnist.parent))
+    place = f"~/{small_mnist.name}"
+    assert datasets.load(Task("mnist"), place).classes == 10
+    monkeypatch.setenv("WORKBOOK_DATA", place)
+    assert data_dir() == small_mnist
+
+
 # --- the torchvision guard
 
 
@@ -574,6 +592,7 @@ def test_a_run_holds_what_reading_needs_of_its_data_set(trained):
         assert plots.chance(frame) == 25 and "Data: signals" in plots.caption(frame)
     trained.pack([row.key], "bundle")
     assert Store(trained.root / "bundle").runs().class_names[0] == row.class_names
+    assert row.source  # tells versions of the data set apart
     assert explorer.WindowControls(trained).task == "signals"
     assert explorer.CurveExplorer(trained).frame is not None
     assert "signals" not in datasets.names()

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from lib import __main__, datasets, folders, train
-from lib.config import CellSpec, RunConfig, Task, Window
+from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.runs import sweep
 from lib.runs.store import Store
 
 
@@ -198,6 +199,15 @@ def test_refused_options_are_one_sentence(photos, arguments, words, monkeypatch,
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_a_data_set_of_this_process_alone_is_refused_before_any_run_waits(tmp_path):
+    made = np.zeros((40, 1, 4, 4), np.uint8), np.arange(40) % 2
+    datasets.register_dataset("mine", lambda folder: made, (1, 4, 4), "ab")
+    config = RunConfig(Task("mine"), Window(2, 2), CellSpec("rnn", 2), Training(1, 10))
+    with pytest.raises(ValueError, match=r"mine is known to this process alone.*register_source"):
+        sweep.sweep([config], Store(tmp_path), progress=False)
+    assert Store(tmp_path).status(config.key()) is None
 
 
 def test_data_that_are_missing_are_said_before_any_run_waits(tmp_path, monkeypatch, capsys):

@@ -161,6 +161,11 @@ def test_half_a_row_is_the_largest_window(columns, most):
         windows.check_window(most + 1, 4, columns)
 
 
+def test_images_of_one_column_have_no_window():
+    with pytest.raises(ValueError, match="into one row"):
+        windows.check_window(1, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("input_length", "stride", "scan", "words"),
     [

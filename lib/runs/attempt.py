@@ -86,6 +86,7 @@ def describe(config):
 
     task, window, cell, training = config.task, config.window, config.cell, config.training
     _, rows, columns = datasets.image_shape(task)
+    own = (cell.source or "") + (task.source or "")  # tells versions of what a user added apart
     values = describe_images(task)
     values |= {**vars(task), **vars(window), **vars(cell), **vars(training)}
     values |= {
@@ -101,9 +102,7 @@ def describe(config):
             cells.CELLS.get(cell.name), "label", cell.name
         ),  # someone's own cell may be stored, but not known here
         "options": json.dumps(cell.options, sort_keys=True),
-        "source": digest(cell.source.encode())[:8]
-        if cell.source
-        else "",  # tells versions of a user's own cell apart
+        "source": digest(own.encode())[:8] if own else "",
     }
     return {name: values[name] for name in CONFIGURATION}
 

@@ -428,6 +428,11 @@ def _check_data(configs, data):
     loaded = {}
     for config in configs:
         name = config.task.dataset
+        if config.task.source is None and name not in datasets.BUILT_IN:
+            raise ValueError(
+                f"The data set {name} is known to this process alone, so that the processes that "
+                "train could not read it; register it with cells.register_source(text of a file)."
+            )
         if name not in loaded:
             loaded[name] = datasets.load(config.task, data=data)
         train.steps_per_epoch(config, loaded[name])
