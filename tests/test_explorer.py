@@ -1,15 +1,21 @@
-"""Explorers: every control is set, and the figure's data are compared with what the store holds."""
+"""Explorers: every control is set, and what the figures draw is compared with what the store
+holds.
+"""
 
+import base64
 import json
-import time
+import shutil
 
 import frames
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
+from lib import analysis, explore
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.explore import controls, explorer
+from lib.explore import recording
 from lib.figures import plots
 from lib.runs import run
 from lib.runs.store import Store
@@ -25,176 +31,168 @@ def _config(cell, seed=0, window=(8, 8)):
 def store(tmp_path_factory):
     """CB and STPDaleCB with two seeds at 8/8, CB at 8/4."""
     store = Store(tmp_path_factory.mktemp("results"))
-    for config in [
-        *(_config(cell, seed) for cell in ("cb", "stp_dale_cb") for seed in (0, 1)),
-        _config("cb", window=(8, 4)),
-    ]:
+    configs = [_config(cell, seed) for cell in ("cb", "stp_dale_cb") for seed in (0, 1)]
+    for config in [*configs, _config("cb", window=(8, 4))]:
         run.execute(config, store, backend="reference")
     return store
 
 
 @pytest.fixture
 def synthetic(monkeypatch, tmp_path):
-    """300 runs that no file holds: ten cells, five windows, six seeds."""
-    runs = frames.runs(frames.TEN, seeds=range(6))
-    curves = frames.curves(runs)
-    reads = []
+    """A store that no file holds: gives a function that takes its runs."""
 
-    def read(frame):
-        def method(self, **filters):
-            reads.append(filters)
-            for name, value in filters.items():
-                if name in frame:
-                    frame_ = frame[frame[name] == value]
-                    return frame_.copy()
-            return frame.copy()
+    def hold(runs):
+        reads = []
+        curves = frames.curves(runs)
+        monkeypatch.setattr(Store, "runs", lambda self, **_: reads.append("runs") or runs.copy())
+        monkeypatch.setattr(Store, "curves", lambda self, **_: reads.append("curves") or curves)
+        return Store(tmp_path), reads
 
-        return method
-
-    monkeypatch.setattr(Store, "runs", read(runs))
-    monkeypatch.setattr(Store, "curves", read(curves))
-    return Store(tmp_path), runs, curves, reads
+    return hold
 
 
-def shown(view):
-    return [trace for trace in view.figure.data if trace.visible]
+def drawn(view, panel=-1):
+    """(traces by name, layout) of a figure as plotly draws it; plotly has checked them."""
+    figure = view.figures[: len(view.canvas.children)][panel]
+    traces, layout = json.loads(figure.traces), json.loads(figure.axes)
+    go.Figure(traces, layout)
+    for trace in traces:
+        for name, value in trace.items():
+            if isinstance(value, dict) and "bdata" in value:
+                shape = [int(part) for part in value["shape"].split(",")]
+                data = base64.b64decode(value["bdata"])
+                trace[name] = np.frombuffer(data, value["dtype"]).reshape(shape)
+    return traces, layout
+
+
+def named(view, name, **like):
+    """The traces of a name whose fields are like this."""
+    return [
+        trace
+        for trace in drawn(view)[0]
+        if trace.get("name") == name and all(trace.get(k) == v for k, v in like.items())
+    ]
+
+
+def lines(view):
+    """name -> the line that is labelled at its end."""
+    labels = {note["text"] for note in drawn(view)[1]["annotations"] if "ax" in note}
+    return {name: named(view, name, mode="lines")[-1] for name in labels}
 
 
 def test_curves_show_the_numbers_of_the_store(store):
-    view = explorer.CurveExplorer(store, stride=8)
+    view = explore.CurveExplorer(store, stride=8)
     table = plots.summary(
         plots.grouped(store.curves(window="8/8")), "validation_accuracy", ("group", "epoch")
     )
-    means = {trace.name: trace for trace in shown(view) if trace.showlegend}
+    means = lines(view)
     assert set(means) == {"CB", "STPDaleCB"}
     for name, trace in means.items():
-        np.testing.assert_allclose(trace.y, table[table["group"] == name]["mean"])
-    hover = np.concatenate(
-        [
-            trace.customdata
-            for trace in shown(view)
-            if trace.mode == "lines" and not trace.showlegend and trace.hovertemplate
-        ]
-    )
-    assert set(hover[:, 1]) == set(store.runs(window="8/8")["key"]) and set(hover[:, 2]) == {
-        0,
-        14,
-        28,
-    }
+        np.testing.assert_allclose(trace["y"], table[table["group"] == name]["mean"], rtol=1e-6)
+    seeds = [trace for name in means for trace in named(view, name) if trace["opacity"] < 1]
+    hover = np.concatenate([np.asarray(trace["customdata"], object) for trace in seeds])
+    assert set(hover[:, 1]) == set(store.runs(window="8/8")["key"])
+    assert set(hover[:, 2]) == {0, 14, 28}
     view.controls["cells"].value = ("CB",)
-    assert {trace.name for trace in shown(view) if trace.showlegend} == {"CB"}
+    assert set(lines(view)) == {"CB"}
     view.controls["metric"].value = "train_loss"
-    assert np.nanmax(next(trace for trace in shown(view) if trace.showlegend).y) > 1
-    view.controls["cells"].boxes[0].value = False
-    assert "No cell is chosen" in view.message.value and not shown(view)
+    assert np.max(lines(view)["CB"]["y"]) > 1
+    view.controls["cells"].boxes["CB"].value = False
+    assert "No cell is chosen" in view.message.value and not drawn(view)[0]
 
 
-@pytest.mark.parametrize("kind", [explorer.CurveExplorer, explorer.BarExplorer])
+@pytest.mark.parametrize("kind", [explore.CurveExplorer, explore.BarExplorer])
 def test_a_view_does_not_depend_on_those_before_it(store, kind):
     view = kind(store, stride=8)
-    for name, value in (
-        ("cells", ("CB",)),
-        ("metric", view.controls["metric"].options[1][1]),
-        ("highlight", "with STP"),
-    ) * 2:
+    other = view.controls["metric"].options[1][1]
+    for name, value in (("cells", ("CB",)), ("metric", other), ("highlight", "with STP")) * 2:
         before = view.controls[name].value
         for state in (value, before):
             view.controls[name].value = state
             fresh = kind(store, **{name: control.value for name, control in view.controls.items()})
-            kept = [
-                [
-                    (trace.name, trace.x, trace.y, trace.line, trace.hovertemplate)
-                    for trace in shown(one)
-                    if trace.type == "scatter"
-                ]
-                for one in (view, fresh)
-            ]
-            np.testing.assert_equal(kept[0], kept[1])
-            assert [trace.marker for trace in shown(view)] == [
-                trace.marker for trace in shown(fresh)
-            ]
+            for one, same in zip(drawn(view), drawn(fresh), strict=True):
+                np.testing.assert_equal(one, same)
 
 
 def test_a_highlight_greys_the_others(store):
-    view = explorer.CurveExplorer(store, stride=8, highlight="with STP")
-    colours = {trace.name: trace.line.color for trace in shown(view) if trace.showlegend}
-    assert colours["CB"] == "#D5D8DC" != colours["STPDaleCB"]
+    view = explore.CurveExplorer(store, stride=8, highlight="with STP")
+    assert set(lines(view)) == {"STPDaleCB"}
+    assert [trace["line"]["color"] for trace in named(view, "CB")] == ["#D5D8DC"]
 
 
 def test_bars_dots_and_differences(store):
-    view, runs = explorer.BarExplorer(store, stride=8, baseline="CB"), store.runs(window="8/8")
+    view, runs = explore.BarExplorer(store, stride=8, baseline="CB"), store.runs(window="8/8")
     means = 100 * runs.groupby("label")["test_accuracy"].mean()
-    bar = next(trace for trace in shown(view) if trace.type == "bar")
-    np.testing.assert_allclose(bar.x, means[list(bar.y)])
-    seeds = view.figure.data[2]
-    assert sorted(seeds.x) == pytest.approx(sorted(100 * runs["test_accuracy"])) and set(
-        seeds.customdata[:, 1]
-    ) == set(runs["key"])
+    traces, layout = drawn(view)
+    bar = next(trace for trace in traces if trace["type"] == "bar")
+    rows = layout["yaxis"]["ticktext"]
+    np.testing.assert_allclose(bar["x"], means[rows], rtol=1e-6)
+    seeds = named(view, "seeds")[0]
+    assert sorted(seeds["x"]) == pytest.approx(sorted(100 * runs["test_accuracy"]))
+    assert {data[2] for data in seeds["customdata"]} == set(runs["key"])
+    # Seeds lie beside the means, and hide neither them nor their intervals.
+    assert np.abs(np.subtract.outer(seeds["y"], bar["y"])).min() > 0.3
     view.controls["view"].value = "sorted dots"
-    assert list(view.figure.data[1].x) == sorted(means, reverse=True)
+    dots = named(view, "mean")[0]
+    assert list(dots["x"]) == pytest.approx(sorted(means, reverse=True)) and dots["y"][0] == 1
     view.controls["view"].value = "paired differences"
-    assert (
-        view.figure.data[1].x == pytest.approx([means["STPDaleCB"] - means["CB"]], abs=1e-6)
-        and len(view.figure.data[0].x) == 0
-    )
+    (dot,), want = named(view, "mean"), means["STPDaleCB"] - means["CB"]
+    assert dot["x"] == pytest.approx([want], abs=1e-5)
+    assert 100 * view.frame["test_accuracy"].mean() == pytest.approx(want)
+    assert "Difference from CB" in drawn(view)[1]["xaxis"]["title"]["text"]
 
 
-def test_a_window_that_was_never_run_says_so_and_shows_nothing(store):
-    for make in (explorer.CurveExplorer, explorer.BarExplorer, explorer.TraceExplorer):
+def test_a_window_that_was_never_run_says_so_and_offers_it(store):
+    for make in (explore.CurveExplorer, explore.BarExplorer, explore.RecordingExplorer):
         view = make(store, stride=8)
-        assert shown(view)
+        runner = view.choice.runner
+        assert drawn(view)[0] and runner.widget.layout.display == "none"
         view.controls["input_length"].value = 4
-        assert (
-            "not run" in view.message.value
-            and "under a minute" in view.message.value
-            and not shown(view)
-        )
-        assert view.figure.layout.annotations[0].text == "not run" and view.frame is None
+        traces, layout = drawn(view)
+        assert not traces and layout["annotations"][0]["text"] == "not run"
+        assert "not run" in view.message.value and view.view is None
+        assert {config.window for config in runner.configs} == {Window(4, 4)}
+        assert runner.button.description == "Run 4 runs" and "under a minute" in runner.text.value
         with pytest.raises(ValueError, match="nothing to draw"):
             view.export()
         view.set(input_length=8, stride="half")
-        assert shown(view) and not view.figure.layout.annotations
+        assert drawn(view)[0] and runner.widget.layout.display == "none"
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path):
-    for make in (explorer.CurveExplorer, explorer.BarExplorer, explorer.TraceExplorer):
+    for make in (explore.CurveExplorer, explore.BarExplorer, explore.RecordingExplorer):
         view = make(Store(tmp_path))
-        assert "load_or_run" in view.message.value and not shown(view)
+        assert "load_or_run" in view.message.value and not drawn(view)[0]
 
 
 @pytest.mark.parametrize("name", ["curves.parquet", "status.json", "MANIFEST.json"])
 def test_a_damaged_run_is_named_and_the_others_are_shown(store, tmp_path, name):
-    import shutil
-
     shutil.copytree(store.root, tmp_path / "copy")
     broken, key = Store(tmp_path / "copy"), _config("cb", 1).key()
     path = broken.folder(key) / "result" / name
     path.write_bytes(path.read_bytes()[:-20])
-    view = explorer.CurveExplorer(broken, stride=8)
-    assert key in view.message.value and shown(view)
-    view = explorer.TraceExplorer(broken, stride=8)
-    assert shown(view)
+    view = explore.CurveExplorer(broken, stride=8)
+    assert key in view.message.value and drawn(view)[0]
+    assert drawn(explore.RecordingExplorer(broken, stride=8))[0]
 
 
 def test_damaged_weights_are_named_in_place(store, tmp_path):
-    import shutil
-
     shutil.copytree(store.root, tmp_path / "copy")
     broken, key = Store(tmp_path / "copy"), _config("cb").key()
     (broken.folder(key) / "result" / "best.safetensors").write_bytes(b"")
-    view = explorer.TraceExplorer(broken, stride=8)
-    assert key in view.message.value and "damaged" in view.message.value and not shown(view)
-    view.controls["view"].value = explorer.TraceExplorer.VIEWS[1]
-    assert shown(view)
+    view = explore.RecordingExplorer(broken, stride=8)
+    assert key in view.message.value and "damaged" in view.message.value and not drawn(view)[0]
+    view.controls["view"].value = recording.VIEWS[1]
+    assert drawn(view)[0]
 
 
 def test_state_as_code_makes_the_same_view(store):
     for view in (
-        explorer.CurveExplorer(
+        explore.CurveExplorer(
             store, stride=8, metric="train_loss", highlight="with STP", cells=("CB",)
         ),
-        explorer.BarExplorer(store, stride=8, view="paired differences", baseline="CB"),
-        explorer.TraceExplorer(
+        explore.BarExplorer(store, stride=8, view="paired differences", baseline="CB"),
+        explore.RecordingExplorer(
             store,
             stride=8,
             cell="STPDaleCB",
@@ -203,140 +201,218 @@ def test_state_as_code_makes_the_same_view(store):
             units=(1, 4),
             time=(3, 20),
             step=5,
+            over="z",
         ),
-        explorer.SequenceExplorer(image=4, scan="snake", stride="half", step=7),
+        explore.SequenceExplorer(image=4, scan="snake", stride="half", step=7),
     ):
-        again = eval(view.state(), {"explorer": explorer, "store": store})
-        assert again.state() == view.state() and again.message.value == view.message.value
+        again = eval(view.code(), {"explore": explore, "store": store})
+        assert again.code() == view.code() and again.message.value == view.message.value
         pd.testing.assert_frame_equal(again.frame, view.frame)
 
 
 def test_what_cannot_be_set_is_refused_with_one_sentence(store):
     with pytest.raises(ValueError, match="no control 'colour'"):
-        explorer.CurveExplorer(store, colour="red")
+        explore.CurveExplorer(store, colour="red")
     with pytest.raises(ValueError, match=r"metric is 'luck', .*validation_accuracy"):
-        explorer.CurveExplorer(store, metric="luck")
+        explore.CurveExplorer(store, metric="luck")
 
 
-def test_every_choice_of_a_trace_is_drawn_and_exported(store, tmp_path):
-    view = explorer.TraceExplorer(store, stride=8, cell="STPDaleCB", images=12)
-    trace = view.trace
-    assert [name for _, name in view.controls["variable"].options] == [
-        "z",
-        "r",
-        "v",
-        "X",
-        "U",
-        "UX",
-        "tau",
-    ]
-    for show in view.SHOWS:
+def test_every_choice_of_a_recording_is_drawn(store):
+    view = explore.RecordingExplorer(store, stride=8, cell="STPDaleCB", images=12)
+    offered = [name for _, name in view.controls["variable"].options]
+    assert offered == ["z", "r", "v", "X", "U", "UX", "tau"]
+    for show in recording.SHOWS:
         for variable in ("z", "tau", "UX"):
             view.set(show=show, variable=variable)
-            assert shown(view) and view.frame["step"].tolist() == list(range(32)), (show, variable)
+            assert drawn(view)[0] and view.frame["step"].tolist() == list(range(32)), show
     view.set(show="heat map", variable="z", time=(4, 9))
-    heat = view.figure.data[1]
-    order = np.argsort(trace["z"][0].astype(np.float32).mean(0), kind="stable")
-    np.testing.assert_allclose(heat.z, trace["z"][0][4:10, order].T.astype(np.float32))
-    assert (heat.zmin, heat.zmax) == (0, 0.1) and heat.customdata[0][0].tolist() == [
-        2,
-        order[0] + 1,
-    ]
-    for path in view.export(tmp_path):
-        assert path.stat().st_size > 200
+    (heat,), layout = drawn(view)
+    z = view.run.trace["z"][0].astype(np.float32)
+    order = np.argsort(-analysis.time_constant(z).mean(0), kind="stable")
+    np.testing.assert_allclose(heat["z"], z[4:10, order].T)
+    assert (heat["zmin"], heat["zmax"]) == (0, 0.1) and list(heat["x"]) == list(range(4, 10))
+    assert list(heat["customdata"][0][0]) == [2, order[0] + 1]
+    assert layout["yaxis"]["range"] == [5.5, -0.5]
     view.set(show="before and after training", variable="tau", time=(0, 31))
-    assert {trace.name for trace in shown(view)} >= {"before", "after"}
-    right = view.figure.layout.shapes
+    assert set(lines(view)) == {"before", "after"}
+    assert drawn(view)[1]["yaxis"]["type"] == "log"
+    view.set(show="class read out")
+    final = {name: line["y"][-1] for name, line in lines(view).items()}
+    read = view.run.data.class_names[view.run.trace.predictions[view.controls["image"].value]]
+    assert max(final, key=final.get).removesuffix(" (true)") == read
+
+
+def test_after_a_heat_map_axes_point_up_and_lines_are_not_filled(store):
+    """What an earlier view set, a reversed axis or a filled line, does not stay."""
+    view = explore.RecordingExplorer(store, stride=8, cell="STPDaleCB")
+    for show in ("quantiles", "single units", "correct and wrong images"):
+        view.set(show="heat map")
+        view.set(show=show)
+        low, high = drawn(view)[1]["yaxis"]["range"]
+        assert low < high
+    view.set(show="quantiles")
+    view.set(show="single units")
+    traces = drawn(view)[0]
+    assert len(traces) == 6 and not any("fill" in trace for trace in traces)
+    view.set(show="heat map")
+    view.set(view=recording.VIEWS[1], variable="tau_x")
+    low, high = drawn(view)[1]["yaxis"]["range"]
+    assert low < high
+    history = view.choice.cache.store.history(key=view.key, variable="tau_x", statistic="q50")
+    np.testing.assert_allclose(drawn(view)[0][-1]["y"], history["value"], rtol=1e-6)
+    assert view.controls["show"].disabled
+
+
+def test_a_variable_lies_over_the_image_up_to_the_step(store):
+    view = explore.RecordingExplorer(store, stride=8, cell="STPDaleCB", over="z", step=9)
+    picture, heat = drawn(view, 0)[0]
+    assert picture["source"].startswith("data:image/png") and heat["z"].shape == (16, 16)
+    seen = np.isfinite(heat["z"])
+    assert seen[:5].all() and not seen[5:].any()  # ten windows of 8 pixels are five rows
+    z = np.median(view.run.trace["z"][0].astype(np.float32), 1)
+    np.testing.assert_allclose(heat["z"][4], np.repeat(z[8:10], 8))
+    before = view.figures[1].traces
     view.controls["step"].value = 11
-    assert view.figure.layout.shapes != right and view.figure.layout.shapes[0].y0 == 4.5
-    view.set(view=view.VIEWS[1], variable="tau_x")
-    history = store.history(key=view.key, variable="tau_x", statistic="q50")
-    np.testing.assert_allclose(shown(view)[-1].y, history["value"])
-    assert view.controls["show"].disabled and view.export(tmp_path)
+    assert np.isfinite(drawn(view, 0)[0][1]["z"]).sum() == 96
+    assert view.figures[1].traces == before  # only the mark moves there
+    assert drawn(view)[1]["shapes"][-1]["x0"] == 11
+    view.set(trail=16, step=20)
+    assert np.isfinite(drawn(view, 0)[0][1]["z"]).sum() == 128
+    view.set(beside="CB")
+    assert len(view.view.panels) == 3
+
+
+def test_a_click_on_a_thumbnail_chooses_its_image(store):
+    view = explore.RecordingExplorer(store, stride=8, images=30)
+    view._pick({"x": 18 * 3 + 5, "y": 18 + 5})
+    assert view.controls["image"].value == 23
+
+
+@pytest.mark.parametrize("show", recording.SHOWS)
+@pytest.mark.parametrize("variable", ["v", "tau"])
+def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
+    view = explore.RecordingExplorer(
+        store, stride=8, cell="STPDaleCB", show=show, variable=variable, units=(1, 3), over="z"
+    )
+    traces, layout = drawn(view)
+    figure = view.paper()
+    ax = figure.axes[1]
+    assert ax.get_ylim() == pytest.approx(
+        np.power(10, layout["yaxis"]["range"])
+        if layout["yaxis"]["type"] == "log"
+        else layout["yaxis"]["range"]
+    )
+    seen = [trace for trace in traces if trace["type"] == "scatter" and "fill" not in trace]
+    inside = [line for line in ax.lines if len(line.get_xdata()) > 2]
+    assert len(inside) == len(seen)
+    for line, trace in zip(inside, seen, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), trace["y"], rtol=1e-5)
+    assert len(ax.collections) == sum("fill" in trace for trace in traces)
+    heats = [trace["z"] for trace in traces if trace["type"] == "heatmap"]
+    assert [image.get_array().shape for image in ax.images] == [z.shape for z in heats]
+    assert set(lines(view)) <= {text.get_text() for text in ax.texts}
+    plt.close(figure)
+    paths = view.export(tmp_path, ("pdf", "png", "svg"))
+    assert [path.suffix for path in paths] == [".csv", ".svg", ".pdf", ".png"]
+    table = pd.read_csv(paths[0])
+    pd.testing.assert_frame_equal(table, view.frame, check_dtype=False, rtol=1e-5)
+
+
+def test_the_form_of_export_writes_links_and_latex(store, tmp_path, monkeypatch):
+    view = explore.CurveExplorer(store, stride=8)
+    view.buttons["export"].click()
+    (form,) = view.extra.children
+    monkeypatch.setattr(view.choice.cache.store, "root", tmp_path)
+    form.children[0].children[-1].click()
+    told = form.children[1].value
+    (pdf,) = (tmp_path / "views").glob("*.pdf")
+    assert f'download="{pdf.name}" href="data:application/pdf;base64,' in told
+    assert f"\\includegraphics{{{pdf.stem}}}" in told and r"95 \%" in told
 
 
 def test_the_sequence_shows_the_window(tmp_path):
-    view = explorer.SequenceExplorer(image=2)
-    assert view.figure.data[1].z.shape == (8, 63)
+    view = explore.SequenceExplorer(image=2)
+    assert drawn(view)[0][0]["z"].shape == (8, 63)
     view.set(input_length=4, stride="half", step=9)
-    assert view.figure.data[1].z.shape == (4, 127) and view.controls["step"].max == 126
-    box = view.figure.layout.shapes[0]
-    assert (box.x0, box.x1, box.y0, box.y1) == (
-        1.5,
-        5.5,
-        0.5,
-        1.5,
-    )  # pixels 18 to 21: row 1, columns 2 to 5
+    assert drawn(view)[0][0]["z"].shape == (4, 127) and view.controls["step"].max == 126
+    box = drawn(view, 0)[1]["shapes"][0]
+    # pixels 18 to 21: row 1, columns 2 to 5
+    assert [box[name] for name in ("x0", "x1", "y0", "y1")] == [1.5, 5.5, 0.5, 1.5]
     view.controls["step"].value = 7  # pixels 14 to 17 lie in two rows
-    assert len(view.figure.layout.shapes) == 3
+    assert len(drawn(view, 0)[1]["shapes"]) == 2
     assert all(path.stat().st_size > 200 for path in view.export(tmp_path))
 
 
 def test_window_controls_give_the_configurations_of_a_notebook(store):
-    choice = controls.WindowControls(store, [_config("cb"), _config("gru")])
-    assert choice.window == Window(8, 8) and [config.cell.name for config in choice.configs] == [
-        "cb",
-        "gru",
-    ]
-    assert "1 not run" in choice.message.value and "(gru)" in choice.message.value
+    choice = explore.WindowControls(store, [_config("cb"), _config("gru")])
+    assert choice.window == Window(8, 8)
+    assert [config.cell.name for config in choice.configs] == ["cb", "gru"]
+    assert "1 not run" in choice.message.value
+    assert [config.cell.name for config in choice.runner.configs] == ["gru"]
     choice.controls["stride"].value = "half"
     assert {config.window for config in choice.configs} == {Window(8, 4)}
-    view = explorer.CurveExplorer(store, choice)
-    assert view.window is choice and shown(view)
+    view = explore.CurveExplorer(store, choice)
+    assert view.choice is choice and drawn(view)[0]
     choice.controls["input_length"].value = 4
-    assert not shown(view)
+    assert not drawn(view)[0]
+    choice.controls["task"].value = "mnist"
+    assert {config.task.dataset for config in choice.configs} == {"mnist"}
 
 
-def test_many_variants_are_offered_but_the_cells_as_they_are_are_shown(monkeypatch, tmp_path):
+def test_a_window_that_was_chosen_is_kept_when_the_cell_runs_again(store):
+    def cell(length=8):
+        return explore.WindowControls(store, [_config("cb", window=(length, 4))])
+
+    choice = cell()
+    choice.set(input_length=4)
+    assert cell().window.input_length == 4
+    other = explore.WindowControls(store, [_config("cb", 1, (8, 4))])
+    assert other.window.input_length == 8  # other settings are other controls
+
+
+def test_one_change_draws_once(store, monkeypatch):
+    choice = explore.WindowControls(store, stride=8)
+    view = explore.CurveExplorer(store, choice)
+    drawings = []
+    monkeypatch.setattr(view, "look", lambda: drawings.append(1) or view.view)
+    choice.set(input_length=4, stride="half")
+    choice.controls["input_length"].value = 8
+    view.set(stride=8, metric="train_loss", highlight="baselines")
+    assert len(drawings) == 3
+
+
+def test_many_variants_are_found_by_a_filter(synthetic):
     variants = [
         frames.runs(["cb"], ["8/4"], options=json.dumps({"dt": value / 10}))
         for value in range(3, 10)
     ]
     runs = pd.concat([frames.runs(frames.TEN, ["4/4", "8/4"]), *variants], ignore_index=True)
-    monkeypatch.setattr(Store, "runs", lambda self, **_: runs.copy())
-    monkeypatch.setattr(Store, "curves", lambda self, **_: frames.curves(runs))
-    for make in (explorer.CurveExplorer, explorer.BarExplorer):
-        cells = make(Store(tmp_path)).controls["cells"]
-        assert (
-            len(cells.options) == 17
-            and len(cells.value) == 10
-            and not any("dt" in name for name in cells.value)
-        )
-        assert (
-            len(cells.children) == 2
-            and cells.children[1].titles == ("7 variants",)
-            and cells.children[1].selected_index is None
-        )
-        cells.value = (*cells.value, "CB, dt 0.3")
+    for make in (explore.CurveExplorer, explore.BarExplorer):
+        cells = make(synthetic(runs)[0]).controls["cells"]
+        assert len(cells.options) == 17 and len(cells.value) == 10
+        assert not any("dt" in name for name in cells.value) and len(cells.children) == 1
+        cells.filter.value = "DT 0.3"
+        (found,) = cells.children[1].children
+        assert found.description == "CB, dt 0.3"
+        found.value = True
         assert "CB, dt 0.3" in cells.value
+        cells.filter.value = ""
+        assert cells.children[1].children == (found,)  # what is ticked stays in sight
 
 
-def test_the_seed_of_a_scan_is_not_among_those_that_compare(monkeypatch, tmp_path):
+def test_the_seed_of_a_scan_is_not_among_those_that_compare(synthetic):
     runs = pd.concat([frames.runs(["cb"], ["4/4", "8/4"]), frames.scan()], ignore_index=True)
-    monkeypatch.setattr(Store, "runs", lambda self, **_: runs.copy())
-    monkeypatch.setattr(Store, "curves", lambda self, **_: frames.curves(runs))
-    view = explorer.BarExplorer(Store(tmp_path))
-    own = view.frame[(view.frame["cell"] == "cb") & (view.frame["group"] == "CB")]
-    assert sorted(own["seed"]) == [0, 1, 2] and 100 in set(view.window.frames.done["seed"])
+    view = explore.BarExplorer(synthetic(runs)[0])
+    assert sorted(view.frame.loc[view.frame["group"] == "CB", "seed"]) == [0, 1, 2]
+    assert 100 in set(view.choice.cache.done["seed"])
 
 
-def test_300_runs_change_without_reading_and_in_place(synthetic):
-    store, runs, _, reads = synthetic
-    assert len(runs) == 300
-    for view in (explorer.CurveExplorer(store), explorer.BarExplorer(store)):
-        held, count = view.figure.data, len(reads)
-        seconds = []
-        for name, control in list(view.controls.items()):
-            for value in [
-                option[1] if isinstance(option, tuple) else option
-                for option in getattr(control, "options", ())
-            ][:6]:
-                if name != "cells" and value != control.value:
-                    start = time.perf_counter()
-                    control.value = value
-                    seconds.append(time.perf_counter() - start)
-        print(
-            type(view).__name__,
-            f"median {np.median(seconds):.3f} s, slowest {max(seconds):.3f} s of {len(seconds)}",
-        )
-        assert len(reads) == count and view.figure.data[: len(held)] == held
+def test_300_runs_change_without_reading(synthetic):
+    store, reads = synthetic(frames.runs(frames.TEN, seeds=range(6)))
+    for view in (explore.CurveExplorer(store), explore.BarExplorer(store)):
+        count = len(reads)
+        for name, control in view.controls.items():
+            for option in list(getattr(control, "options", ()))[:6]:
+                if name != "cells":
+                    control.value = option[1] if isinstance(option, tuple) else option
+        assert len(reads) == count

@@ -118,14 +118,3 @@ def test_audit_refuses_cells_without_conductances(tmp_path):
     tiny.execute(tiny.config("gru"), tmp_path)
     with pytest.raises(ValueError, match="no conductances K"):
         audit.constraints(Store(tmp_path), [tiny.config("gru").key()])
-
-
-def test_live_widgets_follow_the_curves():
-    configs = [tiny.config("cb"), tiny.config("cb", seed=1)]
-    view = live.View(configs)
-    view.widgets()
-    rows = [{"epoch": 0.0, "validation_accuracy": 0.1}, {"epoch": 0.5, "validation_accuracy": 0.4}]
-    view.show({configs[0].key(): 0.5, configs[1].key(): 0.0}, {configs[0].key(): rows})
-    assert view.bar.value == 0.25 and "CB 40.0%" in view.text.value
-    assert list(view.figure.data[0].y) == [10, 40] and not len(view.figure.data[1].y)
-    assert [line.showlegend for line in view.figure.data] == [True, False]

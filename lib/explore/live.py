@@ -1,120 +1,160 @@
-"""Watching training: validation curves and a progress bar that move while runs train; widgets in a
+"""Watching training: one line a run and validation curves that move while runs train; widgets in a
 notebook, plain text elsewhere.
 
-`Live` follows a `lib.train.fit` in this process, as its callback; `load_or_run` follows the store,
-which runs in other processes write to.
+`Live` follows a `lib.train.fit` in this process, as its callback; `load_or_run` and `Runner` follow
+the store, which runs in other processes write to.
 """
 
+import os
 import threading
 import time
 
+import ipywidgets
 from IPython import get_ipython
 from IPython.display import display
 
 from lib import train
 from lib.config import RunConfig
-from lib.explore import controls
+from lib.explore.figure import Figure
+from lib.explore.view import Axis, Line, Panel
+from lib.explore.widgets import EXPECTED, button, row, say
 from lib.figures import style
+from lib.runs import sweep
 from lib.runs.attempt import describe
-from lib.runs.store import Store, StoreError
+from lib.runs.store import Store
 
 STATES = ("RUNNING", "PAUSED", "INTERRUPTED", "DONE", "DIVERGED")
+LINES = 12  # runs that have a line of their own at the same time
 
 
-class View:
-    """One validation curve a run, one bar and one line of text for all.
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that a notebook shows as one line; cells below do not run."""
+
+    def _render_traceback_(self):
+        return [str(self)]
+
+
+class Progress:
+    """What is known of runs that train, in words.
 
     Attributes
     ----------
-    figure : plotly FigureWidget or None
-        None outside a notebook, where the line of text is printed at every further tenth of the
-        work.
-    message : str
-        The line of text.
+    lines : list of str
+        The whole, then each run that has begun and not ended.
+    share : float
+        Of the work that is done, 0..1.
     """
 
     def __init__(self, configs):
         self.rows = {config.key(): describe(config) for config in configs}
-        self.figure, self.message, self._best, self._tenth = None, "", {}, -1
+        self.best, self.shares = {}, {}
+        self.share, self._began = 0.0, None
+
+    def update(self, shares, curves=()):
+        """Take in key -> share that is done, and key -> records with ``validation_accuracy``."""
+        self.shares |= shares
+        for key in curves:
+            label = self.rows[key]["label"]
+            best = max(record["validation_accuracy"] for record in curves[key])
+            self.best[label] = max(self.best.get(label, 0), best)
+        self.share = sum(self.shares.values()) / len(self.rows)
+        if self._began is None:
+            self._began = time.monotonic(), self.share
+
+    @property
+    def lines(self):
+        done = sum(share == 1 for share in self.shares.values())
+        whole = f"{self.share:.0%} done, {done} of {len(self.rows)} runs finished{self._left()}"
+        if self.best:
+            best = ", ".join(f"{label} {value:.1%}" for label, value in self.best.items())
+            whole += f"; best validation so far: {best}"
+        under_way = [key for key, share in self.shares.items() if 0 < share < 1]
+        return [whole, *(self._line(key) for key in under_way[:LINES])]
+
+    def _left(self):
+        began, share = self._began
+        if self.share == 1:
+            return ""
+        if self.share == share:
+            return "; starting: processes begin, and a long training is compiled first"
+        pace = (time.monotonic() - began) / (self.share - share)
+        return f", {sweep.duration(pace * (1 - self.share))} left"
+
+    def _line(self, key):
+        run = self.rows[key]
+        return f"{run['label']}, seed {run['seed']}: {self.shares[key]:.0%}"
+
+
+class Watched:
+    """Runs as they are shown: their progress and, in a notebook, one validation curve each.
+
+    Attributes
+    ----------
+    figure : Figure or None
+        None outside a notebook, where the first line is printed at every further tenth of the work.
+    message : str
+        The first line.
+    """
+
+    def __init__(self, configs):
+        self.progress, self.curves = Progress(configs), {}
+        self.figure, self.message, self._tenth = None, "", -1
         if getattr(get_ipython(), "kernel", None) is not None:
             self.widgets()
 
     def widgets(self):
-        """Show bar, line of text and curves in the notebook."""
-        import ipywidgets
-        import plotly.graph_objects as go
-
-        labels, lines = [row["label"] for row in self.rows.values()], []
-        for number, row in enumerate(self.rows.values()):
-            own = style.look(row["cell"], row["label"])
-            hover = f"{row['label']}, seed {row['seed']}<br>epoch %{{x:.1f}}: %{{y:.1f}} %<extra></extra>"
-            key = {
-                "name": row["label"],
-                "legendgroup": row["label"],
-                "showlegend": row["label"] not in labels[:number],
-            }
-            lines.append(
-                go.Scatter(
-                    x=[],
-                    y=[],
-                    line={"color": own.colour, "dash": own.dash},
-                    hovertemplate=hover,
-                    **key,
-                )
-            )
-        epochs = max(row["epochs"] for row in self.rows.values())
-        layout = {
-            "template": style.plotly_template(),
-            "xaxis": {"title": "Training (epochs)", "range": [0, epochs]},
-        }
-        layout["height"] = max(340, 130 + 30 * len(set(labels)))  # the whole legend
-        layout["yaxis"] = {"title": "Accuracy (% of the validation set)", "rangemode": "tozero"}
-        self.figure = go.FigureWidget(lines, {**layout, "showlegend": True})
+        """Show bar, lines of text and curves in the notebook."""
+        self.figure = Figure()
         self.bar = ipywidgets.FloatProgress(max=1, layout={"width": "300px"})
-        self.text = ipywidgets.HTML()  # a Label would cut a long line
+        self.text = ipywidgets.HTML()
         display(ipywidgets.VBox([self.bar, self.text, self.figure]))
 
-    def show(self, progress, curves=()):
+    def show(self, shares, curves=()):
         """Draw what is known.
 
         Parameters
         ----------
-        progress : dict
+        shares : dict
             key -> share of the run that is done, 0..1.
         curves : dict
             key -> list of records with ``epoch`` and ``validation_accuracy``; runs left out keep
             their line.
         """
-        for key in curves:
-            label = self.rows[key]["label"]
-            self._best[label] = max(
-                self._best.get(label, 0), *(record["validation_accuracy"] for record in curves[key])
-            )
-        share = sum(progress.values()) / len(self.rows)
-        done = sum(value == 1 for value in progress.values())
-        self.message = f"{share:.0%} done, {done} of {len(self.rows)} runs finished"
-        if self._best:
-            self.message += "; best validation so far: " + ", ".join(
-                f"{label} {value:.1%}" for label, value in self._best.items()
-            )
-        if self.figure is None:
-            if int(10 * share) > self._tenth:
-                self._tenth = int(10 * share)
-                print(self.message, flush=True)
-            return
-        self.bar.value, self.text.value = share, controls.say(self.message)
-        with self.figure.batch_update():
-            for line, key in zip(self.figure.data, self.rows, strict=True):
-                if key in curves:
-                    line.x = [record["epoch"] for record in curves[key]]
-                    line.y = [100 * record["validation_accuracy"] for record in curves[key]]
+        self.progress.update(shares, curves)
+        self.curves |= dict(curves)
+        self.message, *others = self.progress.lines
+        if self.figure is not None:
+            self.bar.value, self.text.value = self.progress.share, say(self.message, *others)
+            if curves:
+                self.figure.show(*self.panel().plotly(360))
+        elif int(10 * self.progress.share) > self._tenth:
+            self._tenth = int(10 * self.progress.share)
+            print("; ".join([self.message, *others]), flush=True)
+
+    def panel(self):
+        """The curves that are known, each cell named once."""
+        rows, lines, named = self.progress.rows, [], set()
+        for key, records in self.curves.items():
+            label, own = rows[key]["label"], style.look(rows[key]["cell"], rows[key]["label"])
+            x = [record["epoch"] for record in records]
+            y = [100 * record["validation_accuracy"] for record in records]
+            who = f"{label}, seed {rows[key]['seed']}"
+            hover = f"{who}<br>epoch %{{x:.1f}}: %{{y:.1f}} %"
+            lines.append(Line(x, y, own.colour, label, own.stp, 2, 1, hover, None, False))
+            if label not in named and x:
+                named.add(label)
+                lines[-1].label = True
+        top = max((max(line.y) for line in lines if len(line.y)), default=0)
+        epochs = max(run["epochs"] for run in rows.values())
+        y = Axis("Accuracy (% of validation set)", (0, max(10, 1.08 * top)))
+        return Panel(lines, Axis("Training (epochs)", (0, epochs)), y)
 
 
 class Live:
     """Callback of `lib.train.fit` that shows its progress: ``fit(config, callbacks=[Live()])``."""
 
     def on_start(self, state):
-        self.view, self._shown = View(state.configs), 0.0
+        self.view = Watched(state.configs)
         self._show(state, state.curves)
 
     def on_step(self, state):
@@ -128,7 +168,7 @@ class Live:
         self._show(state, state.curves)
 
     def _show(self, state, curves):
-        keys, self._shown = list(self.view.rows), time.perf_counter()
+        keys, self._shown = list(self.view.progress.rows), time.perf_counter()
         known = {key: rows for key, rows in zip(keys, curves, strict=False) if rows}
         self.view.show(dict.fromkeys(keys, state.step / state.steps), known)
 
@@ -142,7 +182,7 @@ class Watch:
     """
 
     def __init__(self, store, configs):
-        self.store, self.view, self._end = store, View(configs), threading.Event()
+        self.store, self.view, self._end = store, Watched(configs), threading.Event()
 
     def __enter__(self):
         self.look()
@@ -165,32 +205,113 @@ class Watch:
 
     def look(self):
         """Read the store once and show it."""
-        keys = list(self.view.rows)
+        keys = list(self.view.progress.rows)
         try:
-            progress = {key: (self.store.status(key) or {}).get("progress") or 0.0 for key in keys}
+            shares = _shares(self.store, keys)
             frame = self.store.curves(key=keys, state=list(STATES))
-        except (
-            OSError,
-            StoreError,
-        ):  # a file that is being replaced, or damaged: whoever trains will say so
+        except EXPECTED:  # a file that is being replaced, or damaged: whoever trains will say so
             return
-        self.view.show(
-            progress, {key: part.to_dict("records") for key, part in frame.groupby("key")}
-        )
+        curves = {key: part.to_dict("records") for key, part in frame.groupby("key")}
+        self.view.show(shares, curves)
+
+
+def _shares(store, keys):
+    return {key: (store.status(key) or {}).get("progress") or 0.0 for key in keys}
 
 
 def load_or_run(configs, store=None, **options):
-    """`Store.load_or_run` with a view of the training while it lasts; stored runs are shown at
-    once.
+    """`lib.runs.sweep.load_or_run` with a view of the training while it lasts; stored runs are
+    shown at once.
 
     Interrupting the kernel stops the training: finished runs stay, the others go on from their last
     validation next time.
     """
-    store, configs = (
-        store or Store(),
-        [configs] if isinstance(configs, RunConfig) else list(configs),
-    )
+    store = store or Store()
+    configs = [configs] if isinstance(configs, RunConfig) else list(configs)
     for config in configs:
         train.check(config)
-    with Watch(store, configs):
-        return store.load_or_run(configs, **options)
+    try:
+        if not sweep.plan(configs, store):
+            return sweep.load_or_run(configs, store, **options)
+        with Watch(store, configs):
+            return sweep.load_or_run(configs, store, **options)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "Interrupted. Finished runs stay; the others go on from their last validation when "
+            "this cell is run again."
+        ) from None
+
+
+class Runner:
+    """A button that trains runs in the background, with a line for each while it lasts, and stops
+    them.
+
+    Parameters
+    ----------
+    store : Store
+    done : function
+        Called without arguments once the training has ended.
+    """
+
+    def __init__(self, store, done):
+        self.store, self._done, self.configs, self.started = store, done, [], None
+        self.button = button("Run", self._clicked, icon="play", button_style="primary")
+        self.text = ipywidgets.HTML()
+        self.widget = row([self.button, self.text])
+        self.offer([])
+
+    @property
+    def running(self):
+        return self.started is not None and self.started.running
+
+    def offer(self, configs, seconds=0.0):
+        """Offer to train these runs, which take about so many seconds; none hides the button."""
+        if self.running:
+            return
+        self.configs = configs
+        self.widget.layout.display = None if configs else "none"
+        runs = f"{len(configs)} run{'s' * (len(configs) > 1)}"
+        self.button.description, self.button.icon = f"Run {runs}", "play"
+        self.text.value = say(f"takes {sweep.duration(seconds)}, in the background")
+
+    def _clicked(self):
+        if self.running:
+            self.button.disabled = True
+            self.text.value = say("Stopping: what was reached is saved ...")
+            threading.Thread(target=self.started.stop, daemon=True).start()
+            return
+        self.started = sweep.start(self.configs, self.store)
+        self.button.description, self.button.icon = "Stop", "stop"
+        threading.Thread(target=self._follow, args=(Progress(self.configs),), daemon=True).start()
+
+    def _follow(self, progress):
+        while self.running:
+            progress.update(_shares(self.store, list(progress.rows)))
+            if not self.button.disabled:
+                self.text.value = say(*progress.lines)
+            time.sleep(1)
+        kernel = getattr(get_ipython(), "kernel", None)
+        if kernel is None:
+            self._ended()
+        else:  # widgets are changed where the reader's clicks change them
+            kernel.io_loop.add_callback(self._ended)
+
+    def _ended(self):
+        self.button.disabled = False
+        note = ""
+        try:
+            runs = self.started.wait()
+            failed = runs[runs["state"] == "FAILED"]
+            if len(failed):
+                note = f"{len(failed)} runs failed; the first: {failed['message'].iloc[0]}"
+        except EXPECTED as error:
+            note = str(error)
+        self._done()
+        if note:
+            self.widget.layout.display = None
+            self.text.value = say(note.partition("\n")[0])
+
+
+def slots(runs):
+    """Runs that are trained side by side on this machine."""
+    return max(1, min(runs, len(os.sched_getaffinity(0))))

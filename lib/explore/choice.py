@@ -1,0 +1,324 @@
+"""What is chosen: the runs of a store, read once, and the controls of data set and window, which say
+what was not run and run it.
+"""
+
+import math
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
+
+import ipywidgets
+import pandas as pd
+
+from lib import datasets, windows
+from lib.config import RunConfig, Task, Window
+from lib.explore.live import Runner, load_or_run, slots
+from lib.explore.widgets import EXPECTED, assign, dropdown, offer, row, say
+from lib.figures import plots
+from lib.runs import sweep
+from lib.runs.attempt import CONFIGURATION, RESULTS
+from lib.runs.store import Store
+
+STRIDES = (("fixed: 4 pixels", "fixed"), ("half the input length", "half"))
+LENGTHS = (4, 8, 16)  # pixels
+
+
+class Cache:
+    """The runs and curves of a store, read once; `reload` reads them again.
+
+    Attributes
+    ----------
+    runs, done : DataFrame
+        `Store.runs`, all and finished, with a column ``task``: the data set, and what changes its
+        images or their order.
+    tasks : dict
+        Name of a task -> (Task, scan).
+    problems : dict
+        Key of a damaged run -> what is wrong; such runs are left out.
+    """
+
+    def __init__(self, store=None):
+        self.store = store or Store()
+        self.reload()
+
+    def reload(self):
+        self._kept, self.tasks, self.problems = {}, {}, {}
+        try:
+            runs = self.store.runs()
+        except EXPECTED as error:
+            self.problems["of a bundle"] = str(error)
+            runs = pd.DataFrame(columns=["state", *CONFIGURATION, *RESULTS])
+        damaged = runs["state"] == "DAMAGED"
+        self.problems |= dict(runs.loc[damaged, ["key", "message"]].itertuples(index=False))
+        self.runs = self._with_task(runs[~damaged].infer_objects())
+        self.done = self.runs[self.runs["state"] == "DONE"]
+
+    def finished(self, task, window=None):
+        """Finished runs of one task, at one window or all, without a scan, in the groups of
+        `plots.grouped`.
+        """
+        here = self.done["task"] == task
+        if window is not None:
+            here &= self.done["window"] == window
+        return self.keep(
+            ("runs", task, window), lambda: plots.grouped(plots.without_scan(self.done[here]))
+        )
+
+    def curves(self, task, window):
+        """Learning curves of the runs of `finished`."""
+        curves = self.keep("curves", lambda: self.store.curves(state="DONE"))
+        return self.keep(
+            ("curves", task, window),
+            lambda: self.finished(task, window)[["key", "group"]].merge(curves, on="key"),
+        )
+
+    def summary(self, name, frame, metric, by, groups):
+        """`plots.summary` of these groups of a frame that ``name`` tells apart, each computed
+        once.
+        """
+        place, columns = (name, metric, by), dict.fromkeys(["group", "cell", "seed", *by, metric])
+        frame = frame[list(columns)]
+        held = set(frame.loc[frame[metric].notna(), "group"])
+        new = [group for group in groups if group in held and (*place, group) not in self._kept]
+        if new:
+            made = plots.summary(frame[frame["group"].isin(new)], metric, by)
+            self._kept |= {(*place, group): part for group, part in made.groupby("group")}
+        parts = [self._kept[(*place, group)] for group in groups if group in held]
+        return pd.concat(parts) if parts else plots.summary(frame.iloc[:0], metric, by)
+
+    def keep(self, what, make):
+        """What ``make()`` gave the first time."""
+        if what not in self._kept:
+            self._kept[what] = make()
+        return self._kept[what]
+
+    def _with_task(self, frame):
+        columns, names = ["dataset", "permuted", "last_rows", "data_seed", "scan"], {}
+        values = frame[columns].astype(object)
+        keys = list(values.where(values.notna(), None).itertuples(index=False, name=None))
+        for key in dict.fromkeys(keys):
+            dataset, permuted, rows, seed, scan = key
+            task = Task(dataset, bool(permuted), None if rows is None else int(rows), int(seed))
+            names[key] = task_label(task, scan)
+            self.tasks[names[key]] = task, scan
+        return frame.assign(task=[names[key] for key in keys])
+
+
+def task_label(task, scan="raster"):
+    """Name of a task, such as "permuted cifar10, last 16 rows": the data set, and what differs from
+    its plain form.
+    """
+    parts = ["permuted " * task.permuted + task.dataset]
+    parts += [f"last {task.last_rows} rows"] * (task.last_rows is not None)
+    parts += [f"split {task.data_seed}"] * (task.data_seed != 0)
+    return ", ".join([*parts, *[scan] * (scan != "raster")])
+
+
+def lengths(columns):
+    """Input lengths to choose from on rows of so many pixels: 4, 8 and 16, at most half a row."""
+    return sorted({min(length, columns // 2) for length in LENGTHS if columns > 1} or {1})
+
+
+class WindowControls:
+    """Data set, input length and stride, for one or more explorers; says what was not run, how long
+    it would take, and runs it.
+
+    Parameters
+    ----------
+    store : Store or Cache, optional
+    configs : RunConfig or list of RunConfig, optional
+        What a notebook trains; `configs` gives them at the chosen window. Without, they are those
+        of another window of the store.
+    **state
+        task, input_length, stride ("fixed", "half" or pixels). What a reader chose in these
+        controls is kept when the cell that makes them is run again as it was.
+    """
+
+    kept: ClassVar = {}  # what the controls were made with -> what was chosen since
+
+    def __init__(self, store=None, configs=(), **state):
+        self.cache = store if isinstance(store, Cache) else Cache(store)
+        self.templates = [configs] if isinstance(configs, RunConfig) else list(configs)
+        self.listeners, self._held = [], True
+        self.controls = {
+            "task": dropdown("Data set"),
+            "input_length": dropdown("Input length"),
+            "stride": dropdown("Stride"),
+        }
+        self.message = ipywidgets.HTML()
+        self.runner = Runner(self.cache.store, self.reload)
+        self.widget = ipywidgets.VBox(
+            [row(self.controls.values()), self.message, self.runner.widget],
+            layout={"width": "100%"},
+        )
+        self._find_tasks()
+        first = self.templates[0].window if self.templates else Window()
+        named = (*windows.conventions(first.input_length, first.stride), first.stride)
+        asked = {"input_length": first.input_length, "stride": named[0], **state}
+        if self.templates:
+            task = task_label(self.templates[0].task, first.scan)
+            asked = {"task": task, **asked}
+        made_with = (
+            str(self.cache.store.root),
+            *(config.key() for config in self.templates),
+            *asked.items(),
+        )
+        self.refresh()
+        assign(self.controls, asked, self.refresh)
+        if self.templates and made_with in self.kept:
+            assign(self.controls, self.kept[made_with], self.refresh)
+        self._made_with, self._held = made_with, False
+        self._report()
+        for control in self.controls.values():
+            control.observe(self._changed, "value")
+
+    def _find_tasks(self):
+        self.tasks = {
+            task_label(c.task, c.window.scan): (c.task, c.window.scan) for c in self.templates
+        }
+        if self.templates:
+            plain = {task_label(Task(name)): (Task(name), "raster") for name in datasets.names()}
+            self.tasks = {**plain, **self.tasks}
+        self.tasks = self.tasks or self.cache.tasks or {task_label(Task()): (Task(), "raster")}
+
+        names = self.tasks
+        demonstrations = [n for n in names if datasets.is_demonstration(names[n][0].dataset)]
+        offer(self.controls["task"], list(dict.fromkeys([*demonstrations, *names])))
+
+    def _changed(self, change):
+        """Follow a control; listeners are told once, when all controls fit each other."""
+        if self._held:
+            return
+        self.refresh()
+        self.kept[self._made_with] = self.state
+        self._tell()
+
+    def set(self, **state):
+        """Set controls by name; listeners are told once."""
+        self._held = True
+        try:
+            assign(self.controls, state, self.refresh)
+        finally:
+            self._held = False
+        self._changed(None)
+
+    def _tell(self):
+        self._report()
+        for listener in self.listeners:
+            listener()
+
+    def refresh(self):
+        """Offer what fits the data set, and whatever the store holds of it."""
+        before, self._held = self._held, True
+        runs = self.cache.runs[self.cache.runs["task"] == self.task]
+        held = {*zip(runs["input_length"], runs["stride"], strict=True)}
+        held |= {(c.window.input_length, c.window.stride) for c in self.templates}
+        usual = lengths(self.image_shape[2])
+        offer(
+            self.controls["input_length"],
+            [(f"{n} pixels", int(n)) for n in sorted({*usual, *(n for n, _ in held)})],
+        )
+        longest = self.controls["input_length"].value
+        other = {
+            int(stride)
+            for n, stride in held
+            if not windows.conventions(n, stride) and stride <= longest
+        }
+        named = [(f"{stride} pixels", stride) for stride in sorted(other)]
+        offer(self.controls["stride"], [*STRIDES, *named])
+        self._held = before
+
+    def reload(self):
+        """Read the store again, for example after training."""
+        self.cache.reload()
+        self._held = True
+        self._find_tasks()
+        self._held = False
+        self.refresh()
+        self._tell()
+
+    def load_or_run(self, **options):
+        """Rows of the runs at the chosen window; what is missing is trained first, and shown."""
+        runs = load_or_run(self.configs, self.cache.store, **options)
+        self.reload()
+        return runs
+
+    @property
+    def state(self):
+        return {name: control.value for name, control in self.controls.items()}
+
+    @property
+    def task(self):
+        """Name of the chosen task; ``tasks`` has its (Task, scan)."""
+        return self.controls["task"].value
+
+    @property
+    def image_shape(self):
+        """(channels, rows, columns) of the chosen task, as its runs hold it."""
+        runs = self.cache.runs
+        held = runs.loc[runs["task"] == self.task, "image_shape"].dropna()
+        return held.iloc[0] if len(held) else datasets.image_shape(self.tasks[self.task][0])
+
+    @property
+    def window(self):
+        """The chosen `lib.config.Window`."""
+        length = self.controls["input_length"].value
+        stride = windows.resolve_stride(self.controls["stride"].value, length)
+        return Window(length, stride, self.tasks[self.task][1])
+
+    @property
+    def configs(self):
+        """The configurations at the chosen window."""
+        found = self.templates or self.cache.keep(("configs", self.task), self._of_the_store)
+        here = [c for c in found if task_label(c.task, c.window.scan) == self.task]
+        if not here:  # what a notebook trains, on other images
+            task = self.tasks[self.task][0]
+            here = [replace(c, task=task) for c in found if c.task == found[0].task]
+        return [replace(config, window=self.window) for config in here]
+
+    def _of_the_store(self):
+        """The plain cells of the window that most finished runs of this data set have."""
+        done = self.cache.done[self.cache.done["task"] == self.task]
+        if not len(done):
+            return []
+        runs = self.cache.finished(self.task, done["window"].mode()[0])
+        plain = runs[runs["group"] == runs["label"]]
+        return [self.cache.store.config(key) for key in plain["key"]]
+
+    @property
+    def runs(self):
+        """Finished runs of the chosen task and window."""
+        done = self.cache.done
+        return done[(done["task"] == self.task) & (done["window"] == self.window.label)]
+
+    def missing(self):
+        """Configurations that have no result at the chosen window."""
+        if not self.templates and len(self.runs):
+            return []
+        done = set(self.cache.done["key"])
+        return [config for config in self.configs if config.key() not in done]
+
+    def report(self):
+        """What there is of the chosen combination, in a sentence."""
+        window, found, missing = self.window, len(self.runs), len(self.missing())
+        if not found and not missing:
+            return (
+                "not run: the store holds no finished run. Fill it with "
+                "explore.load_or_run(RunConfig()), or with: python -m lib compare."
+            )
+        has = f"{found} finished runs" if found else "not run"
+        has += f", {missing} not run" * bool(found and missing)
+        _, rows, columns = self.image_shape
+        steps = windows.sequence_length(rows, columns, window.input_length, window.stride)
+        wide = windows.is_wide(window.input_length, window.stride)
+        note = " The stride is above half the input length." * wide
+        return f"{self.task}, {window.label}, {steps} steps a sequence: {has}.{note}"
+
+    def _report(self):
+        self.message.value = say(self.report())
+        missing = self.missing()
+        known, seconds = SimpleNamespace(runs=lambda state: self.cache.done), math.nan
+        with suppress(ValueError):  # a data set of one's own, which this process does not know
+            seconds = sweep.estimate(missing, known, slots(len(missing)))
+        self.runner.offer(missing, seconds)

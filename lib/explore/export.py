@@ -1,0 +1,66 @@
+"""The form behind *Export*: files of what is seen, the lines that put them into a paper, and
+downloads.
+"""
+
+import base64
+import html
+
+import ipywidgets
+
+from lib.explore.widgets import EXPECTED, button, dropdown, row, say
+from lib.figures import export, style
+
+TYPES = {"pdf": "application/pdf", "png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
+
+
+class Form:
+    """Journal, width and kinds of file for one explorer; ``widget`` shows it."""
+
+    def __init__(self, explorer):
+        self.explorer = explorer
+        kinds = [kind for kind in ("pdf", "png", "svg", "pgf") if kind != "pgf" or export.has_tex()]
+        self.journal = dropdown("Journal", list(style.JOURNALS))
+        self.journal.value = "report"
+        self.width = dropdown("Width", ["text", "column"])
+        self.kinds = {
+            kind: ipywidgets.Checkbox(kind == "pdf", description=kind.upper(), indent=False)
+            for kind in kinds
+        }
+        for box in self.kinds.values():
+            box.layout.width = "max-content"
+        self.told = ipywidgets.HTML(layout={"width": "100%"})
+        controls = [self.journal, self.width, *self.kinds.values(), button("Write", self.write)]
+        self.widget = ipywidgets.VBox([row(controls), self.told], layout={"width": "100%"})
+
+    def write(self):
+        """Write the files, and show where they lie, links and LaTeX."""
+        kinds = [kind for kind, box in self.kinds.items() if box.value]
+        page = {"journal": self.journal.value, "width": self.width.value}
+        try:
+            paths = self.explorer.export(kinds=kinds, **page)
+        except EXPECTED as error:
+            self.told.value = say(str(error))
+            return
+        links = " · ".join(_link(path) for path in paths if path.suffix[1:] in TYPES)
+        figures = [path for path in paths if path.suffix in (".pgf", ".pdf", ".png")]
+        latex = "".join(_latex(path, self.explorer.view.note) for path in figures[:1])
+        where = say(f"Written to {paths[0].parent}:")
+        self.told.value = f"{where}{links}<pre>{html.escape(latex)}</pre>"
+
+
+def _link(path):
+    """A link that saves a copy through the browser."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    kind = TYPES[path.suffix[1:]]
+    return f'<a download="{path.name}" href="data:{kind};base64,{data}">{path.name}</a>'
+
+
+def _latex(path, caption):
+    pgf = path.suffix == ".pgf"
+    command = "input" if pgf else "includegraphics"
+    name = path.name if pgf else path.stem
+    return (
+        "\\begin{figure}\n  \\centering\n"
+        f"  \\{command}{{{name}}}\n  \\caption{{{export.tex(caption)}}}\n"
+        f"  \\label{{fig:{path.stem}}}\n\\end{{figure}}"
+    )

@@ -1,0 +1,91 @@
+// A plotly figure whose whole state is in the model: what every page and every tab draws.
+
+const KEY = Symbol.for("workbook.plotly");
+const CONFIG = {
+  displaylogo: false,
+  modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  toImageButtonOptions: { format: "svg", filename: "figure" },
+};
+
+// plotly.js lies in a model of its own: a page reads and compiles it once, for all figures.
+async function load(model) {
+  const id = model.get("library").replace("IPY_MODEL_", "");
+  const library = await model.widget_manager.get_model(id);
+  const packed = new Blob([library.get("packed")]);
+  const text = packed.stream().pipeThrough(new DecompressionStream("gzip"));
+  const module = { exports: {} };
+  new Function("module", await new Response(text).text())(module);
+  return module.exports;
+}
+
+function plotly(model) {
+  globalThis[KEY] ??= load(model).catch((error) => {
+    globalThis[KEY] = undefined;
+    throw error;
+  });
+  return globalThis[KEY];
+}
+
+function isDark() {
+  const { dataset, classList } = document.body;
+  return dataset.jpThemeLight === "false" || classList.contains("vscode-dark");
+}
+
+// Ink becomes light and ground dark; colours that mean something keep their hue.
+function onDark(colour) {
+  const rgb = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255);
+  const high = Math.max(...rgb);
+  const low = Math.min(...rgb);
+  const light = (high + low) / 2;
+  const saturation = high === low ? 0 : (high - low) / (1 - Math.abs(2 * light - 1));
+  if (saturation > 0.4) return colour;
+  const shift = 0.95 - 0.78 * light - light;
+  const byte = (part) => Math.round(255 * Math.min(1, Math.max(0, part + shift)));
+  return "#" + rgb.map((part) => byte(part).toString(16).padStart(2, "0")).join("");
+}
+
+function parse(text, dark) {
+  return JSON.parse(dark ? text.replace(/(?<=")#[0-9a-fA-F]{6}(?=")/g, onDark) : text);
+}
+
+async function render({ model, el }) {
+  const Plotly = await plotly(model);
+  const plot = el.appendChild(document.createElement("div"));
+  let parsed = {};
+  let waiting = false;
+
+  function draw() {
+    waiting = false;
+    const dark = isDark();
+    const text = model.get("traces");
+    // The same object says that nothing changed, so that a moved mark draws no heat map again.
+    if (text !== parsed.text || dark !== parsed.dark) {
+      parsed = { text, dark, traces: parse(text, dark) };
+    }
+    const axes = parse(model.get("axes"), dark);
+    return Plotly.react(plot, parsed.traces, { ...axes, autosize: true }, CONFIG);
+  }
+  // Traces and axes arrive together, and are drawn together.
+  function ask() {
+    if (!waiting) queueMicrotask(draw);
+    waiting = true;
+  }
+  await draw();
+  plot.on("plotly_click", ({ points: [point] }) => {
+    const { curveNumber, pointNumber, x, y, customdata } = point;
+    model.send({ trace: curveNumber, point: pointNumber, x, y, customdata });
+  });
+  model.on("change:traces change:axes", ask);
+  const sized = new ResizeObserver(() => plot.offsetWidth && Plotly.Plots.resize(plot));
+  sized.observe(el);
+  const themed = new MutationObserver(ask);
+  themed.observe(document.body, { attributeFilter: ["data-jp-theme-light", "class"] });
+  return () => {
+    model.off("change:traces change:axes", ask);
+    sized.disconnect();
+    themed.disconnect();
+    Plotly.purge(plot);
+  };
+}
+
+export default { render };

@@ -1,0 +1,494 @@
+"""What a view shows, said once: marks on panels, drawn by plotly in the notebook and by matplotlib
+for print, so that an export is what is seen.
+"""
+
+import base64
+import io
+from dataclasses import dataclass, field
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from lib.figures import plots, style
+
+FRAME = "#D55E00"  # the window being read
+GROUND = "#FFFFFF"
+GREY = "#808080"
+LEFT, TOP, BOTTOM = 68, 26, 56  # pixels around a panel
+GAP = 16  # pixels between names beside lines
+
+
+@dataclass
+class Line:
+    """A line; where ``label`` is set, its name stands at its end."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    name: str = ""
+    dashed: bool = False
+    width: float = 2.0
+    alpha: float = 1.0
+    hover: str = ""
+    data: object = None
+    label: bool = False
+
+    def plotly(self):
+        dash = "dash" if self.dashed else "solid"
+        yield {
+            "type": "scatter",
+            "mode": "lines",
+            "x": self.x,
+            "y": self.y,
+            "line": {"color": self.colour, "width": self.width, "dash": dash},
+            "opacity": self.alpha,
+            "name": self.name,
+            **_hover(self),
+        }
+
+    def draw(self, ax):
+        dash = (0, (3.2, 1.3)) if self.dashed else "-"
+        width = 0.6 * self.width
+        ax.plot(self.x, self.y, color=self.colour, ls=dash, lw=width, alpha=self.alpha)
+
+
+@dataclass
+class Band:
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: str
+    name: str = ""
+    alpha: float = 0.18
+
+    def plotly(self):
+        yield {
+            "type": "scatter",
+            "mode": "lines",
+            "x": np.concatenate([self.x, self.x[::-1]]),
+            "y": np.concatenate([self.high, self.low[::-1]]),
+            "fill": "toself",
+            "fillcolor": self.colour,
+            "opacity": self.alpha,
+            "line": {"width": 0},
+            "name": self.name,
+            "hoverinfo": "skip",
+        }
+
+    def draw(self, ax):
+        ax.fill_between(self.x, self.low, self.high, color=self.colour, alpha=self.alpha, lw=0)
+
+
+@dataclass
+class Bars:
+    """Horizontal bars from 0, hatched where a cell has short-term plasticity."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colours: list
+    hatched: list
+    name: str = ""
+    hover: str = ""
+    data: object = None
+
+    def plotly(self):
+        shape = ["/" if hatched else "" for hatched in self.hatched]
+        pattern = {"shape": shape, "fgcolor": GROUND, "size": 6}
+        yield {
+            "type": "bar",
+            "orientation": "h",
+            "x": self.x,
+            "y": self.y,
+            "width": 0.56,
+            "marker": {"color": self.colours, "pattern": pattern},
+            "name": self.name,
+            **_hover(self),
+        }
+
+    def draw(self, ax):
+        for x, y, colour, hatched in zip(self.x, self.y, self.colours, self.hatched, strict=True):
+            face = mpl.colors.to_rgba(colour, 0.55 if hatched else 1)
+            ax.barh(y, x, 0.56, facecolor=face, edgecolor=colour, hatch="/////" * hatched)
+
+
+@dataclass
+class Points:
+    x: np.ndarray
+    y: np.ndarray
+    colours: list
+    symbols: list
+    size: float = 11
+    name: str = ""
+    hover: str = ""
+    data: object = None
+
+    def plotly(self):
+        yield {
+            "type": "scatter",
+            "mode": "markers",
+            "x": self.x,
+            "y": self.y,
+            "marker": {"color": self.colours, "symbol": self.symbols, "size": self.size},
+            "name": self.name,
+            **_hover(self),
+        }
+
+    def draw(self, ax):
+        for x, y, colour, symbol in zip(self.x, self.y, self.colours, self.symbols, strict=True):
+            shape = "D" if symbol.startswith("diamond") else "o"
+            face = "white" if symbol.endswith("open") else colour
+            ax.plot(x, y, shape, ms=0.42 * self.size, mfc=face, color=colour, clip_on=False)
+
+
+@dataclass
+class Heat:
+    """Colours over rows and columns, the first row on top; ``text`` prints numbers on them."""
+
+    z: np.ndarray
+    limits: tuple
+    title: str = ""
+    x: np.ndarray | None = None
+    diverging: bool = False
+    text: object = None
+    alpha: float = 1.0
+    bar: bool = True
+    hover: str = ""
+    data: object = None
+
+    def plotly(self):
+        yield {
+            "type": "heatmap",
+            "z": self.z,
+            "x": np.arange(self.z.shape[1]) if self.x is None else self.x,
+            "zmin": self.limits[0],
+            "zmax": self.limits[1],
+            "colorscale": "RdBu" if self.diverging else "Viridis",
+            "colorbar": {"title": {"text": plain(self.title), "side": "right"}, "thickness": 10},
+            "showscale": self.bar,
+            "opacity": self.alpha,
+            "xgap": 2 * (self.text is not None),
+            "ygap": 2 * (self.text is not None),
+            **({} if self.text is None else {"text": self.text, "texttemplate": "%{text}"}),
+            **_hover(self),
+        }
+
+    def draw(self, ax):
+        x = np.arange(self.z.shape[1]) if self.x is None else np.asarray(self.x)
+        mesh = ax.imshow(
+            np.ma.masked_invalid(self.z),
+            cmap=style.DIVERGING if self.diverging else style.SEQUENTIAL,
+            vmin=self.limits[0],
+            vmax=self.limits[1],
+            alpha=self.alpha,
+            aspect=ax.get_aspect(),
+            interpolation="nearest",
+            extent=(x[0] - 0.5, x[-1] + 0.5, len(self.z) - 0.5, -0.5),
+            rasterized=True,
+        )
+        if self.bar:
+            ax.figure.colorbar(mesh, ax=ax, label=self.title, pad=0.02)
+        small = mpl.rcParams["xtick.labelsize"]
+        for (row, column), words in np.ndenumerate([] if self.text is None else self.text):
+            light = sum(mesh.cmap(mesh.norm(self.z[row, column]))[:3]) / 3
+            colour = "black" if light > 0.5 or not words else "white"
+            ax.text(x[column], row, words, ha="center", va="center", size=small, color=colour)
+
+
+@dataclass
+class Picture:
+    """An image (channels, rows, columns), 0..255; what is neither grey nor RGB(A) is shown grey."""
+
+    pixels: np.ndarray
+
+    @property
+    def array(self):
+        pixels = np.moveaxis(np.asarray(self.pixels), 0, -1)
+        if pixels.shape[-1] in (3, 4):
+            return pixels
+        return pixels.mean(-1, keepdims=True).round().astype(np.uint8).repeat(3, -1)
+
+    def plotly(self):
+        file = io.BytesIO()
+        plt.imsave(file, self.array)
+        source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        yield {
+            "type": "image",
+            "source": source,
+            "hovertemplate": "row %{y}, column %{x}<extra></extra>",
+        }
+
+    def draw(self, ax):
+        ax.imshow(self.array, interpolation="nearest")
+
+
+@dataclass
+class Rule:
+    """A line across the panel at a value of x or y."""
+
+    at: float
+    axis: str
+    words: str = ""
+    colour: str = style.INK
+    dashed: bool = True
+
+    def shape(self):
+        across = "y" if self.axis == "x" else "x"
+        dash = "dash" if self.dashed else "solid"
+        return {
+            "type": "line",
+            f"{self.axis}0": self.at,
+            f"{self.axis}1": self.at,
+            f"{across}0": 0,
+            f"{across}1": 1,
+            f"{across}ref": f"{across} domain",
+            "line": {"color": self.colour, "width": 1.3, "dash": dash},
+        }
+
+    def annotation(self):
+        across, anchor = ("y", "yanchor") if self.axis == "x" else ("x", "xanchor")
+        return {
+            "text": self.words,
+            self.axis: self.at,
+            across: 1,
+            f"{across}ref": f"{across} domain",
+            anchor: "bottom" if self.axis == "x" else "left",
+            "showarrow": False,
+            "font": {"size": 12},
+        }
+
+    def draw(self, ax):
+        dash = (0, (4, 3)) if self.dashed else "-"
+        line, place = (ax.axvline, ax.get_xaxis_transform()), (self.at, 1)
+        look = {"ha": "center", "va": "bottom"}
+        if self.axis == "y":
+            line, place = (ax.axhline, ax.get_yaxis_transform()), (1.01, self.at)
+            look = {"va": "center"}
+        line[0](self.at, color=self.colour, ls=dash, lw=0.8)
+        size = mpl.rcParams["xtick.labelsize"]
+        ax.annotate(self.words, place, xycoords=line[1], size=size, annotation_clip=True, **look)
+
+
+@dataclass
+class Box:
+    """A frame around pixels of one row of an image."""
+
+    row: int
+    first: int
+    last: int
+
+    def shape(self):
+        return {
+            "type": "rect",
+            "x0": self.first - 0.5,
+            "x1": self.last + 0.5,
+            "y0": self.row - 0.5,
+            "y1": self.row + 0.5,
+            "line": {"color": FRAME, "width": 2.5},
+        }
+
+    def draw(self, ax):
+        size = self.last - self.first + 1, 1
+        corner = self.first - 0.5, self.row - 0.5
+        ax.add_patch(mpl.patches.Rectangle(corner, *size, fill=False, ec=FRAME, lw=1.2))
+
+
+@dataclass
+class Axis:
+    """``range`` in the order drawn, so that a reversed one runs down; ``ticks`` are positions and
+    words.
+    """
+
+    title: str = ""
+    range: tuple | None = None
+    log: bool = False
+    ticks: tuple | None = None
+    grid: bool = True
+
+    def plotly(self):
+        axis = {"title": {"text": plain(self.title)}, "type": "log" if self.log else "linear"}
+        axis |= {"showgrid": self.grid, "automargin": True}
+        if self.range is not None:
+            axis["range"] = list(np.log10(self.range) if self.log else self.range)
+        if self.ticks is not None:
+            axis |= {"tickmode": "array", "tickvals": self.ticks[0], "ticktext": self.ticks[1]}
+        return axis
+
+    def draw(self, ax, name):
+        axis = {f"{name}label": self.title}
+        if self.log:
+            axis[f"{name}scale"] = "log"
+        if self.range is not None:
+            axis[f"{name}lim"] = self.range
+        ax.set(**axis)
+        if self.ticks is not None:
+            words = [str(word).replace("_", r"$\_$") for word in self.ticks[1]]
+            getattr(ax, f"set_{name}ticks")(self.ticks[0], words)
+
+
+@dataclass
+class Panel:
+    """Marks on two axes; ``share`` is its part of the width, ``square`` keeps pixels square."""
+
+    marks: list
+    x: Axis = field(default_factory=Axis)
+    y: Axis = field(default_factory=Axis)
+    share: float = 1.0
+    square: bool = False
+    title: str = ""
+    zoom: str = ""  # a zoom of the reader's stays while this stays
+
+    def labels(self, height):
+        """(line, end (x, y), place of its name) of the lines that are named, names ``height``
+        apart.
+        """
+        lines = [mark for mark in self.marks if isinstance(mark, Line) and mark.label]
+        ends = [(line.x[-1], line.y[-1]) for line in lines]
+        if not lines:
+            return []
+        places = plots.spread([y for _, y in ends], height, *sorted(self.y.range))
+        return list(zip(lines, ends, places, strict=True))
+
+    def plotly(self, height):
+        """Traces and layout of a figure of so many pixels."""
+        inner = height - TOP - BOTTOM
+        traces = [
+            trace for mark in self.marks if hasattr(mark, "plotly") for trace in mark.plotly()
+        ]
+        drawn = [mark for mark in self.marks if hasattr(mark, "shape")]
+        notes = [mark.annotation() for mark in drawn if getattr(mark, "words", "")]
+        longest = 0
+        if self.y.range is not None:
+            reach = self.y.range[1] - self.y.range[0]
+            for line, (x, y), place in self.labels(GAP / inner * abs(reach)):
+                longest = max(longest, len(line.name))
+                notes.append(
+                    {
+                        "text": line.name,
+                        "x": x,
+                        "y": y,
+                        "ax": 18,
+                        "ay": (y - place) / reach * inner,
+                        "xanchor": "left",
+                        "arrowhead": 0,
+                        "arrowwidth": 0.8,
+                        "arrowcolor": line.colour,
+                        "standoff": 2,
+                        "font": {"color": line.colour, "size": 13},
+                    }
+                )
+        x, y = self.x.plotly(), self.y.plotly()
+        if self.square:
+            x["constrain"] = "domain"
+            y |= {"scaleanchor": "x", "constrain": "domain"}
+        layout = {
+            "template": TEMPLATE,
+            "height": height,
+            "title": {"text": self.title, "font": {"size": 14}, "x": 0.5, "y": 0.99},
+            "margin": {"l": LEFT, "r": 24 + 7.4 * longest, "t": TOP, "b": BOTTOM},
+            "xaxis": x,
+            "yaxis": y,
+            "shapes": [mark.shape() for mark in drawn],
+            "annotations": notes,
+            "uirevision": self.zoom or None,
+        }
+        return traces, layout
+
+    def draw(self, ax):
+        ax.set_aspect("equal" if self.square else "auto")
+        for mark in self.marks:
+            mark.draw(ax)
+        self.x.draw(ax, "x")
+        self.y.draw(ax, "y")
+        ax.set_title(self.title)
+        if self.y.range is None:
+            return
+        size = mpl.rcParams["xtick.labelsize"]
+        height = ax.get_window_extent().height / ax.figure.dpi * 72
+        gap = 1.15 * size / height * abs(self.y.range[1] - self.y.range[0])
+        for line, end, place in self.labels(gap):
+            ax.annotate(
+                line.name.replace("_", r"$\_$"),
+                end,
+                xytext=(1.08, place),
+                textcoords=ax.get_yaxis_transform(),
+                va="center",
+                size=size,
+                color=line.colour,
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": line.colour},
+            )
+
+
+@dataclass
+class View:
+    """Panels side by side, the data they show, and a sentence on them."""
+
+    panels: list
+    frame: pd.DataFrame | None = None
+    note: str = ""
+    height: int = 440  # pixels
+
+    def matplotlib(self, journal="notebook", width="text", height=3.0):
+        """The view for print."""
+        with style.context(journal, width, height):
+            figure = plt.figure(layout="constrained")
+            shares = [panel.share for panel in self.panels]
+            axes = figure.subplots(1, len(shares), squeeze=False, width_ratios=shares)[0]
+            figure.draw_without_rendering()  # names stand apart by the height of their panel
+            for ax, panel in zip(axes, self.panels, strict=True):
+                panel.draw(ax)
+            figure.draw_without_rendering()
+        return figure
+
+
+def words(text, height=440):
+    """A panel that says why nothing is shown."""
+    hidden = {"visible": False}
+    note = {"text": text, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    note |= {"showarrow": False, "font": {"size": 20, "color": GREY}}
+    layout = {"template": TEMPLATE, "xaxis": hidden, "yaxis": hidden, "annotations": [note]}
+    return [], {**layout, "height": height}
+
+
+def plain(label):
+    """A label of `lib.figures.plots` without its mathematical notation."""
+    for notation, without in {"$": "", r"\tau": "τ", r"\mathrm": "", "{": "", "}": ""}.items():
+        label = label.replace(notation, without)
+    return label
+
+
+def _hover(mark):
+    if not mark.hover:
+        return {"hoverinfo": "skip"}
+    return {"hovertemplate": f"{mark.hover}<extra></extra>", "customdata": mark.data}
+
+
+def _template():
+    axis = {
+        "gridcolor": style.GRID,
+        "linecolor": style.INK,
+        "tickcolor": style.INK,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "zeroline": False,
+    }
+    clear = "rgba(0,0,0,0)"
+    layout = {
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": style.INK},
+        "xaxis": axis,
+        "yaxis": axis,
+        "paper_bgcolor": clear,
+        "plot_bgcolor": clear,
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": GROUND, "font": {"color": style.INK}, "align": "left"},
+        "modebar": {"bgcolor": clear, "color": GREY, "activecolor": style.INK},
+        "margin": {"l": LEFT, "r": 24, "t": TOP, "b": BOTTOM},
+    }
+    return {"layout": layout}
+
+
+TEMPLATE = _template()

@@ -1,0 +1,170 @@
+"""Small widgets and what sets them: drop-downs, check boxes with a filter, lines of text."""
+
+import html
+
+import ipywidgets
+import traitlets
+from ipywidgets import HBox, VBox
+
+from lib.runs.checkpoint import StoreError
+
+# What a reader is told in place; anything else is a bug and must show.
+EXPECTED = (ValueError, StoreError, OSError)
+SPACE = "2px 14px 2px 2px"  # between controls
+WIDE = {"description_width": "initial"}
+TEXT = "line-height:1.4; color:var(--jp-ui-font-color1, inherit); overflow-wrap:anywhere"
+
+
+def dropdown(label, options=()):
+    layout = {"width": "max-content", "max_width": "100%", "margin": SPACE}
+    return ipywidgets.Dropdown(options=options, description=label, style=WIDE, layout=layout)
+
+
+def integer(label):
+    layout = {"width": "130px", "margin": SPACE}
+    return ipywidgets.BoundedIntText(0, 0, 10**6, description=label, style=WIDE, layout=layout)
+
+
+def slider(label, kind=ipywidgets.IntSlider, value=0, **options):
+    options = {"min": 0, "max": 1, "continuous_update": False, **options}
+    return kind(value=value, description=label, style=WIDE, **options)
+
+
+def player(step):
+    """A Play button that moves a slider."""
+    play = ipywidgets.Play(interval=200, layout={"width": "max-content"})
+    ipywidgets.jslink((play, "value"), (step, "value"))
+    return play
+
+
+def button(label, act, **options):
+    """A button that calls ``act()``."""
+    made = ipywidgets.Button(description=label, layout={"width": "max-content"}, **options)
+    made.on_click(lambda _: act())
+    return made
+
+
+def row(children):
+    """A row that breaks where the page is narrow."""
+    layout = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+    return HBox(list(children), layout=layout)
+
+
+def say(*lines):
+    """Lines of text as HTML."""
+    text = "<br>".join(html.escape(line) for line in lines if line)
+    return f"<div style='{TEXT}'>{text}</div>"
+
+
+class Checks(VBox):
+    """Check boxes, one an option; ``value`` is the tuple of the ticked ones.
+
+    Options that are not ticked by default appear where a word of theirs is typed into the filter,
+    and stay while they are ticked.
+    """
+
+    value = traitlets.Tuple()
+
+    def __init__(self):
+        self.options = ()
+        self.default = ()
+        self.boxes = {}
+        self.filter = ipywidgets.Text(layout={"width": "260px", "margin": SPACE})
+        self.filter.observe(self._arrange, "value")
+        self._setting = False
+        super().__init__(layout={"width": "100%"})
+
+    def offer(self, options, default):
+        """Offer other options; what was ticked stays ticked, and the default takes the place of the
+        default.
+        """
+        options, default = tuple(options), tuple(default)
+        if options == self.options:
+            return
+        kept = tuple(option for option in options if option in self.value) or default
+        if self.value == self.default:
+            kept = default
+        self.options, self.default = options, default
+        layout = {"width": "max-content", "margin": SPACE}
+        self.boxes = {
+            option: ipywidgets.Checkbox(description=option, indent=False, layout=layout)
+            for option in options
+        }
+        for box in self.boxes.values():
+            box.observe(self._read, "value")
+        count = len(options) - len(default)
+        self.filter.placeholder = f"type to find {count} variants, e.g. dt"
+        self.value = ()
+        self.value = kept
+        self._arrange()
+
+    def _arrange(self, change=None):
+        typed = self.filter.value.lower().strip()
+        variants = [option for option in self.options if option not in self.default]
+        found = [name for name in variants if typed and typed in name.lower()]
+        found += [name for name in variants if name in self.value and name not in found]
+        self.children = [
+            row([*(self.boxes[name] for name in self.default), *[self.filter] * bool(variants)]),
+            *([row(self.boxes[name] for name in found)] if found else []),
+        ]
+
+    def _read(self, change):
+        if not self._setting:
+            self.value = tuple(name for name, box in self.boxes.items() if box.value)
+
+    @traitlets.validate("value")
+    def _known(self, proposal):
+        if self.options and not set(proposal["value"]) <= set(self.options):
+            raise traitlets.TraitError(f"choose among {', '.join(self.options)}")
+        return proposal["value"]
+
+    @traitlets.observe("value")
+    def _write(self, change):
+        self._setting = True
+        for name, box in self.boxes.items():
+            box.value = name in change["new"]
+        self._setting = False
+        self._arrange()
+
+
+def offer(control, options):
+    """Other options, and the same choice where it is still offered."""
+    if tuple(options) == tuple(control.options):
+        return
+    before = control.value
+    control.options = options
+    values = [option[1] if isinstance(option, tuple) else option for option in options]
+    control.value = before if before in values else values[0] if values else None
+
+
+def span(slider, count):
+    """A range slider over so many items; what covered all still does."""
+    every = slider.value == (slider.min, slider.max)
+    low, high = slider.value
+    slider.max = count - 1
+    slider.value = (0, count - 1) if every else (min(low, count - 1), min(high, count - 1))
+
+
+def assign(controls, state, refresh):
+    """Set controls by name, in their order, since what one offers may depend on another; ValueError
+    for what cannot be set.
+    """
+    for name in state:
+        if name not in controls:
+            raise ValueError(f"There is no control {name!r}; controls are {', '.join(controls)}.")
+    for name in (name for name in controls if name in state):
+        try:
+            refresh()
+        except EXPECTED:  # told when it is drawn
+            pass
+        try:
+            controls[name].value = state[name]
+        except traitlets.TraitError:
+            offered = [
+                str(option[1] if isinstance(option, tuple) else option)
+                for option in getattr(controls[name], "options", ())
+            ]
+            remedy = f"choose one of {', '.join(offered)}" if offered else "there is no choice yet"
+            raise ValueError(
+                f"{name} is {state[name]!r}, which is not offered; {remedy}."
+            ) from None
