@@ -80,4 +80,5 @@ def test_the_button_stops_what_it_started(tmp_path):
     assert button.disabled
     _wait(lambda: not button.disabled)
     assert not store.finished(config.key()) and button.description == "Run 1 run"
-    assert store.status(config.key())["state"] == "PAUSED"
+    # On a busy machine a child may be killed before it has saved its state.
+    assert store.status(config.key())["state"] in ("PAUSED", "INTERRUPTED")
