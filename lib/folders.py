@@ -126,16 +126,16 @@ def _classes(folder):
     files = []
     for inner in _folders(folder):
         found = sorted(
-            path
+            path.relative_to(inner).as_posix()
             for path in inner.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(inner))
         )
         if not found:
             raise ValueError(
                 f"{inner} holds no image ({', '.join(SUFFIXES)}); delete it, or fill it: every "
                 "folder is a class."
             )
-        files += [(inner.name, path) for path in found]
+        files += [(inner.name, inner / path) for path in found]
     if not files:
         raise ValueError(
             f"{folder} holds no folders; put the images of each class into a folder of its name."
@@ -144,9 +144,12 @@ def _classes(folder):
 
 
 def _folders(folder):
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(found, key=lambda path: path.name)  # paths sort differently on Windows
+
+
+def _is_hidden(path):
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _look(path, content, folder):

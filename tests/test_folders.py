@@ -33,6 +33,7 @@ def photos(tmp_path):
         picture(tmp_path / "photos" / "dogs" / "more" / f"{number}.PNG", 100 + number)
     (tmp_path / "photos" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "photos" / "cats" / "._1.png").write_bytes(b"")
+    picture(tmp_path / "photos" / "cats" / ".ipynb_checkpoints" / "1-checkpoint.png")
     (tmp_path / "photos" / "dogs" / "notes.txt").write_text("")
     return tmp_path / "photos"
 

@@ -136,7 +136,7 @@ def images_of(config, folder=None):
     except ValueError as error:
         raise ValueError(
             f"The images of {config.task.dataset} are not at hand, only what was stored while it "
-            f"was trained ({VIEWS[1]}). {error}"
+            f"was trained ({VIEWS[1]}); give their folder as data=. {error}"
         ) from error
 
 
