@@ -81,12 +81,12 @@ def compare(
     ] = None,
 ):
     """Train the cells, or reuse their finished runs, and write curves, bars and tables."""
-    from lib.figures import paper
+    from lib.figures import paper, select
     from lib.runs import sweep
     from lib.runs.store import Store
 
     if from_ is not None:
-        frames = paper.collect(Store(from_))
+        frames = select.collect(Store(from_))
         _figures(frames, from_)
         print(f"Findings: {paper.write_readme(frames, from_)}")
         return
@@ -113,7 +113,7 @@ def compare(
     sweep.load_or_run(
         configs, store, confirm=True, data=data, device=device, backend=backend, slots=slots
     )
-    _figures(paper.collect(store, key=[config.key() for config in configs]), store.root)
+    _figures(select.collect(store, key=[config.key() for config in configs]), store.root)
 
 
 @app.command()
@@ -203,11 +203,11 @@ def cancel(key: str, results: Results = None):
 @app.command()
 def export(results: Results = None, journal: str = "report"):
     """Write results/overleaf/ and results/overleaf.zip from the finished runs."""
-    from lib.figures import paper
+    from lib.figures import paper, select
     from lib.runs.store import Store
 
     store = Store(results)
-    path, left_out = paper.overleaf(paper.collect(store), store.root, journal=journal)
+    path, left_out = paper.overleaf(select.collect(store), store.root, journal=journal)
     _say(left_out)
     print(f"Upload {path} to Overleaf.")
 
@@ -215,11 +215,11 @@ def export(results: Results = None, journal: str = "report"):
 @app.command()
 def report(results: Results = None):
     """Write results/report.html: the interactive comparison in one file."""
-    from lib.figures import paper, report
+    from lib.figures import report, select
     from lib.runs.store import Store
 
     store = Store(results)
-    print(f"Open {report.write(paper.collect(store), store.root / 'report.html')} in a browser.")
+    print(f"Open {report.write(select.collect(store), store.root / 'report.html')} in a browser.")
 
 
 def _own_cells(path):

@@ -22,7 +22,7 @@ import tiny
 from scipy import stats
 
 from lib import analysis, cells, paths
-from lib.figures import export, paper, plots, style
+from lib.figures import export, paper, plots, select, style
 from lib.runs.store import Store
 
 mpl.use("Agg")
@@ -40,7 +40,7 @@ CONTROLS = (
 LONGER = ("rnn", "gru", "cb", "dale_cb")
 
 
-def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
+def complete(seeds=(0, 1, 2), extra=()) -> select.Frames:
     """The runs of a whole study: nine cells in five windows, `dale` in one, a learning-rate scan,
     controls.
     """
@@ -54,7 +54,7 @@ def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
     parts += [frames.runs(["stp_dale_cb", "gru"], ["8/4"], seeds, **change) for change in CONTROLS]
     parts += [frames.runs(LONGER, ["8/4"], seeds, epochs=20)]
     runs = pd.concat(parts, ignore_index=True)
-    main = paper.comparison(runs)
+    main = select.comparison(runs)
     main = main[main["window"] == "8/4"]
     made = {
         "commit": COMMIT,
@@ -63,14 +63,14 @@ def complete(seeds=(0, 1, 2), extra=()) -> paper.Frames:
         "backend": "fast",
         "fingerprint": {"torch": "2.13.0"},
     }
-    return paper.Frames(
+    return select.Frames(
         runs, frames.curves(main), frames.history(main), dict.fromkeys(runs["key"], made)
     )
 
 
-def small(names=cells.DESIGN) -> paper.Frames:
+def small(names=cells.DESIGN) -> select.Frames:
     runs = frames.runs(names, ["8/4"], [0])
-    return paper.Frames(
+    return select.Frames(
         runs,
         frames.curves(runs),
         frames.history(runs.iloc[:0]).reindex(columns=["key", "variable", "statistic"]),
@@ -259,7 +259,7 @@ def test_names_of_commands_are_letters():
 
 
 def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(study, monkeypatch):
-    main = paper.comparison(study.runs)
+    main = select.comparison(study.runs)
     assert set(main["cell"]) == set(frames.TEN) and set(main["seed"]) == {0, 1, 2}
     assert (
         set(main["options"]) == {"{}"}
@@ -274,12 +274,12 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
 
     cells.register(Mine)
     part, full = (
-        paper.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)]))
+        select.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)]))
         for s in (["8/4"], frames.WINDOWS)
     )
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
-    assert set(paper.controls(study)) == set(paper.KINDS)
-    shown, own = paper.controls(study)["controls"]
+    assert set(select.variants(study.runs)) == set(select.VARIANTS)
+    shown, own = select.variants(study.runs)["controls"]
     assert len(shown) == (8 + 4) * 3 and 100 not in set(
         shown["seed"]
     )  # beside the four cells they vary
@@ -287,10 +287,10 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
         own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
         and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
     )
-    images, longer = paper.controls(study)["tasks"][0], paper.controls(study)["epochs"][0]
+    images, longer = select.variants(study.runs)["tasks"][0], select.variants(study.runs)["epochs"][0]
     assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
     assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(LONGER)
-    assert set(paper.scan(study.runs)["seed"]) == {100}
+    assert set(select.scan(study.runs)["seed"]) == {100}
 
 
 def test_a_rate_of_its_own_for_each_cell_is_kept():
@@ -301,7 +301,7 @@ def test_a_rate_of_its_own_for_each_cell_is_kept():
             frames.scan(["cb", "gru"]),
         ]
     )
-    main = paper.comparison(runs)
+    main = select.comparison(runs)
     assert {"cb": 0.01, "gru": 0.003} == main.groupby("cell")["learning_rate"].unique().map(
         lambda rates: rates[0]
     ).to_dict()
@@ -311,17 +311,17 @@ def test_a_rate_of_its_own_for_each_cell_is_kept():
         frames.runs(["gru"], ["8/4"], learning_rate=0.01),
         frames.runs(["gru"], ["8/4"], [3]),
     ]
-    assert set(paper.comparison(pd.concat([runs, *both[:2]]).drop_duplicates("key"))["cell"]) == {
+    assert set(select.comparison(pd.concat([runs, *both[:2]]).drop_duplicates("key"))["cell"]) == {
         "cb"
     }  # gru was only scanned
-    assert set(paper.comparison(pd.concat(both))["seed"]) == {3} and set(
-        paper.comparison(pd.concat(both[:2]))["seed"]
+    assert set(select.comparison(pd.concat(both))["seed"]) == {3} and set(
+        select.comparison(pd.concat(both[:2]))["seed"]
     ) == {0, 1, 2}
 
 
 def test_missing_runs_and_an_empty_store_are_said(tmp_path):
     few = frames.runs(["gru"], ["8/4"], [0])
-    left_out = paper.write(paper.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
+    left_out = paper.write(select.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
     for name in ("paired_differences", "effects", "input_length", "learning_rate_scan"):
         assert len([line for line in left_out if line.startswith(name)]) == 1
     assert (tmp_path / "figures/accuracy_bars.pdf").exists() and "| full GRU |" in (
@@ -330,13 +330,13 @@ def test_missing_runs_and_an_empty_store_are_said(tmp_path):
     empty = few.iloc[:0]
     for call in (paper.write, paper.overleaf):
         with pytest.raises(ValueError, match="No finished run to export; train some first"):
-            call(paper.Frames(empty, empty, empty, {}), tmp_path / "empty")
+            call(select.Frames(empty, empty, empty, {}), tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
 
 
 def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
     found = paper.numbers(study)
-    main = paper.comparison(study.runs)
+    main = select.comparison(study.runs)
     for window, title in (("8/4", "Accuracy"), ("16/8", "AtOneSixEight")):
         table = analysis.summarise(main[main["window"] == window], "cell").set_index("cell") * [
             1,
@@ -406,7 +406,7 @@ def test_findings_say_what_was_run_and_no_more(study):
     assert all(
         f"cifar10/figures/{item.name}.png" in text
         for item in paper.figures(study)[0]
-        if item.name in (*paper.KINDS, "effects")
+        if item.name in (*select.VARIANTS, "effects")
     )
     few = paper.readme(small(["gru", "rnn"]), "cifar10")
     assert "## Which cell is best" in few and "one seed, no interval" in few
@@ -598,7 +598,7 @@ def test_zip_compiles_to_two_pages_and_one_of_controls(overleaf, tmp_path, pgf):
 def test_without_controls_two_pages_hold_everything(study, tmp_path):
     runs = study.runs[
         study.runs["key"].isin(
-            [*paper.comparison(study.runs)["key"], *paper.scan(study.runs)["key"]]
+            [*select.comparison(study.runs)["key"], *select.scan(study.runs)["key"]]
         )
     ]
     archive, _ = paper.overleaf(study._replace(runs=runs), tmp_path)
@@ -621,9 +621,9 @@ def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, jour
             frames.runs(["mine_2"], ["8/4"], initialisation="notes"),
         ]
     )
-    main = paper.comparison(runs).query("window == '8/4'")
+    main = select.comparison(runs).query("window == '8/4'")
     archive, _ = paper.overleaf(
-        paper.Frames(runs, frames.curves(main), frames.history(main), {}), tmp_path, journal=journal
+        select.Frames(runs, frames.curves(main), frames.history(main), {}), tmp_path, journal=journal
     )
     folder = tmp_path / "unpacked"
     check_document(folder, compiled(archive, folder, pgf), pages=r"\d")

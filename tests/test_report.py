@@ -9,7 +9,7 @@ import frames
 import pandas as pd
 import pytest
 
-from lib.figures import paper, plots, report
+from lib.figures import plots, report, select
 
 CHROMIUM = shutil.which("chromium")
 
@@ -23,7 +23,7 @@ def study():
     ]
     parts += [frames.runs(["gru"], ["8/4"], [0], dataset="digits", epochs=3)]
     runs = pd.concat(parts, ignore_index=True)
-    return paper.Frames(runs, frames.curves(runs), frames.history(runs.iloc[:1]), {})
+    return select.Frames(runs, frames.curves(runs), frames.history(runs.iloc[:1]), {})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_numbers_are_those_of_the_statistics(study):
         & (study.runs["dataset"] == "cifar10")
         & (study.runs["seed"] != 100)
     ]
-    expected = plots.summary(plots.grouped(own)).set_index("group")
+    expected = plots.summary(select.grouped(own)).set_index("group")
     for group, entry in shown["tasks"]["sequential CIFAR-10"]["8/4"]["values"][
         "test_accuracy"
     ].items():

@@ -15,27 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from lib import analysis, cells, paths
-from lib.config import CellSpec
-from lib.figures import export, plots, style
+from lib.figures import export, plots, select, style
+from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
 
 PLANNED_EPOCHS = 10  # of the comparison on CIFAR-10
-# the window of figures that show one, where it was run: both stride conventions hold there
-WINDOW = "8/4"
-
-
-class Frames(NamedTuple):
-    """What `lib.runs.store.Store` holds of some runs; ``environments`` maps keys to what each run
-    was made with.
-    """
-
-    runs: pd.DataFrame
-    curves: pd.DataFrame
-    history: pd.DataFrame
-    environments: dict
 
 
 class Figure(NamedTuple):
@@ -65,121 +51,6 @@ class Table(NamedTuple):
     wide: bool = False
 
 
-def collect(store, **filters) -> Frames:
-    """Finished and diverged runs of a store with their curves, history and environments; filters as
-    in `Store.runs`.
-    """
-    runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
-    same = {"key": list(runs["key"])}
-    return Frames(
-        runs,
-        store.curves(**same),
-        store.history(**same),
-        {key: store.environment(key) for key in same["key"]},
-    )
-
-
-# ---- which runs
-
-
-def comparison(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that compare: one data set, whole images, default options and initialisation, one
-    size, epochs and (by cell) learning rate.
-
-    Each is the most frequent value (of rates equally frequent the best on validation). Runs of a
-    learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
-    does a user's own cell that is a variant of another or lacks a window which others ran.
-    """
-    runs = runs[runs["state"] == "DONE"]
-    if not len(runs):
-        raise ValueError(
-            "No finished run to export; train some first, for example with: python -m lib compare."
-        )
-    runs = plots.without_scan(runs)
-    plain = (
-        (runs["options"] == "{}")
-        & (runs["initialisation"] == CellSpec().initialisation)
-        & (runs["cell"] == runs["cell"].map(style.kin))
-    )
-    runs = runs[plain & ~runs["permuted"].astype(bool) & runs["last_rows"].isna()]
-    for column in ("dataset", "scan", "hidden_size", "epochs", "batch_size"):
-        runs = runs[runs[column] == runs[column].mode().get(0)]
-    rates = (
-        runs.groupby(["cell", "learning_rate"])["validation_accuracy"]
-        .agg(["size", "mean"])
-        .sort_values(["size", "mean"])
-        .reset_index()
-    )
-    runs = runs[
-        runs["learning_rate"] == runs["cell"].map(rates.groupby("cell")["learning_rate"].last())
-    ]
-    if not len(runs):
-        raise ValueError(
-            "No finished run has default options and initialisation on whole images; there is nothing to compare."
-        )
-    complete = runs.groupby("cell")["window"].transform("nunique") == runs["window"].nunique()
-    return plots.grouped(runs[complete | runs["cell"].isin(style.ORDER)])
-
-
-def controls(frames: Frames) -> dict[str, tuple[pd.DataFrame, dict]]:
-    """Runs at the main window that differ in something from the comparison, by what differs: a key
-    of `KINDS`.
-
-    Of each kind that was run: those runs beside the comparison's own of the same cells, and a
-    mapping group -> own group. A user's cell counts as a variant of the one it is named after. The
-    learning-rate scan and runs that share no seed are left out.
-    """
-    main = comparison(frames.runs)
-    main = main[main["window"] == main_window(main)].drop(columns="group")
-    others = frames.runs[
-        (frames.runs["state"] == "DONE")
-        & ~plots.scanned(frames.runs)
-        & ~frames.runs["key"].isin(main["key"])
-    ]
-    others = others[
-        (others["dataset"] == main["dataset"].iat[0]) & (others["window"] == main["window"].iat[0])
-    ]
-    own = set(zip(main["cell"], main["seed"], strict=True))
-    paired = [
-        (style.kin(cell), seed) in own
-        for cell, seed in zip(others["cell"], others["seed"], strict=True)
-    ]
-    others = others[np.array(paired, bool)]
-    longer, images = (
-        others["epochs"] != main["epochs"].iat[0],
-        others["permuted"].astype(bool) | others["last_rows"].notna(),
-    )
-    kinds = {"controls": ~longer & ~images, "tasks": ~longer & images, "epochs": longer}
-    return {name: _beside(main, others[chosen]) for name, chosen in kinds.items() if chosen.any()}
-
-
-def _beside(main, others):
-    shown = plots.grouped(
-        pd.concat([main[main["cell"].isin(others["cell"].map(style.kin))], others])
-    )
-    plain = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
-    return shown, shown.groupby("group")["cell"].first().map(style.kin).map(plain).to_dict()
-
-
-KINDS = {  # of controls, and what each is compared with: each kind is one family of comparisons
-    "controls": ("Controls", "the same cell as it is in the comparison"),
-    "tasks": ("Other images", "the same cell on whole images in their order"),
-    "epochs": ("Longer training", "the same cell in the comparison"),
-}
-
-
-def scan(runs: pd.DataFrame) -> pd.DataFrame:
-    """The learning-rate scan at its most frequent window; empty where none was run."""
-    found = runs[(runs["state"] == "DONE") & (runs["options"] == "{}")]
-    found = found[plots.scanned(found)]
-    return found[found["window"] == found["window"].mode().get(0)]
-
-
-def main_window(runs: pd.DataFrame) -> str:
-    """8/4 where it was run, else the window with the most runs."""
-    return WINDOW if WINDOW in set(runs["window"]) else runs["window"].mode()[0]
-
-
 # ---- what is shown of them
 
 
@@ -188,7 +59,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     every = comparison(frames.runs)
     window, found, left_out = main_window(every), [], []
     main = every[every["window"] == window]
-    rates = scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
+    rates = select.scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
     curves, history = (
         frame[frame["key"].isin(main["key"])] for frame in (frames.curves, frames.history)
     )
@@ -286,9 +157,9 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
             gated,
             lambda: plots.statistic_over_training(gates, "z", "saturated"),
         )
-    varied = controls(frames)
+    varied = variants(frames.runs)
     for kind, (shown, own) in varied.items():
-        title, plain = KINDS[kind]
+        title, plain = VARIANTS[kind]
         lead, height = (
             f"{title}: difference from {plain}, paired by seed; {seeds}.",
             0.5 + 0.14 * (len(own) - len(set(own.values()))),
@@ -316,7 +187,7 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: test accuracy in percent with interval, n, trainable parameters, time of a
     training step.
     """
-    runs = plots.grouped(runs)
+    runs = select.grouped(runs)
     table = plots.summary(runs)
     other = (
         runs.groupby("group")[["parameters", "ms_per_step"]]
@@ -442,7 +313,7 @@ def tables(frames: Frames) -> list[Table]:
                 wide,
             )
         )
-    for kind, (shown, own) in controls(frames).items():
+    for kind, (shown, own) in variants(frames.runs).items():
         pairs = [(group, own[group]) for group in shown["group"].unique() if own[group] != group]
         table = analysis.contrasts(shown, pairs, factor="group")
         of = (
@@ -460,7 +331,7 @@ def tables(frames: Frames) -> list[Table]:
                 **{"Best epoch": best.loc[of["Cell"]].to_numpy()}
             )
         of = of.join(_tested("Cell", table["group"], table).drop(columns="Cell"))
-        title, plain = KINDS[kind]
+        title, plain = VARIANTS[kind]
         lead = f"{title}: test accuracy, and its difference (percentage points) from {plain}, by seed; Holm."
         found.append(Table(kind, of, lead, shown, tuple(table["group"]), (), True))
     return found
@@ -562,7 +433,7 @@ def numbers(frames: Frames) -> dict:
             f"{place}{what}": found[f"{stem}{what}"]
             for what in ("Cell", "Accuracy", "AccuracyInterval")
         }
-    varied = controls(frames)
+    varied = variants(frames.runs)
     shown, own = varied.get("controls", (main.iloc[:0], {}))
     fixes = {
         group
@@ -580,7 +451,7 @@ def numbers(frames: Frames) -> dict:
         found |= _longer(*varied["epochs"])
     diverged = set(frames.runs.loc[frames.runs["state"] == "DIVERGED", "key"])
     if diverged:
-        lost = plots.grouped(frames.runs.assign(state="DONE"))[
+        lost = select.grouped(frames.runs.assign(state="DONE"))[
             lambda runs: runs["key"].isin(diverged)
         ]
         names = "; ".join(f"{run.group}, seed {run.seed}" for run in lost.itertuples())

@@ -2,12 +2,11 @@
 returns what it drew on.
 
 Single panels are ``f(frame, ax=None) -> ax``, several panels ``f(frame, fig=None) -> fig``. They
-neither train nor save; sizes and fonts come from `lib.figures.style.context`. Accuracies are
-fractions in frames and percent in figures; error bars are the intervals of `lib.analysis`.
+neither train nor save; sizes and fonts come from `lib.figures.style.context`, which runs stand side
+by side from `lib.figures.select`. Accuracies are fractions in frames and percent in figures; error
+bars are the intervals of `lib.analysis`.
 """
 
-import json
-from collections import Counter
 from math import ceil
 
 import matplotlib as mpl
@@ -22,156 +21,23 @@ from scipy.optimize import isotonic_regression
 from lib import analysis, cells, datasets, windows
 from lib.config import CellSpec
 from lib.figures import style
+from lib.figures.select import (
+    FIXED,
+    differences,
+    families,
+    grouped,
+    one,
+    window_columns,
+)
+from lib.figures.style import METRICS, VARIABLES
 
-# column or variable -> what the axis says, and the factor from the stored unit to the shown one
-METRICS = {
-    "test_accuracy": ("Accuracy (% of test set)", 100),
-    "validation_accuracy": ("Accuracy (% of validation set)", 100),
-    "train_accuracy": ("Accuracy (% of training images)", 100),
-    "test_loss": ("Cross-entropy (nats, test set)", 1),
-    "validation_loss": ("Cross-entropy (nats, validation set)", 1),
-    "train_loss": ("Cross-entropy (nats, training images)", 1),
-    "gradient_norm": ("Gradient norm (a.u.)", 1),
-    "ms_per_step": ("Time per training step (ms)", 1),
-    "parameters": ("Trainable parameters (thousands)", 1e-3),
-    "saturated": ("Saturated gates (%)", 100),
-    "spectral_radius": ("Spectral radius of $W$ (a.u.)", 1),
-    "ei_ratio": ("E/I ratio of $W$ (ratio)", 1),
-    "outside": ("$v$ outside $[v_i, v_e]$ (%)", 100),
-}
-VARIABLES = {
-    "x": "Input $x$ (standard deviations)",
-    "z": "Conductance $z$ (per step)",
-    "r": "Firing rate $r$ (of maximum)",
-    "v": "Voltage $v$ (a.u.)",
-    "h": "State $h$ (a.u.)",
-    "X": "Resources $X$ (fraction)",
-    "U": "Release $U$ (probability)",
-    "UX": "Efficacy $U X$ (fraction)",
-    "tau": "Time constant (pixels)",
-    "K": "$K$ (a.u.)",
-    "C": "$C$ (a.u.)",
-    "W": "$W$ (a.u.)",
-    "W_E": "$W$, excitatory (a.u.)",
-    "W_I": "$W$, inhibitory (a.u.)",
-    "b_z": "$b_z$ (a.u.)",
-    "v_e": "$v_e$ (a.u.)",
-    "v_i": "$v_i$ (a.u.)",
-    "U_cap": r"$U_\mathrm{cap}$ (probability)",
-    "tau_x": r"$\tau_X$ (steps)",
-    "tau_u": r"$\tau_U$ (steps)",
-}
 QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
 BAND_FROM = 3  # seeds; the interval of two, 13 standard errors to either side, would fill the panel
-SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
+DASHED = (0, (4, 3))
+READ = "#D55E00"  # the window that a step reads
 
 
-# ---- what a frame holds
-
-
-def grouped(frame: pd.DataFrame) -> pd.DataFrame:
-    """Finished runs (or their curves) in the fixed order, with a column ``group``: the cell's label
-    and what tells its runs apart.
-
-    What differs from the defaults is said ("CB, dt 0.3"; "DaleCB, notes"); so are hidden size,
-    epochs and learning rate where they are not the cell's most frequent.
-
-    Raises
-    ------
-    ValueError
-        No finished run is left.
-    """
-    if "state" in frame:
-        frame = frame[frame["state"] == "DONE"]
-    if not len(frame):
-        raise ValueError(
-            "No finished run to show; train some first, for example with: python -m lib compare."
-        )
-    runs = frame.drop_duplicates("key")
-    usual = {name: _usual(runs, name) for name in SHORT}
-    orders, cuts = runs["permuted"].nunique(), runs["last_rows"].nunique(dropna=False)
-
-    def name_of(run):
-        parts = [
-            run.label,
-            *(f"{k.replace('_', ' ')} {v}" for k, v in json.loads(run.options).items()),
-        ]
-        parts += [run.initialisation] if run.initialisation != CellSpec().initialisation else []
-        parts += ["permuted"] if run.permuted and orders > 1 else []
-        parts += [f"last {run.last_rows:.0f} rows"] if pd.notna(run.last_rows) and cuts > 1 else []
-        own = {name: getattr(run, name) for name in SHORT}
-        parts += [
-            f"{short} {own[name]:g}"
-            for name, short in SHORT.items()
-            if own[name] != usual[name].get((run.dataset, run.cell))
-        ]
-        return ", ".join(parts)
-
-    names, ranks = (
-        {run.key: name_of(run) for run in runs.itertuples()},
-        {cell: style.rank(cell) for cell in runs["cell"].unique()},
-    )
-    place = {
-        key: (*ranks[cell], len(names[key]), names[key])
-        for key, cell in zip(runs["key"], runs["cell"], strict=True)
-    }
-    order = {key: number for number, key in enumerate(sorted(place, key=place.get))}
-    return frame.assign(group=frame["key"].map(names)).sort_values(
-        "key", key=lambda keys: keys.map(order), kind="stable"
-    )
-
-
-def _usual(runs, name):
-    """The most frequent value of a column for each (dataset, cell); none where two are equally
-    frequent.
-    """
-    counts = {}
-    for (*of, value), count in Counter(
-        zip(runs["dataset"], runs["cell"], runs[name], strict=True)
-    ).items():
-        counts.setdefault(tuple(of), []).append((count, value))
-    tops = {of: sorted(found, reverse=True)[:2] for of, found in counts.items()}
-    return {of: top[0][1] for of, top in tops.items() if len(top) == 1 or top[0][0] > top[1][0]}
-
-
-def scanned(runs: pd.DataFrame) -> pd.Series:
-    """Whether a run is of a learning-rate scan: a seed that one configuration ran at several
-    rates.
-    """
-    columns = [
-        "dataset",
-        "permuted",
-        "last_rows",
-        "window",
-        "cell",
-        "hidden_size",
-        "initialisation",
-        "options",
-        "epochs",
-        "seed",
-    ]
-    return runs.groupby(columns, dropna=False)["learning_rate"].transform("nunique") > 1
-
-
-def without_scan(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs, or their curves, without those of a learning-rate scan: its seed chose the rate, so it
-    must not count among those that compare.
-
-    Where there is nothing else at all, they stay.
-    """
-    runs = frame.drop_duplicates("key")
-    compared = runs.loc[~scanned(runs), "key"]
-    return frame[frame["key"].isin(compared)] if len(compared) else frame
-
-
-def one(frame: pd.DataFrame, column: str):
-    """The single value of a column; ValueError where a figure would mix several."""
-    values = list(frame[column].drop_duplicates())
-    if len(values) > 1:
-        raise ValueError(
-            f"This figure shows one {column}, but the frame holds {', '.join(map(str, values))}; filter it first."
-        )
-    return values[0]
+# ---- what a frame holds, in words and numbers
 
 
 def summary(frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",)) -> pd.DataFrame:
@@ -181,9 +47,10 @@ def summary(frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",)) -
     table = analysis.summarise(frame, list(by), metric).query("n > 0")
     if not len(table):
         raise ValueError(
-            f"No finished run has a value of {metric}; train some first, for example with: python -m lib compare."
+            f"No finished run has a value of {metric}; train some first, "
+            "for example with: python -m lib compare."
         )
-    scaled = table[["mean", "low", "high"]] * METRICS[metric][1]
+    scaled = table[["mean", "low", "high"]] * METRICS[metric].factor
     cell = table["group"].map(frame.drop_duplicates("group").set_index("group")["cell"])
     return table.assign(cell=cell, mean=scaled["mean"], low=scaled["low"], high=scaled["high"])
 
@@ -198,42 +65,54 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     seeds and interval.
     """
     frame = frame if "group" in frame else grouped(frame)
-    data = frame.drop_duplicates(["dataset", "permuted", "last_rows"]).apply(task_name, axis=1)
-    shapes = sorted(
-        frame["window"].unique(), key=lambda text: [int(part) for part in text.split("/")]
-    )
+    tasks = frame.drop_duplicates(["dataset", "permuted", "last_rows"]).apply(task_name, axis=1)
+    shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
+    shapes = list(shapes.sort_values(["input_length", "stride"])["window"])
     counts = frame.groupby(["group", "window"])["seed"].nunique()
-    low, high = counts.min(), counts.max()
-    interval = [
-        f"95 % {kind} intervals"
-        for kind, used in (("Student t", low < 10 and high > 1), ("bootstrap", high >= 10))
-        if used
-    ]
+    intervals = []
+    if counts.max() > 1 and counts.min() < analysis.BOOTSTRAP_FROM:
+        intervals.append("95 % Student t intervals")
+    if counts.max() >= analysis.BOOTSTRAP_FROM:
+        intervals.append("95 % bootstrap intervals")
     parts = [
-        f"Data: {' and '.join(data)}",
-        f"window{'s' * (len(shapes) > 1)} {', '.join(shapes)} pixels (input length/stride)",
+        f"Data: {' and '.join(tasks)}",
+        f"{_plural('window', len(shapes))} {', '.join(shapes)} pixels (input length/stride)",
         f"H = {ranged(frame['hidden_size'])}",
-        f"{ranged(frame['epochs'])} epoch{'s' * bool(frame['epochs'].max() > 1)}",
-        f"n = {ranged(counts)} seed{'s' * bool(high > 1)}",
-        " and ".join(interval) or "no interval",
+        f"{ranged(frame['epochs'])} {_plural('epoch', frame['epochs'].max())}",
+        f"n = {ranged(counts)} {_plural('seed', counts.max())}",
+        " and ".join(intervals) or "no interval",
     ]
-    notes = frame["initialisation"].unique()
-    parts += [f"initialisation {notes[0]}"] * (
-        len(notes) == 1 and notes[0] != CellSpec().initialisation
-    )
+    policies = frame["initialisation"].unique()
+    if len(policies) == 1 and policies[0] != CellSpec().initialisation:
+        parts.append(f"initialisation {policies[0]}")
     return f"{lead} {'; '.join(parts)}.".strip()
+
+
+def _plural(word, count):
+    return word if count == 1 else f"{word}s"
+
+
+TITLES = {"digits": "digits", "mnist": "sequential MNIST", "cifar10": "sequential CIFAR-10"}
 
 
 def task_name(run) -> str:
     """What images a run reads, in words; the embedded digits are too easy to conclude from, and say
     so.
     """
-    name = ("permuted " if run["permuted"] else "") + TITLES.get(run["dataset"], run["dataset"])
-    name += ", demonstration" if datasets.is_demonstration(run["dataset"]) else ""
-    return name + (f", last {run['last_rows']:.0f} rows" if pd.notna(run["last_rows"]) else "")
+    name = TITLES.get(run["dataset"], run["dataset"])
+    if run["permuted"]:
+        name = f"permuted {name}"
+    if datasets.is_demonstration(run["dataset"]):
+        name += ", demonstration"
+    if pd.notna(run["last_rows"]):
+        name += f", last {run['last_rows']:.0f} rows"
+    return name
 
 
-TITLES = {"digits": "digits", "mnist": "sequential MNIST", "cifar10": "sequential CIFAR-10"}
+def ranged(values) -> str:
+    """Values that are alike, or what they range over."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 # ---- over training
@@ -249,110 +128,89 @@ def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy
         `Store.curves`, or `Store.history` narrowed to one variable and statistic with ``value``
         renamed to the statistic.
     metric : str
-        A column in `METRICS`.
+        A key of `style.METRICS`.
     highlight : list of str, optional
         The groups in colour; the others stay light grey behind.
     """
-    frame, ax = grouped(frame), ax or _axes()
-    one(frame, "window")
-    low, high = _draw_curves(ax, frame, metric, highlight)
-    ax.set(xlabel="Training (epochs)", ylabel=METRICS[metric][0], ylim=(low, high))
+    frame = _of_one_window(frame)
+    ax = ax or _axes()
+    limits = _draw_curves(ax, frame, metric, highlight)
+    ax.set(xlabel="Training (epochs)", ylabel=METRICS[metric].axis, ylim=limits)
     _label_ends([ax])
     return ax
 
 
 def learning_curves(frame: pd.DataFrame, fig=None, metric: str = "validation_accuracy"):
-    """The paper figure: baselines | without STP | with STP on one scale, each before the others in
-    light grey.
+    """The paper figure: one panel a family of cells on one scale, each before the others in light
+    grey.
     """
-    frame = grouped(frame)
-    one(frame, "window")
-    looks = {
-        group: style.look(cell)
-        for group, cell in frame[["group", "cell"]].drop_duplicates().itertuples(index=False)
-    }
-    panels = {
-        "baselines": [g for g, own in looks.items() if own.weights == "baseline"],
-        "without STP": [g for g, own in looks.items() if own.weights != "baseline" and not own.stp],
-        "with STP": [g for g, own in looks.items() if own.weights != "baseline" and own.stp],
-    }
-    panels = {title: groups for title, groups in panels.items() if groups}
+    frame = _of_one_window(frame)
     fig = fig or _figure()
+    panels = families(frame)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    limits = [
-        _draw_curves(ax, frame, metric, groups)
-        for ax, groups in zip(axes, panels.values(), strict=True)
-    ]
-    for ax, title in zip(axes, panels, strict=True):
-        ax.set_title(title, loc="left")
-        ax.set(
-            xlabel="Training (epochs)",
-            ylim=(min(low for low, _ in limits), max(high for _, high in limits)),
-        )
-    axes[0].set_ylabel(METRICS[metric][0])
+    limits = []
+    for ax, (family, groups) in zip(axes, panels.items(), strict=True):
+        limits.append(_draw_curves(ax, frame, metric, groups))
+        ax.set_title(family, loc="left")
+        ax.set_xlabel("Training (epochs)")
+    lows, highs = zip(*limits, strict=True)
+    axes[0].set(ylabel=METRICS[metric].axis, ylim=(min(lows), max(highs)))
     _label_ends(axes)
     return fig
 
 
 def _draw_curves(ax, frame, metric, highlight):
     """Draw all groups of a frame; return limits of the axis."""
-    factor, few = METRICS[metric][1], {}
+    few = {}
     table = summary(frame, metric, ("group", "epoch"))
+    factor = METRICS[metric].factor
     for group, part in table.groupby("group", sort=False):
         own = style.look(part["cell"].iat[0])
         if highlight is not None and group not in highlight:
             ax.plot(part["epoch"], part["mean"], color=style.CONTEXT, lw=0.8, zorder=1)
             continue
-        if part["n"].max() < BAND_FROM:
-            few[group] = part["n"].max()
-        if part["n"].max() > 1:
-            for _, seed in frame[frame["group"] == group].groupby("seed"):
-                ax.plot(
-                    seed["epoch"],
-                    seed[metric] * factor,
-                    color=own.colour,
-                    lw=0.4,
-                    alpha=0.45,
-                    zorder=2,
-                )
-        if part["n"].max() >= BAND_FROM:
-            ax.fill_between(
-                part["epoch"],
-                part["low"],
-                part["high"],
-                color=own.colour,
-                alpha=0.18,
-                lw=0,
-                zorder=2,
-            )
+        seeds = part["n"].max()
+        if seeds < BAND_FROM:
+            few[group] = seeds
+        if seeds > 1:
+            thin = {"color": own.colour, "lw": 0.4, "alpha": 0.45, "zorder": 2}
+            for _, curve in frame[frame["group"] == group].groupby("seed"):
+                ax.plot(curve["epoch"], curve[metric] * factor, **thin)
+        if seeds >= BAND_FROM:
+            band = {"color": own.colour, "alpha": 0.18, "lw": 0, "zorder": 2}
+            ax.fill_between(part["epoch"], part["low"], part["high"], **band)
         ax.plot(part["epoch"], part["mean"], color=own.colour, ls=own.line, zorder=3)
-        end = {
-            "marker": own.marker,
-            "mfc": own.face,
-            "color": own.colour,
-            "label": group,
-            "clip_on": False,
-            "zorder": 4,
-        }
-        ax.plot(part["epoch"].iloc[-1:], part["mean"].iloc[-1:], **end)
-    notes = []
-    for n, words in ((1, "n = 1 seed"), (2, "n = 2 seeds, no band")):
-        groups = [group for group, count in few.items() if count == n]
-        everywhere = len(groups) == table["group"].nunique() or highlight == groups
-        notes += [words if everywhere else f"n = {n}: {', '.join(groups)}"] * bool(groups)
-    if notes:
-        _note(ax, "; ".join(notes))
+        end = part.iloc[-1:]
+        mark = {"marker": own.marker, "mfc": own.face, "color": own.colour}
+        ax.plot(end["epoch"], end["mean"], label=group, clip_on=False, zorder=4, **mark)
+    _say_few_seeds(ax, few, table["group"].nunique() if highlight is None else len(highlight))
     ax.set_xlim(0, table["epoch"].max())
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    banded, seeds = table[table["n"] >= BAND_FROM], frame[metric] * factor
-    bottom, top = (
-        np.nanmin([seeds.min(), banded["low"].min()]),
-        np.nanmax([seeds.max(), banded["high"].max()]),
-    )
-    bottom = max(
-        bottom, 0
-    )  # no metric is negative, though the interval of a skewed one may reach below
-    if metric.endswith("accuracy") or METRICS[metric][1] == 100:
+    return _limits(table, frame[metric] * factor, METRICS[metric])
+
+
+def _say_few_seeds(ax, few, groups):
+    """A note on groups of so few seeds that they have no band; their names where others have one."""
+    notes = []
+    for n, words in ((1, "n = 1 seed"), (2, "n = 2 seeds, no band")):
+        names = [group for group, seeds in few.items() if seeds == n]
+        if len(names) == groups:
+            notes.append(words)
+        elif names:
+            notes.append(f"n = {n}: {', '.join(names)}")
+    if notes:
+        place = {"transform": ax.transAxes, "ha": "right", "va": "bottom"}
+        ax.text(0.98, 0.03, "; ".join(notes), size=_small(), color="#555555", **place)
+
+
+def _limits(table, seeds, metric):
+    """Limits of an axis that holds all seeds and bands. No metric is negative and no share beyond
+    100 %, though the interval of a skewed one may reach there.
+    """
+    banded = table[table["n"] >= BAND_FROM]
+    bottom = max(np.nanmin([seeds.min(), banded["low"].min()]), 0)
+    top = np.nanmax([seeds.max(), banded["high"].max()])
+    if metric.share:
         top = min(top, 100)
     margin = 0.03 * (top - bottom) or 1
     return bottom - margin, top + margin
@@ -363,7 +221,8 @@ def spread(positions, gap: float, low: float, high: float) -> np.ndarray:
     ``[low, high]``.
     """
     positions = np.asarray(positions, float)
-    order, steps = np.argsort(positions, kind="stable"), np.arange(len(positions)) * gap
+    order = np.argsort(positions, kind="stable")
+    steps = np.arange(len(positions)) * gap
     moved = isotonic_regression(positions[order] - steps).x
     result = np.empty_like(positions)
     result[order] = np.clip(moved, low, max(low, high - steps[-1])) + steps
@@ -374,43 +233,28 @@ def _label_ends(axes):
     """Names beside the last points of the lines that carry a label, moved apart, with leader
     lines.
     """
-    size = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
-    axes[
-        0
-        # the layout decides how high a panel is, hence how far apart names must stand
-    ].figure.draw_without_rendering()
+    # The layout decides how high a panel is, hence how far apart names must stand.
+    axes[0].figure.draw_without_rendering()
+    size = FontProperties(size=_small()).get_size_in_points()
     for ax in axes:
         lines = [line for line in ax.lines if not line.get_label().startswith("_")]
-        (low, high), height = ax.get_ylim(), ax.get_window_extent().height / ax.figure.dpi * 72
-        gap, places = (
-            1.12 * size / height * (high - low),
-            [ax.get_yaxis_transform(), ax.get_xaxis_transform()],
-        )
-        for line, place in zip(
-            lines, spread([line.get_ydata()[-1] for line in lines], gap, low, high), strict=True
-        ):
-            leader = {
-                "arrowstyle": "-",
-                "lw": 0.5,
-                "color": line.get_color(),
-                "shrinkA": 1,
-                "shrinkB": 2.5,
-                "relpos": (0, 0.5),
-            }
-            name = {
-                "xytext": (1.08, place),
-                "textcoords": places[0],
-                "va": "center",
-                "size": size,
-                "annotation_clip": False,
-            }
-            point = (line.get_xdata()[-1], line.get_ydata()[-1])
+        low, high = ax.get_ylim()
+        height = ax.get_window_extent().height / ax.figure.dpi * 72
+        gap = 1.12 * size / height * (high - low)
+        ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
+        places = spread([y for _, y in ends], gap, low, high) if ends else []
+        for line, end, place in zip(lines, ends, places, strict=True):
+            leader = {"arrowstyle": "-", "lw": 0.5, "color": line.get_color()}
             ax.annotate(
                 _plain(line.get_label()),
-                point,
+                end,
+                xytext=(1.08, place),
+                textcoords=ax.get_yaxis_transform(),
+                va="center",
+                size=size,
                 color=_readable(line.get_color()),
-                arrowprops=leader,
-                **name,
+                arrowprops={**leader, "shrinkA": 1, "shrinkB": 2.5, "relpos": (0, 0.5)},
+                annotation_clip=False,
             )
 
 
@@ -426,30 +270,25 @@ def parameters_over_training(frame: pd.DataFrame, fig=None, variables=None):
     """Quantiles (5, 25, 50, 75, 95 %) of parameters and variables of one cell over training, from
     `Store.history`; medians over seeds.
     """
-    frame = grouped(frame)
-    for column in ("group", "window"):
-        one(frame, column)
+    frame = _of_one_window(frame)
+    one(frame, "group")
     frame = frame[frame["statistic"].isin(QUANTILES)]
     variables = [name for name in variables or VARIABLES if name in set(frame["variable"])]
     if not variables:
         raise ValueError(
-            "None of the variables asked for was recorded over training; the frame holds none of their quantiles."
+            "None of the variables asked for was recorded over training; "
+            "the frame holds none of their quantiles."
         )
-    fig, colour = fig or _figure(), style.look(frame["cell"].iat[0]).colour
-    axes = fig.subplots(
-        ceil(len(variables) / 4), min(4, len(variables)), sharex=True, squeeze=False
-    )
-    for ax, name in zip(axes.flat, variables, strict=False):
-        table = frame[frame["variable"] == name].pivot_table(
-            index="epoch", columns="statistic", values="value", aggfunc="median"
-        )
+    fig = fig or _figure()
+    colour = style.look(frame["cell"].iat[0]).colour
+    axes = _grid(fig, len(variables), columns=4, sharex=True)
+    for ax, name in zip(axes, variables, strict=True):
+        own = frame[frame["variable"] == name]
+        table = own.pivot_table("value", "epoch", "statistic", aggfunc="median")
         _fan(ax, table.index, table[QUANTILES].to_numpy().T, colour)
-        ax.set_title(
-            VARIABLES[name], loc="left"
-        )  # stacked panels are too low for a label beside them
+        # Stacked panels are too low for a label beside them.
+        ax.set_title(VARIABLES[name], loc="left")
         ax.set_xlim(0, table.index.max())
-    for ax in axes.flat[len(variables) :]:
-        ax.remove()
     fig.supxlabel("Training (epochs)", size=mpl.rcParams["axes.labelsize"])
     return fig
 
@@ -461,106 +300,46 @@ def bars(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
     """Bars from 0 with interval, seeds as dots, chance dashed; cells in the fixed order of their
     families.
     """
-    frame, ax = grouped(frame), ax or _axes()
-    one(frame, "window")
+    frame = _of_one_window(frame)
+    ax = ax or _axes()
     table = summary(frame, metric)
-    for y, row in zip(_rows(ax, table), table.itertuples(), strict=True):
+    dot = {"ms": 2.8, "mfc": "white", "mec": style.INK, "mew": 0.5, "clip_on": False, "zorder": 5}
+    for y, row, seeds in _rows(ax, table, frame, metric):
         own = style.look(row.cell)
-        ax.barh(
-            y,
-            row.mean,
-            0.72,
-            facecolor=mpl.colors.to_rgba(own.colour, 0.55 if own.stp else 1),
-            edgecolor=own.colour,
-            hatch=own.hatch,
-            lw=0.8,
-        )
+        face = mpl.colors.to_rgba(own.colour, 0.55 if own.stp else 1)
+        outline = {"edgecolor": own.colour, "hatch": own.hatch, "lw": 0.8}
+        ax.barh(y, row.mean, 0.72, facecolor=face, **outline)
         _interval_line(ax, y, row, style.INK)
-        seeds = frame.loc[frame["group"] == row.group, metric] * METRICS[metric][1]
-        ax.plot(
-            seeds,
-            np.full(len(seeds), y),
-            "o",
-            ms=2.8,
-            mfc="white",
-            mec=style.INK,
-            mew=0.5,
-            clip_on=False,
-            zorder=5,
-        )
-    if metric.endswith("accuracy"):
-        ax.axvline(chance(frame), color=style.INK, ls=(0, (4, 3)), lw=0.8)
-        ax.annotate(
-            "chance",
-            (chance(frame), 1),
-            xycoords=ax.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            size=mpl.rcParams["xtick.labelsize"],
-        )
-    ax.set_xlabel(METRICS[metric][0], loc="right")
+        ax.plot(seeds, np.full(len(seeds), y), "o", **dot)
+    if METRICS[metric].accuracy:
+        by_chance = chance(frame)
+        ax.axvline(by_chance, color=style.INK, ls=DASHED, lw=0.8)
+        place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        ax.annotate("chance", (by_chance, 1), size=_small(), **place)
+    ax.set_xlabel(METRICS[metric].axis, loc="right")
     ax.set_xlim(0, None)
     return ax
 
 
 def dot_and_interval(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
     """Mean and interval of each cell, best first; the axis does not start at 0."""
-    frame, ax = grouped(frame), ax or _axes()
-    one(frame, "window")
-    table = summary(frame, metric).sort_values(
-        "mean", ascending=metric.endswith(("loss", "step")), kind="stable"
-    )
+    frame = _of_one_window(frame)
+    ax = ax or _axes()
+    lowest_first = METRICS[metric].better == "lower"
+    table = summary(frame, metric).sort_values("mean", ascending=lowest_first, kind="stable")
     _dots(ax, frame, table, metric)
-    ax.set_xlabel(METRICS[metric][0], loc="right")
+    ax.set_xlabel(METRICS[metric].axis, loc="right")
     return ax
 
 
 def paired_differences(frame: pd.DataFrame, baseline="cb", ax=None, metric: str = "test_accuracy"):
-    """`differences`: mean and interval of the differences of runs that share a seed."""
-    frame, ax = grouped(frame), ax or _axes()
-    one(frame, "window")
-    frame = differences(frame, baseline, metric)
+    """`select.differences`: mean and interval of the differences of runs that share a seed."""
+    frame = differences(_of_one_window(frame), baseline, metric)
+    ax = ax or _axes()
     _dots(ax, frame, summary(frame, metric), metric)
-    ax.axvline(0, color=style.INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-    ax.set_xlabel(_difference(frame, metric), loc="right")
+    ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
+    ax.set_xlabel(_difference_axis(frame, metric), loc="right")
     return ax
-
-
-def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") -> pd.DataFrame:
-    """The runs of the other groups with ``metric`` less that of the baseline's run of the same
-    window and seed.
-
-    ``baseline`` is a cell or group, or maps every group to its own.
-
-    Raises
-    ------
-    ValueError
-        The baseline has no run, or no seed is shared with it.
-    """
-    frame = frame if "group" in frame else grouped(frame)
-    if isinstance(baseline, str):
-        own = frame[(frame["group"] == baseline) | (frame["cell"] == baseline)]
-        if not len(own):
-            raise ValueError(
-                f"The baseline {baseline!r} has no finished run here; choose one of {', '.join(frame['group'].unique())}."
-            )
-        name = own["group"].iat[0]  # of several groups of the cell the plainest, which comes first
-        frame = frame.assign(baseline=name)
-    else:
-        name, frame = "the plain cell", frame.assign(baseline=frame["group"].map(baseline))
-    pairs = (
-        frame.drop(columns="baseline")
-        .set_index(["group", "window", "seed"])[metric]
-        .rename("reference")
-    )
-    other = frame[frame["group"] != frame["baseline"]].join(
-        pairs, on=["baseline", "window", "seed"], how="inner"
-    )
-    if not len(other):
-        raise ValueError(
-            f"No run shares window and seed with the baseline {name}; pairs need the same seeds."
-        )
-    return other.assign(**{metric: other[metric] - other["reference"], "baseline": name})
 
 
 def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
@@ -571,29 +350,27 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     (1 is balance).
     """
     runs = grouped(runs)
-    stride, table = one(runs, "stride"), summary(runs)
-    history = history.merge(runs[["key", "group"]], on="key").sort_values("epoch")
-    groups, fig = history.groupby(["variable", "statistic"]), fig or _figure()
-    shown = {
-        ("z", "saturated"): (METRICS["saturated"][0], lambda share: 100 * share),
+    stride = one(runs, "stride")
+    table = summary(runs)
+    columns = {
+        ("z", "saturated"): (METRICS["saturated"].axis, lambda share: 100 * share),
         ("z", "q50"): (VARIABLES["tau"], lambda z: analysis.time_constant(z, stride)),
-        ("W", "ei_ratio"): (METRICS["ei_ratio"][0], np.asarray),
+        ("W", "ei_ratio"): (METRICS["ei_ratio"].axis, np.asarray),
     }
-    shown = {kind: how for kind, how in shown.items() if kind in groups.groups}
-    axes = fig.subplots(1, 1 + len(shown), sharey=True, squeeze=False)[0]
+    history = history.merge(runs[["key", "group"]], on="key").sort_values("epoch")
+    recorded = dict(list(history.groupby(["variable", "statistic"])))
+    columns = {kind: how for kind, how in columns.items() if kind in recorded}
+    fig = fig or _figure()
+    axes = fig.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
     _dots(axes[0], runs, table, "test_accuracy")
-    axes[0].set_xlabel(METRICS["test_accuracy"][0])
-    for ax, (kind, (title, unit)) in zip(axes[1:], shown.items(), strict=True):
-        ends = (
-            groups.get_group(kind)
-            .groupby(["group", "key"])["value"]
-            .agg(["first", "last"])
-            .groupby("group")
-            .median()
-        )
-        for y, row in zip(range(len(table))[::-1], table.itertuples(), strict=True):
+    axes[0].set_xlabel(METRICS["test_accuracy"].axis)
+    for ax, (kind, (title, shown)) in zip(axes[1:], columns.items(), strict=True):
+        ends = recorded[kind].groupby(["group", "key"])["value"].agg(["first", "last"])
+        ends = ends.groupby("group").median()
+        for y, row in zip(_heights(table), table.itertuples(), strict=True):
             if row.group in ends.index:
-                own, (before, after) = style.look(row.cell), unit(ends.loc[row.group])
+                own = style.look(row.cell)
+                before, after = shown(ends.loc[row.group])
                 ax.plot([before, after], [y, y], color=own.colour, lw=0.9)
                 ax.plot(before, y, own.marker, color=own.colour, mfc="white", ms=4.5)
                 ax.plot(after, y, own.marker, color=own.colour, ms=4.5)
@@ -601,14 +378,18 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
         ax.grid(axis="y")
         ax.tick_params(axis="y", length=0)
         if kind != ("z", "saturated"):
-            ax.set_xscale("log")
-            low, high = ax.get_xlim()
-            locator = (
-                mpl.ticker.LogLocator(subs=(1, 3)) if high > 5 * low else mpl.ticker.MaxNLocator(4)
-            )
-            ax.xaxis.set(major_locator=locator, major_formatter=mpl.ticker.ScalarFormatter())
-            ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+            _log_ticks(ax)
     return fig
+
+
+def _log_ticks(ax):
+    """A logarithmic x axis with plain numbers; where it spans little, evenly spaced ones."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    wide = high > 5 * low
+    locator = mpl.ticker.LogLocator(subs=(1, 3)) if wide else mpl.ticker.MaxNLocator(4)
+    ax.xaxis.set(major_locator=locator, major_formatter=mpl.ticker.ScalarFormatter())
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
 def heatmap(
@@ -619,60 +400,33 @@ def heatmap(
 
     With a ``baseline`` the paired differences from it, on a scale that diverges about zero.
     """
-    frame, ax = grouped(frame), ax or _axes()
+    frame = grouped(frame)
+    ax = ax or _axes()
     shown = frame if baseline is None else differences(frame, baseline, metric)
-    table = summary(shown, metric, ("group", "window")).pivot(
-        index="group", columns="window", values="mean"
-    )
-    columns = _window_columns(frame)
-    table = table.reindex(index=shown["group"].unique(), columns=[window for _, window in columns])
-    reach = float(np.nanmax(np.abs(table.to_numpy())))
-    scale = (
-        {"cmap": style.SEQUENTIAL}
-        if baseline is None
-        else {"cmap": style.DIVERGING, "vmin": -reach, "vmax": reach}
-    )
-    text = table.map(
-        lambda v: "" if pd.isna(v) else f"{v:.1f}" if baseline is None else f"${v:+.1f}$"
-    ).to_numpy()
-    small = mpl.rcParams["xtick.labelsize"]
-    sns.heatmap(
-        table,
-        ax=ax,
-        annot=text,
-        fmt="",
-        annot_kws={"size": small},
-        cbar=False,
-        linewidths=0.5,
-        rasterized=True,
-        **scale,
-    )
+    titles, shapes = zip(*window_columns(frame), strict=True)
+    table = summary(shown, metric, ("group", "window"))
+    table = table.pivot(index="group", columns="window", values="mean")
+    table = table.reindex(index=shown["group"].unique(), columns=shapes)
+    if baseline is None:
+        title, number = METRICS[metric].axis, "{:.1f}"
+        colours = {"cmap": style.SEQUENTIAL}
+    else:
+        title, number = _difference_axis(shown, metric), "${:+.1f}$"
+        reach = float(np.nanmax(np.abs(table.to_numpy())))
+        colours = {"cmap": style.DIVERGING, "vmin": -reach, "vmax": reach}
+    text = table.map(lambda value: "" if pd.isna(value) else number.format(value)).to_numpy()
+    look = {"cbar": False, "linewidths": 0.5, "rasterized": True}
+    sns.heatmap(table, ax=ax, annot=text, fmt="", annot_kws={"size": _small()}, **look, **colours)
+    middle = {"ha": "center", "va": "center", "color": "#888888", "size": _small()}
     for row, column in np.argwhere(table.isna().to_numpy()):
-        ax.text(
-            column + 0.5,
-            row + 0.5,
-            "not run",
-            ha="center",
-            va="center",
-            color="#888888",
-            size=small,
-        )
-    titles = [title for title, _ in columns]
-    for title in dict.fromkeys(titles):
-        first, count = titles.index(title), titles.count(title)
-        ax.annotate(
-            title,
-            (first + count / 2, 0),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            va="baseline",
-            size=small,
-        )
+        ax.text(column + 0.5, row + 0.5, "not run", **middle)
+    above = {"ha": "center", "va": "baseline", "size": _small()}
+    for convention in dict.fromkeys(titles):
+        first, count = titles.index(convention), titles.count(convention)
+        place = (first + count / 2, 0)
+        ax.annotate(convention, place, (0, 3), textcoords="offset points", **above)
         ax.axvline(first, color="white", lw=5 * (first > 0), zorder=1.5)
-    ax.set_title(
-        METRICS[metric][0] if baseline is None else _difference(shown, metric), pad=12
-    )  # the numbers need no colour bar
+    ax.set_title(title, pad=12)  # the numbers need no colour bar
     ax.tick_params(length=0)
     ax.tick_params(axis="y", rotation=0)
     ax.set(ylabel="", xlabel="Window: input length/stride (pixels)")
@@ -684,121 +438,96 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, metric: str = "test_
     length (open); they share 8/4.
     """
     frame = grouped(frame)
-    columns, groups = _window_columns(frame), frame["group"].unique()
-    shapes, titles = (
-        [window for _, window in columns],
-        list(dict.fromkeys(title for title, _ in columns)),
-    )
-    table = summary(frame, metric, ("group", "window", "input_length")).set_index(
-        "window", drop=False
-    )
+    columns = window_columns(frame)
+    titles = list(dict.fromkeys(title for title, _ in columns))
+    table = summary(frame, metric, ("group", "window", "input_length"))
+    groups = frame["group"].unique()
     fig = fig or _figure()
-    axes = fig.subplots(
-        ceil(len(groups) / 5), min(5, len(groups)), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, group in zip(axes.flat, groups, strict=False):
-        rows = table[table["group"] == group]
-        own, drawn = style.look(rows["cell"].iat[0]), set()
-        for title, nudge in zip(titles, (0.97, 1.03, 1), strict=False):
-            part = rows.loc[
-                [window for name, window in columns if name == title and window in rows.index]
-            ]
-            x = part["input_length"] * [
-                1 if shapes.count(window) > 1 or len(titles) == 1 else nudge
-                for window in part["window"]
-            ]
-            ax.plot(x, part["mean"], color=own.colour, ls=own.line, lw=0.9)
-            new = ~part["window"].isin(drawn)  # the shared window is one point, filled
-            errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()[:, new]
-            mark = {
-                "marker": own.marker,
-                "mfc": own.colour if title == FIXED else "white",
-                "color": own.colour,
-                "ls": "none",
-            }
-            ax.errorbar(x[new], part["mean"][new], errors, elinewidth=0.8, **mark)
-            drawn |= set(part["window"])
+    axes = _grid(fig, len(groups), columns=5, sharex=True, sharey=True)
+    for ax, group in zip(axes, groups, strict=True):
+        _draw_conventions(ax, table[table["group"] == group].set_index("window"), columns)
         ax.set_title(_plain(group))
         ax.set_xscale("log", base=2)
         lengths = sorted(frame["input_length"].unique())
         ax.set_xticks(lengths, [str(length) for length in lengths])
         ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)
-    if METRICS[metric][1] == 100:
-        axes.flat[0].set_ylim(
-            bottom=max(0, axes.flat[0].get_ylim()[0])
-        )  # an interval of two seeds may reach below
-    for ax in axes.flat[len(groups) :]:
-        ax.remove()
-    grey = [
-        {
-            "color": style.INK,
-            "marker": "o",
-            "mfc": style.INK if title == FIXED else "white",
-            "lw": 0.9,
-        }
+    if METRICS[metric].share:  # an interval of two seeds may reach below
+        axes[0].set_ylim(bottom=max(0, axes[0].get_ylim()[0]))
+    keys = [
+        mpl.lines.Line2D([], [], color=style.INK, marker="o", mfc=_fill(title, style.INK), lw=0.9)
         for title in titles
     ]
-    keys = [mpl.lines.Line2D([], [], **mark) for mark in grey]
     fig.legend(keys, titles, loc="outside upper center", ncols=3, frameon=False, borderaxespad=0.1)
     fig.supxlabel("Input length (pixels)", size=mpl.rcParams["axes.labelsize"])
-    fig.supylabel(METRICS[metric][0], size=mpl.rcParams["axes.labelsize"])
+    fig.supylabel(METRICS[metric].axis, size=mpl.rcParams["axes.labelsize"])
     return fig
+
+
+def _draw_conventions(ax, rows, columns):
+    """Lines of one group, whose windows index ``rows``; the window that two conventions share is
+    one point, and the others of one input length stand side by side.
+    """
+    own = style.look(rows["cell"].iat[0])
+    shapes = [window for _, window in columns]
+    titles = list(dict.fromkeys(title for title, _ in columns))
+    drawn = set()
+    for title, nudge in zip(titles, (0.97, 1.03, 1), strict=False):
+        members = [window for name, window in columns if name == title and window in rows.index]
+        part = rows.loc[members]
+        alone = [shapes.count(window) == 1 and len(titles) > 1 for window in members]
+        x = part["input_length"] * np.where(alone, nudge, 1)
+        ax.plot(x, part["mean"], color=own.colour, ls=own.line, lw=0.9)
+        new = [window not in drawn for window in members]
+        errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()[:, new]
+        mark = {"marker": own.marker, "mfc": _fill(title, own.colour), "color": own.colour}
+        ax.errorbar(x[new], part["mean"][new], errors, elinewidth=0.8, ls="none", **mark)
+        drawn |= set(members)
+
+
+def _fill(convention, colour):
+    return colour if convention == FIXED else "white"
+
+
+# How W is made -> its place on the axis of `effects`, and its name there.
+PLACES = {
+    "free": (0, "free"),
+    "sign": (1, "sign-\nconstrained"),
+    "reversal": (2, "reversal\npotentials"),
+}
 
 
 def effects(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
     """The design W x STP: how W is made on the axis, without STP (solid) and with (dashed);
     parallel lines mean no interaction.
     """
-    frame = grouped(frame[frame["cell"].isin(cells.DESIGN)])
-    one(frame, "window")
-    table, ax, place = summary(frame, metric), ax or _axes(), {"free": 0, "sign": 1, "reversal": 2}
+    frame = _of_one_window(frame[frame["cell"].isin(cells.DESIGN)])
+    ax = ax or _axes()
+    table = summary(frame, metric)
     if table["cell"].duplicated().any():
         raise ValueError(
-            f"The design shows one kind of run a cell, but the frame holds {', '.join(table['group'])}; filter it first."
+            "The design shows one kind of run a cell, but the frame holds "
+            f"{', '.join(table['group'])}; filter it first."
         )
-    for side, title in ((-1, "without STP"), (1, "with STP")):
-        rows = [(style.look(row.cell), row) for row in table.itertuples()]
-        rows = sorted(
-            [
-                (place[own.weights] + 0.06 * side, own, row)
-                for own, row in rows
-                if own.stp == (side > 0)
-            ],
-            key=lambda item: item[0],
-        )
-        for x, own, row in rows:
+    looks = table["cell"].map(style.look)
+    table["stp"] = [own.stp for own in looks]
+    table["place"] = [PLACES[own.weights][0] for own in looks]
+    for stp, part in table.groupby("stp"):
+        side = 1 if stp else -1
+        part = part.assign(x=part["place"] + 0.06 * side).sort_values("x")
+        for row in part.itertuples():
+            own = style.look(row.cell)
             errors = [[row.mean - row.low], [row.high - row.mean]]
-            ax.errorbar(
-                x,
-                row.mean,
-                errors,
-                marker=own.marker,
-                ms=4.5,
-                mfc=own.face,
-                color=own.colour,
-                elinewidth=1.1,
-            )
-            seeds = frame.loc[frame["group"] == row.group, metric] * METRICS[metric][1]
-            ax.plot(
-                np.full(len(seeds), x + 0.09 * side),
-                seeds,
-                "o",
-                ms=1.8,
-                mew=0,
-                color=own.colour,
-                alpha=0.7,
-            )
-        if rows:
-            line = {
-                "color": "#666666",
-                "ls": rows[0][1].line,
-                "lw": 0.9,
-                "zorder": 1,
-                "label": title,
-            }
-            ax.plot([x for x, _, _ in rows], [row.mean for _, _, row in rows], **line)
-    ax.set_xticks(list(place.values()), ["free", "sign-\nconstrained", "reversal\npotentials"])
-    ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made", ylabel=METRICS[metric][0])
+            mark = {"marker": own.marker, "ms": 4.5, "mfc": own.face, "color": own.colour}
+            ax.errorbar(row.x, row.mean, errors, elinewidth=1.1, **mark)
+            seeds = frame.loc[frame["group"] == row.group, metric] * METRICS[metric].factor
+            x = np.full(len(seeds), row.x + 0.09 * side)
+            ax.plot(x, seeds, "o", ms=1.8, mew=0, color=own.colour, alpha=0.7)
+        title = "with STP" if stp else "without STP"
+        line = {"color": "#666666", "ls": own.line, "lw": 0.9, "zorder": 1}
+        ax.plot(part["x"].to_numpy(), part["mean"].to_numpy(), label=title, **line)
+    places, names = zip(*PLACES.values(), strict=True)
+    ax.set_xticks(places, names)
+    ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made", ylabel=METRICS[metric].axis)
     _label_ends([ax])
     return ax
 
@@ -807,30 +536,29 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None, metric: str = "validation_
     """Accuracy against learning rate, one panel an initialisation, one line a cell; a ring marks
     each cell's best rate.
     """
-    frame = grouped(frame)
-    one(frame, "window")
+    frame = _of_one_window(frame)
+    frame["group"] = frame["label"]  # the rate is on the axis
     policies = [name for name in cells.INITIALISATIONS if name in set(frame["initialisation"])]
     fig = fig or _figure()
     axes = fig.subplots(1, len(policies), sharey=True, squeeze=False)[0]
     for ax, policy in zip(axes, policies, strict=True):
-        part = frame[frame["initialisation"] == policy].assign(group=lambda f: f["label"])
-        for _, line in summary(part, metric, ("group", "learning_rate")).groupby(
-            "group", sort=False
-        ):
-            own, line = style.look(line["cell"].iat[0]), line.sort_values("learning_rate")
+        part = frame[frame["initialisation"] == policy]
+        table = summary(part, metric, ("group", "learning_rate"))
+        for group, line in table.groupby("group", sort=False):
+            own = style.look(line["cell"].iat[0])
+            line = line.sort_values("learning_rate")
             mark = {"color": own.colour, "ls": own.line, "marker": own.marker, "mfc": own.face}
-            ax.plot(line["learning_rate"], line["mean"], label=line["group"].iat[0], **mark)
+            ax.plot(line["learning_rate"], line["mean"], label=group, **mark)
             best = line.loc[line["mean"].idxmax()]
-            ax.plot(
-                best["learning_rate"], best["mean"], "o", ms=8, mfc="none", mec=own.colour, mew=0.7
-            )
+            ring = {"ms": 8, "mfc": "none", "mec": own.colour, "mew": 0.7}
+            ax.plot(best["learning_rate"], best["mean"], "o", **ring)
         rates = sorted(part["learning_rate"].unique())
         ax.set_xscale("log")
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         ax.set_title(f"initialisation: {policy}", loc="left")
         ax.set_xlabel("Learning rate (per step)")
-    axes[0].set_ylabel(METRICS[metric][0].replace(" (", "\n("))  # the figure is low
+    axes[0].set_ylabel(METRICS[metric].axis.replace(" (", "\n("))  # the figure is low
     _label_ends(axes)
     return fig
 
@@ -857,22 +585,14 @@ def conductance(trace, image, window, z_max: float, fig=None, permuted: bool = F
     fig = fig or _figure()
     left, right = fig.subplots(1, 2, width_ratios=(1, 2.8))
     _draw_image(left, image)
-    mesh = right.imshow(
-        z[:, order].T,
-        aspect="auto",
-        cmap=style.SEQUENTIAL,
-        vmin=0,
-        vmax=z_max,
-        interpolation="nearest",
-        rasterized=True,
-    )
+    colours = {"cmap": style.SEQUENTIAL, "vmin": 0, "vmax": z_max}
+    pixels = {"aspect": "auto", "interpolation": "nearest", "rasterized": True}
+    mesh = right.imshow(z[:, order].T, **pixels, **colours)
     fig.colorbar(mesh, ax=right, label=VARIABLES["z"], pad=0.02)
     _image_rows(right, len(z), window, _columns(image), permuted)
-    right.set(
-        ylabel="Hidden units (slowest on top)",
-        yticks=[0, z.shape[1] - 1],
-        yticklabels=["1", str(z.shape[1])],
-    )
+    units = z.shape[1]
+    right.set_ylabel("Hidden units (slowest on top)")
+    right.set_yticks([0, units - 1], ["1", str(units)])
     return fig
 
 
@@ -892,27 +612,19 @@ def quantiles_over_sequence(
     ``lines`` maps names to heights to draw across, such as v_e and v_i. For ``variable="tau"`` give
     the conductance z: time constants are shown in pixels, on a logarithmic axis.
     """
-    values, ax = _array(values), ax or _axes()
+    values = _array(values)
+    ax = ax or _axes()
     if variable == "tau":
         values = analysis.time_constant(values, window.stride)
         ax.set_yscale("log")
     steps = values.shape[-2]
-    spread_over = np.moveaxis(values, -2, 0).reshape(steps, -1)
-    _fan(
-        ax,
-        np.arange(steps),
-        np.quantile(spread_over, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1),
-        colour or style.HUES["baseline"],
-    )
+    pooled = np.moveaxis(values, -2, 0).reshape(steps, -1)
+    quantiles = np.quantile(pooled, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+    _fan(ax, np.arange(steps), quantiles, colour or style.HUES["baseline"])
+    beside = {"xycoords": ax.get_yaxis_transform(), "va": "center", "annotation_clip": False}
     for name, height in (lines or {}).items():
-        ax.axhline(height, color=style.INK, ls=(0, (4, 3)), lw=0.7)
-        ax.annotate(
-            name,
-            (1.01, height),
-            xycoords=ax.get_yaxis_transform(),
-            va="center",
-            annotation_clip=False,
-        )
+        ax.axhline(height, color=style.INK, ls=DASHED, lw=0.7)
+        ax.annotate(name, (1.01, height), **beside)
     _image_rows(ax, steps, window, columns, permuted)
     ax.set_ylabel(VARIABLES[variable])
     return ax
@@ -933,37 +645,24 @@ def units_over_sequence(
     """
     fig = fig or _figure()
     grid = fig.add_gridspec(len(variables), 2, width_ratios=(1, 2.8))
-    picture, columns = fig.add_subplot(grid[:, 0]), _columns(image)
+    picture = fig.add_subplot(grid[:, 0])
     _draw_image(picture, image)
-    pixels = windows.step_pixels(
-        _array(image).shape[-2], columns, window.input_length, window.stride, window.scan
-    )[step]
-    for row in sorted({int(pixel) // columns for pixel in pixels} if not permuted else ()):
-        inside = [int(pixel) % columns for pixel in pixels if int(pixel) // columns == row]
-        picture.add_patch(
-            Rectangle(
-                (min(inside) - 0.5, row - 0.5), len(inside), 1, fill=False, ec="#D55E00", lw=1.2
-            )
-        )
-    axes = [fig.add_subplot(grid[0, 1])]
-    axes += [
-        fig.add_subplot(grid[number, 1], sharex=axes[0]) for number in range(1, len(variables))
-    ]
+    if not permuted:
+        _frame_window(picture, image, window, step)
+    first = fig.add_subplot(grid[0, 1])
+    axes = [first]
+    for number in range(1, len(variables)):
+        axes.append(fig.add_subplot(grid[number, 1], sharex=first))
+    colours = plt.get_cmap(style.SEQUENTIAL)(np.linspace(0.05, 0.8, len(units)))
     for ax, name in zip(axes, variables, strict=True):
         values = _array(trace[name])
-        for unit, shade in zip(units, np.linspace(0.05, 0.8, len(units)), strict=True):
-            ax.plot(
-                values[:, unit],
-                color=plt.get_cmap(style.SEQUENTIAL)(shade),
-                lw=0.9,
-                label=f"unit {unit + 1}",
-            )
-        ax.axvline(step, color="#D55E00", lw=0.8)
+        for unit, colour in zip(units, colours, strict=True):
+            ax.plot(values[:, unit], color=colour, lw=0.9, label=f"unit {unit + 1}")
+        ax.axvline(step, color=READ, lw=0.8)
         ax.set_title(VARIABLES[name], loc="left")
-        ax.set_xlim(0, len(values) - 1)
         ax.tick_params(labelbottom=ax is axes[-1])
+    _image_rows(axes[-1], len(values), window, _columns(image), permuted)
     _label_ends(axes[:1])
-    _image_rows(axes[-1], len(values), window, columns, permuted)
     return fig
 
 
@@ -972,11 +671,10 @@ def plasticity(trace, window, columns: int, fig=None, colour=None, permuted: boo
     efficacy UX of the same steps, aligned.
     """
     fig = fig or _figure()
-    shown = {"tau": trace["z"]} | (
-        {"X": trace["X"], "U": trace["U"], "UX": _array(trace["U"]) * _array(trace["X"])}
-        if "X" in trace
-        else {}
-    )
+    shown = {"tau": trace["z"]}
+    if "X" in trace:
+        efficacy = _array(trace["U"]) * _array(trace["X"])
+        shown |= {"X": trace["X"], "U": trace["U"], "UX": efficacy}
     axes = fig.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (name, values) in zip(axes, shown.items(), strict=True):
         quantiles_over_sequence(values, name, window, columns, ax, colour, permuted=permuted)
@@ -998,14 +696,29 @@ def _axes():
     return _figure().add_subplot()
 
 
+def _grid(fig, count, columns, **shared):
+    """``count`` panels in rows of ``columns``."""
+    rows = ceil(count / columns)
+    axes = fig.subplots(rows, min(columns, count), squeeze=False, **shared).flat
+    for ax in axes[count:]:
+        ax.remove()
+    return axes[:count]
+
+
+def _of_one_window(frame):
+    frame = grouped(frame)
+    one(frame, "window")
+    return frame
+
+
 def _array(values) -> np.ndarray:
     """Of a tensor (of any device) or array."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def ranged(values) -> str:
-    low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+def _small():
+    """Size of the smallest text."""
+    return mpl.rcParams["xtick.labelsize"]
 
 
 def _readable(colour):
@@ -1015,113 +728,59 @@ def _readable(colour):
     return tuple(part * min(1, 0.52 / light) for part in (red, green, blue))
 
 
-def _note(ax, text):
-    ax.text(
-        0.98,
-        0.03,
-        text,
-        transform=ax.transAxes,
-        ha="right",
-        va="bottom",
-        size=mpl.rcParams["xtick.labelsize"],
-        color="#555555",
-    )
-
-
-def _difference(frame, metric):
-    """What the axis of paired differences says."""
-    unit = METRICS[metric][0].partition("(")[2]
-    unit = unit.replace("% of", "points,") if METRICS[metric][1] == 100 else unit
-    return f"Difference from {frame['baseline'].iat[0]} ({unit}"
-
-
 def _plain(name):
     """A cell's name as text; Computer Modern has no underscore, where mathematics has one."""
     return name.replace("_", r"$\_$")
 
 
-def _rows(ax, table):
-    """One row a group, the first on top; returns their heights."""
-    heights = range(len(table))[::-1]
+def _difference_axis(frame, metric):
+    """What the axis of `select.differences` says."""
+    return f"Difference from {frame['baseline'].iat[0]} ({METRICS[metric].points})"
+
+
+def _heights(table):
+    """Of one row a group, the first on top."""
+    return range(len(table))[::-1]
+
+
+def _rows(ax, table, frame, metric):
+    """One row a group, the first on top, by name: (height, row of the table, its seeds)."""
+    heights = _heights(table)
     ax.set_yticks(list(heights), [_plain(name) for name in table["group"]])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.6, len(table) - 0.4)
-    return heights
+    factor = METRICS[metric].factor
+    return [
+        (y, row, frame.loc[frame["group"] == row.group, metric] * factor)
+        for y, row in zip(heights, table.itertuples(), strict=True)
+    ]
 
 
 def _interval_line(ax, y, row, colour, beyond=False):
     """The interval of one row; ``beyond``: the axis is not widened for it."""
-    if row.n > 1:
-        line = {"color": colour, "lw": 1.1, "solid_capstyle": "butt", "zorder": 3}
-        if beyond:
-            ax.add_artist(mpl.lines.Line2D([row.low, row.high], [y, y], **line))
-        else:
-            ax.plot([row.low, row.high], [y, y], **line)
+    if row.n < 2:
+        return
+    line = {"color": colour, "lw": 1.1, "solid_capstyle": "butt", "zorder": 3}
+    if beyond:
+        ax.add_artist(mpl.lines.Line2D([row.low, row.high], [y, y], **line))
+    else:
+        ax.plot([row.low, row.high], [y, y], **line)
 
 
 def _dots(ax, frame, table, metric):
     """Mean with interval on one row a group, seeds as small dots below it; beside more seeds, an
-    interval of two may leave the axis.
+    interval of two may leave the axis: 13 standard errors would hide all others.
     """
-    for y, row in zip(_rows(ax, table), table.itertuples(), strict=True):
-        own, seeds = (
-            style.look(row.cell),
-            frame.loc[frame["group"] == row.group, metric] * METRICS[metric][1],
-        )
-        _interval_line(
-            ax, y, row, own.colour, beyond=row.n == 2 < table["n"].max()
-        )  # 13 standard errors would hide all others
+    for y, row, seeds in _rows(ax, table, frame, metric):
+        own = style.look(row.cell)
+        _interval_line(ax, y, row, own.colour, beyond=row.n == 2 < table["n"].max())
         ax.plot(row.mean, y, own.marker, mfc=own.face, color=own.colour, ms=4.5, zorder=4)
-        ax.plot(
-            seeds, np.full(len(seeds), y - 0.3), "o", ms=1.8, color=own.colour, alpha=0.7, mew=0
-        )
+        below = np.full(len(seeds), y - 0.3)
+        ax.plot(seeds, below, "o", ms=1.8, color=own.colour, alpha=0.7, mew=0)
     ax.grid(axis="y")
     if (table["n"] == 1).all():
-        size = mpl.rcParams["xtick.labelsize"]
-        ax.annotate(
-            "n = 1 seed",
-            (1, 1),
-            xycoords="axes fraction",
-            ha="right",
-            va="bottom",
-            size=size,
-            color="#555555",
-        )
-
-
-def _window_columns(frame):
-    """(title, window) of every column: the windows by stride convention and input length; 8/4
-    stands in both.
-    """
-    shapes = (
-        frame[["input_length", "stride", "window"]]
-        .drop_duplicates()
-        .sort_values(["input_length", "stride"])
-    )
-    named = {FIXED: "fixed", HALF: "half"}
-    found = {
-        title: [
-            row.window
-            for row in shapes.itertuples()
-            if name in windows.conventions(row.input_length, row.stride)
-        ]
-        for title, name in named.items()
-    }
-    rest = [
-        row.window
-        for row in shapes.itertuples()
-        if not windows.conventions(row.input_length, row.stride)
-    ]
-    if set(found[HALF]) <= set(found[FIXED]):  # one window of both conventions: say it once
-        found[HALF] = []
-    return [
-        (title, window)
-        for title, shown in {**found, "other strides": rest}.items()
-        for window in shown
-    ]
-
-
-FIXED, HALF = "stride always 4", "stride length/2"
+        place = {"xycoords": "axes fraction", "ha": "right", "va": "bottom"}
+        ax.annotate("n = 1 seed", (1, 1), size=_small(), color="#555555", **place)
 
 
 def _fan(ax, x, quantiles, colour):
@@ -1136,33 +795,39 @@ def _columns(image) -> int:
 
 
 def _draw_image(ax, image):
-    picture = _array(image)
-    picture = np.moveaxis(picture, 0, -1).squeeze() if picture.ndim == 3 else picture
-    ax.imshow(
-        picture.astype(float) / (255 if picture.max() > 1 else 1),
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
-    ax.set(
-        xlabel="Column (pixels)",
-        ylabel="Row (pixels)",
-        xticks=[0, picture.shape[1] - 1],
-        yticks=range(0, picture.shape[0], max(1, picture.shape[0] // 4)),
-    )
+    """An image in its colours, or in grey where its channels are not three (their mean)."""
+    picture = _array(image).astype(float)
+    if picture.max() > 1:
+        picture = picture / 255
+    if picture.ndim == 3:
+        picture = np.moveaxis(picture, 0, -1) if len(picture) == 3 else picture.mean(0)
+    rows, columns = picture.shape[:2]
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xlabel="Column (pixels)", ylabel="Row (pixels)")
+    ax.set_xticks([0, columns - 1])
+    ax.set_yticks(range(0, rows, max(1, rows // 4)))
+
+
+def _frame_window(ax, image, window, step):
+    """Frames around the pixels that a step reads, one in every row that they touch."""
+    rows, columns = _array(image).shape[-2:]
+    read = windows.step_pixels(rows, columns, window.input_length, window.stride, window.scan)
+    row, column = np.divmod(np.asarray(read[step]), columns)
+    for y in np.unique(row):
+        inside = column[row == y]
+        corner = (inside.min() - 0.5, y - 0.5)
+        ax.add_patch(Rectangle(corner, len(inside), 1, fill=False, ec=READ, lw=1.2))
 
 
 def _image_rows(ax, steps, window, columns, permuted):
     """Ticks where a step starts to read an image row; a permuted image has none, so steps are
     counted.
     """
-    ax.set_xlim(0, steps - 1)
+    ax.set_xlim(0, max(steps - 1, 1))
     if permuted:
         ax.set_xlabel("Sequence (steps)")
         return
-    rows = np.arange(
-        0, ceil(steps * window.stride / columns), max(1, round(steps * window.stride / columns / 8))
-    )
-    ax.set_xticks(rows * columns / window.stride, [str(row) for row in rows])
-    ax.set_xlabel(f"Image row being read ({columns / window.stride:g} steps a row)")
+    per_row = columns / window.stride
+    rows = np.arange(0, ceil(steps / per_row), max(1, round(steps / per_row / 8)))
+    ax.set_xticks(rows * per_row, [str(row) for row in rows])
+    ax.set_xlabel(f"Image row being read ({per_row:g} steps a row)")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import paths
-from lib.figures import paper, plots, style
+from lib.figures import plots, select, style
 
 CURVES = ("validation_accuracy", "train_accuracy", "validation_loss", "train_loss")
 VALUES = ("test_accuracy", "test_loss", "ms_per_step", "parameters")
@@ -19,7 +19,7 @@ def write(frames, path=None) -> Path:
 
     Parameters
     ----------
-    frames : lib.figures.paper.Frames
+    frames : lib.figures.select.Frames
     path : path, optional
         Default ``results/report.html``.
 
@@ -41,21 +41,21 @@ def content(frames) -> dict:
     """What the page shows: looks of the groups, and for every task and window the curves, values
     and caption.
     """
-    runs = plots.grouped(plots.without_scan(frames.runs))
+    runs = select.grouped(select.without_scan(frames.runs))
     groups = runs[["group", "cell"]].drop_duplicates("group")
     looks = {group: style.look(cell) for group, cell in groups.itertuples(index=False)}
-    plain = set(paper.comparison(frames.runs)["group"])
+    plain = set(select.comparison(frames.runs)["group"])
     shown = {
         "groups": {
             group: {
                 "colour": own.colour,
                 "dash": own.dash,
                 "symbol": own.symbol,
-                "family": _family(own) if group in plain else "controls",
+                "family": own.family if group in plain else "controls",
             }
             for group, own in looks.items()
         },
-        "metrics": {name: plots.METRICS[name][0] for name in (*CURVES, *VALUES)},
+        "metrics": {name: style.METRICS[name].axis for name in (*CURVES, *VALUES)},
         "layout": style.plotly_template().layout.to_plotly_json(),
         "tasks": {},
     }
@@ -77,10 +77,6 @@ def content(frames) -> dict:
     return shown
 
 
-def _family(look):
-    return "baselines" if look.weights == "baseline" else "with STP" if look.stp else "without STP"
-
-
 def _curves(frame, metric):
     if frame[metric].isna().all():
         return {}
@@ -97,7 +93,7 @@ def _values(frame, metric):
     columns = ["mean", "low", "high", "n"]
     rows = plots.summary(frame, metric).set_index("group")[columns]
     seeds = {
-        group: _numbers(part[metric] * plots.METRICS[metric][1])
+        group: _numbers(part[metric] * style.METRICS[metric].factor)
         for group, part in frame.groupby("group")
     }
     return {

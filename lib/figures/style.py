@@ -9,6 +9,7 @@ import colorsys
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib as mpl
 
@@ -35,11 +36,8 @@ HUES = {
     "reversal": "#009E73",
     "unknown": "#56B4E9",
 }
-SHADES = {
-    "rnn": "#9AABBF",
-    "gru": "#24323F",
-    "cb_gru": "#A65E00",
-}  # second and third cells of one kind
+# Second and third cells of one kind.
+SHADES = {"rnn": "#9AABBF", "gru": "#24323F", "cb_gru": "#A65E00"}
 KINDS = {
     "baseline": "baseline",
     "free": "free",
@@ -47,14 +45,82 @@ KINDS = {
     "reversal": "reversal potentials",
     "unknown": "unknown",
 }
+FAMILIES = ("baselines", "without STP", "with STP")
 CONTEXT, INK, GRID = "#D5D8DC", "#222222", "#E8EAED"  # other cells, text, grid
 SEQUENTIAL, DIVERGING = "viridis", "RdBu"
 
 
+class Metric(NamedTuple):
+    """How a column of runs or curves, or a statistic of their history, is shown."""
+
+    axis: str  # what the axis says, with the unit
+    factor: float = 1  # from the stored unit to the shown one; shares are shown in percent
+    better: str = ""  # "higher" or "lower", where one of them is
+    points: str = ""  # unit of a difference
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a fraction, shown in percent."""
+        return self.factor == 100
+
+    @property
+    def accuracy(self) -> bool:
+        """Whether guessing has one too."""
+        return self.share and self.better == "higher"
+
+
+METRICS = {
+    "test_accuracy": Metric("Accuracy (% of test set)", 100, "higher", "points, test set"),
+    "validation_accuracy": Metric(
+        "Accuracy (% of validation set)", 100, "higher", "points, validation set"
+    ),
+    "train_accuracy": Metric(
+        "Accuracy (% of training images)", 100, "higher", "points, training images"
+    ),
+    "test_loss": Metric("Cross-entropy (nats, test set)", 1, "lower", "nats, test set"),
+    "validation_loss": Metric(
+        "Cross-entropy (nats, validation set)", 1, "lower", "nats, validation set"
+    ),
+    "train_loss": Metric(
+        "Cross-entropy (nats, training images)", 1, "lower", "nats, training images"
+    ),
+    "gradient_norm": Metric("Gradient norm (a.u.)"),
+    "ms_per_step": Metric("Time per training step (ms)", 1, "lower", "ms"),
+    "parameters": Metric("Trainable parameters (thousands)", 1e-3, "", "thousands"),
+    "saturated": Metric("Saturated gates (%)", 100),
+    "spectral_radius": Metric("Spectral radius of $W$ (a.u.)"),
+    "ei_ratio": Metric("E/I ratio of $W$ (ratio)"),
+    "outside": Metric("$v$ outside $[v_i, v_e]$ (%)", 100),
+}
+# What the axis of a recorded variable or a parameter says.
+VARIABLES = {
+    "x": "Input $x$ (standard deviations)",
+    "z": "Conductance $z$ (per step)",
+    "r": "Firing rate $r$ (of maximum)",
+    "v": "Voltage $v$ (a.u.)",
+    "h": "State $h$ (a.u.)",
+    "X": "Resources $X$ (fraction)",
+    "U": "Release $U$ (probability)",
+    "UX": "Efficacy $U X$ (fraction)",
+    "tau": "Time constant (pixels)",
+    "K": "$K$ (a.u.)",
+    "C": "$C$ (a.u.)",
+    "W": "$W$ (a.u.)",
+    "W_E": "$W$, excitatory (a.u.)",
+    "W_I": "$W$, inhibitory (a.u.)",
+    "b_z": "$b_z$ (a.u.)",
+    "v_e": "$v_e$ (a.u.)",
+    "v_i": "$v_i$ (a.u.)",
+    "U_cap": r"$U_\mathrm{cap}$ (probability)",
+    "tau_x": r"$\tau_X$ (steps)",
+    "tau_u": r"$\tau_U$ (steps)",
+}
+
+
 @dataclass(frozen=True)
 class Look:
-    """How one cell is drawn; ``line``, ``marker`` and ``hatch`` for matplotlib, ``dash`` and
-    ``symbol`` for plotly.
+    """How one cell is drawn: ``line``, ``marker``, ``face`` and ``hatch`` for matplotlib, ``dash``
+    and ``symbol`` for plotly.
     """
 
     name: str
@@ -62,6 +128,13 @@ class Look:
     weights: str
     stp: bool
     colour: str
+
+    @property
+    def family(self) -> str:
+        """One of `FAMILIES`."""
+        if self.weights == "baseline":
+            return "baselines"
+        return "with STP" if self.stp else "without STP"
 
     @property
     def line(self):
@@ -107,12 +180,13 @@ def look(name: str, label: str | None = None) -> Look:
     """
     cell = cells.CELLS.get(name, cells.CELLS.get(kin(name)))
     weights = getattr(cell, "weights", "unknown")
-    own = (
-        name not in ORDER and weights == "baseline"
-    )  # the baselines' greys leave no room for one more
-    hue = HUES["unknown"] if own else HUES.get(weights, HUES["unknown"])
-    colour = SHADES.get(name) or (hue if name in ORDER else _shade(hue, name))
-    label = label or (cells.CELLS[name].label if name in cells.CELLS else name)
+    if name in ORDER:
+        colour = SHADES.get(name, HUES[weights])
+    else:  # the baselines' greys leave no room for one more
+        hue = HUES["unknown"] if weights == "baseline" else HUES.get(weights, HUES["unknown"])
+        colour = _shade(hue, name)
+    if label is None:
+        label = cells.CELLS[name].label if name in cells.CELLS else name
     return Look(name, label, weights, bool(getattr(cell, "stp", False)), colour)
 
 
@@ -124,14 +198,14 @@ def _shade(hue: str, name: str) -> str:
 
 
 def rank(name: str) -> tuple:
-    """Sorting key: baselines, without STP, with STP; the fixed order, then a user's own cells by
-    name.
+    """Sorting key: families in their order, cells of unknown kind last; the fixed order, then a
+    user's own cells by name.
     """
-    own, place = look(name), ORDER.index(kin(name)) if kin(name) in ORDER else len(ORDER)
-    family = (
-        0 if own.weights == "baseline" else 2 if own.stp else 3 if own.weights == "unknown" else 1
-    )
-    return family, place, name != kin(name), name
+    own = look(name)
+    parent = kin(name)
+    place = ORDER.index(parent) if parent in ORDER else len(ORDER)
+    unknown = own.weights == "unknown"
+    return unknown, FAMILIES.index(own.family), place, name != parent, name
 
 
 @dataclass(frozen=True)
@@ -143,24 +217,20 @@ class Journal:
     column: float
     text: float
     size: int = 10
-    family: tuple = (
-        "cmr10",
-        "STIXGeneral",
-        "DejaVu Serif",
-    )  # bundled with matplotlib; the later ones lend missing glyphs
+    # Bundled with matplotlib; the later ones lend missing glyphs.
+    family: tuple = ("cmr10", "STIXGeneral", "DejaVu Serif")
     mathtext: str = "cm"
 
 
 TIMES = {"family": ("STIXGeneral", "DejaVu Serif"), "mathtext": "stix"}
 JOURNALS = {
-    "article": Journal(
-        200 / 72.27, 345 / 72.27
-    ),  # column: of the option twocolumn; text: of the one-column page
+    # column: of the option twocolumn; text: of the one-column page
+    "article": Journal(200 / 72.27, 345 / 72.27),
     "neurips": Journal(5.5, 5.5, **TIMES),
     "icml": Journal(3.25, 6.75, **TIMES),
     "elsarticle": Journal(252 / 72.27, 522 / 72.27),  # options 5p, twocolumn
     "revtex": Journal(246 / 72.27, 510 / 72.27),  # revtex4-2, option twocolumn
-    "report": Journal(8.2 / 2.54, 17 / 2.54),  # main.tex of `lib.figures.export`: A4, two columns
+    "report": Journal(8.2 / 2.54, 17 / 2.54),  # the workbook's own document: A4, two columns
     "notebook": Journal(5.5, 10.0, 11, ("DejaVu Sans",), "dejavusans"),
 }
 
@@ -185,7 +255,8 @@ def width_of(journal: str, width: str | float) -> float:
         return getattr(page, width)
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0.5 <= width <= 20:
         raise ValueError(
-            f"width is {width!r}, but must be 'column', 'text' or a number of inches between 0.5 and 20."
+            f"width is {width!r}, but must be 'column', 'text' "
+            "or a number of inches between 0.5 and 20."
         )
     return float(width)
 
@@ -283,14 +354,11 @@ def plotly_template():
         "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
         "xaxis": axis,
         "yaxis": axis,
-    }
-    layout |= {
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": [look(name).colour for name in ORDER],
-    }
-    layout |= {
         "colorscale": {"sequential": "Viridis", "diverging": DIVERGING},
         "hovermode": "closest",
+        "margin": {"l": 60, "r": 20, "t": 40, "b": 65},
     }
-    return go.layout.Template(layout={**layout, "margin": {"l": 60, "r": 20, "t": 40, "b": 65}})
+    return go.layout.Template(layout=layout)

@@ -1,0 +1,319 @@
+"""Which runs compare: the one place that decides what a figure, a table or a report sets side by
+side.
+
+A *group* holds the runs of one kind, which differ in their seed (and window) alone; it is one line
+or bar. *Plain* runs have nothing of their own: default options and initialisation, whole images in
+their order. *Variants* differ from them in something that their group's name says.
+"""
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+import pandas as pd
+
+from lib import windows
+from lib.config import CellSpec
+from lib.figures import style
+
+# The window of figures that show one, where it was run: both stride conventions hold there.
+WINDOW = "8/4"
+# Columns of a run in which its group may differ from most runs of the same cell, and their short
+# names.
+SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
+FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
+
+
+class Frames(NamedTuple):
+    """Finished and diverged runs of a store with their curves and history; ``environments`` maps
+    keys to what each run was made with.
+    """
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    history: pd.DataFrame
+    environments: dict
+
+
+class Variants(NamedTuple):
+    """Variants beside the plain runs of the same cells; ``plain`` maps every group to the one that
+    it is compared with.
+    """
+
+    runs: pd.DataFrame
+    plain: dict
+
+
+# Kinds of variants: a title, and what each is compared with. Each kind is one family of
+# comparisons.
+VARIANTS = {
+    "controls": ("Controls", "the same cell as it is in the comparison"),
+    "tasks": ("Other images", "the same cell on whole images in their order"),
+    "epochs": ("Longer training", "the same cell in the comparison"),
+}
+
+
+def collect(store, **filters) -> Frames:
+    """`Frames` of the runs of a store; filters as in `Store.runs`."""
+    runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
+    same = {"key": list(runs["key"])}
+    return Frames(
+        runs,
+        store.curves(**same),
+        store.history(**same),
+        {key: store.environment(key) for key in same["key"]},
+    )
+
+
+# ---- groups
+
+
+def grouped(frame: pd.DataFrame) -> pd.DataFrame:
+    """Finished runs (or their curves) in the fixed order of cells, with a column ``group``: the
+    cell's label and what tells its runs apart.
+
+    What differs from the defaults is said ("CB, dt 0.3"; "DaleCB, notes"); so are hidden size,
+    epochs and learning rate where they are not the cell's most frequent.
+
+    Raises
+    ------
+    ValueError
+        No finished run is left.
+    """
+    if "state" in frame:
+        frame = frame[frame["state"] == "DONE"]
+    if not len(frame):
+        raise ValueError(
+            "No finished run to show; train some first, for example with: python -m lib compare."
+        )
+    runs = frame.drop_duplicates("key")
+    usual = {column: _usual(runs, column) for column in SHORT}
+    orders = runs["permuted"].nunique() > 1
+    cuts = runs["last_rows"].nunique(dropna=False) > 1
+    names = {run.key: _group_name(run, usual, orders, cuts) for run in runs.itertuples()}
+
+    def place(run):
+        name = names[run.key]
+        return (*style.rank(run.cell), len(name), name)
+
+    ordered = sorted(runs.itertuples(), key=place)
+    position = {run.key: number for number, run in enumerate(ordered)}
+    frame = frame.assign(group=frame["key"].map(names))
+    return frame.sort_values("key", key=lambda keys: keys.map(position), kind="stable")
+
+
+def _group_name(run, usual, orders, cuts):
+    parts = [run.label]
+    for option, value in json.loads(run.options).items():
+        parts.append(f"{option.replace('_', ' ')} {value}")
+    if run.initialisation != CellSpec().initialisation:
+        parts.append(run.initialisation)
+    if orders and run.permuted:
+        parts.append("permuted")
+    if cuts and pd.notna(run.last_rows):
+        parts.append(f"last {run.last_rows:.0f} rows")
+    for column, short in SHORT.items():
+        value = getattr(run, column)
+        if value != usual[column].get((run.dataset, run.cell)):
+            parts.append(f"{short} {value:g}")
+    return ", ".join(parts)
+
+
+def _usual(runs, column):
+    """The most frequent value of a column for each (dataset, cell); none where two are equally
+    frequent.
+    """
+    counts = {}
+    found = Counter(zip(runs["dataset"], runs["cell"], runs[column], strict=True))
+    for (dataset, cell, value), count in found.items():
+        counts.setdefault((dataset, cell), []).append((count, value))
+    usual = {}
+    for of, values in counts.items():
+        (count, value), *others = sorted(values, reverse=True)
+        if not others or count > others[0][0]:
+            usual[of] = value
+    return usual
+
+
+def one(frame: pd.DataFrame, column: str):
+    """The single value of a column; ValueError where a figure would mix several."""
+    values = list(frame[column].drop_duplicates())
+    if len(values) > 1:
+        raise ValueError(
+            f"This figure shows one {column}, but the frame holds {', '.join(map(str, values))}; "
+            "filter it first."
+        )
+    return values[0]
+
+
+def families(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Family of cells (`style.FAMILIES`) -> its groups; families without any are left out."""
+    groups = frame[["group", "cell"]].drop_duplicates("group")
+    split = {family: [] for family in style.FAMILIES}
+    for group, cell in groups.itertuples(index=False):
+        split[style.look(cell).family].append(group)
+    return {family: members for family, members in split.items() if members}
+
+
+def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") -> pd.DataFrame:
+    """The runs of the other groups with ``metric`` less that of the baseline's run of the same
+    window and seed.
+
+    ``baseline`` is a cell or group, or maps every group to its own.
+
+    Raises
+    ------
+    ValueError
+        The baseline has no run, or no seed is shared with it.
+    """
+    frame = frame if "group" in frame else grouped(frame)
+    if isinstance(baseline, str):
+        own = frame[(frame["group"] == baseline) | (frame["cell"] == baseline)]
+        if not len(own):
+            known = ", ".join(frame["group"].unique())
+            raise ValueError(
+                f"The baseline {baseline!r} has no finished run here; choose one of {known}."
+            )
+        # Of several groups of the cell the plainest, which comes first.
+        name = own["group"].iat[0]
+        frame = frame.assign(baseline=name)
+    else:
+        name = "the plain cell"
+        frame = frame.assign(baseline=frame["group"].map(baseline))
+    reference = frame.set_index(["group", "window", "seed"])[metric].rename("reference")
+    other = frame[frame["group"] != frame["baseline"]]
+    other = other.join(reference, on=["baseline", "window", "seed"], how="inner")
+    if not len(other):
+        raise ValueError(
+            f"No run shares window and seed with the baseline {name}; pairs need the same seeds."
+        )
+    return other.assign(**{metric: other[metric] - other["reference"], "baseline": name})
+
+
+# ---- plain runs, variants, scans
+
+
+def comparison(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that compare: one data set, whole images, default options and initialisation, one
+    size, epochs and (by cell) learning rate.
+
+    Each is the most frequent value (of rates equally frequent the best on validation). Runs of a
+    learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
+    does a user's own cell that is a variant of another or lacks a window which others ran.
+    """
+    runs = runs[runs["state"] == "DONE"]
+    if not len(runs):
+        raise ValueError(
+            "No finished run to export; train some first, for example with: python -m lib compare."
+        )
+    runs = without_scan(runs)
+    plain = (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation)
+    known = runs["cell"] == runs["cell"].map(style.kin)
+    runs = runs[plain & known & ~_other_images(runs)]
+    for column in ("dataset", "scan", "hidden_size", "epochs", "batch_size"):
+        runs = runs[runs[column] == runs[column].mode().get(0)]
+    rates = runs.groupby(["cell", "learning_rate"])["validation_accuracy"].agg(["size", "mean"])
+    best = rates.sort_values(["size", "mean"]).reset_index().groupby("cell")["learning_rate"].last()
+    runs = runs[runs["learning_rate"] == runs["cell"].map(best)]
+    if not len(runs):
+        raise ValueError(
+            "No finished run has default options and initialisation on whole images; "
+            "there is nothing to compare."
+        )
+    windows_run = runs.groupby("cell")["window"].transform("nunique")
+    complete = windows_run == runs["window"].nunique()
+    return grouped(runs[complete | runs["cell"].isin(style.ORDER)])
+
+
+def main_window(runs: pd.DataFrame) -> str:
+    """8/4 where it was run, else the window with the most runs."""
+    return WINDOW if WINDOW in set(runs["window"]) else runs["window"].mode()[0]
+
+
+def variants(runs: pd.DataFrame) -> dict[str, Variants]:
+    """Runs at the main window that differ in something from the comparison, by what differs: a key
+    of `VARIANTS`; kinds without a run are left out.
+
+    A user's cell counts as a variant of the one it is named after. The learning-rate scan and runs
+    that share no seed with the plain ones are left out.
+    """
+    main = comparison(runs)
+    main = main[main["window"] == main_window(main)].drop(columns="group")
+    dataset, window, epochs = main[["dataset", "window", "epochs"]].iloc[0]
+    others = runs[
+        (runs["state"] == "DONE")
+        & ~scanned(runs)
+        & ~runs["key"].isin(main["key"])
+        & (runs["dataset"] == dataset)
+        & (runs["window"] == window)
+    ]
+    seeds = pd.MultiIndex.from_frame(main[["cell", "seed"]])
+    own = pd.MultiIndex.from_arrays([others["cell"].map(style.kin), others["seed"]])
+    others = others[own.isin(seeds)]
+    longer = others["epochs"] != epochs
+    images = _other_images(others)
+    kinds = {"controls": ~longer & ~images, "tasks": ~longer & images, "epochs": longer}
+    return {kind: _beside(main, others[chosen]) for kind, chosen in kinds.items() if chosen.any()}
+
+
+def _beside(main, others):
+    plain = main[main["cell"].isin(others["cell"].map(style.kin))]
+    shown = grouped(pd.concat([plain, others]))
+    own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
+    cells = shown.groupby("group")["cell"].first()
+    return Variants(shown, cells.map(style.kin).map(own).to_dict())
+
+
+def _other_images(runs):
+    return runs["permuted"].astype(bool) | runs["last_rows"].notna()
+
+
+def scanned(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run is of a learning-rate scan: a seed that one configuration ran at several
+    rates.
+    """
+    columns = (
+        "dataset permuted last_rows window cell hidden_size initialisation options epochs seed"
+    )
+    same = runs.groupby(columns.split(), dropna=False)
+    return same["learning_rate"].transform("nunique") > 1
+
+
+def without_scan(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs, or their curves, without those of a learning-rate scan: its seed chose the rate, so it
+    must not count among those that compare.
+
+    Where there is nothing else at all, they stay.
+    """
+    runs = frame.drop_duplicates("key")
+    compared = runs.loc[~scanned(runs), "key"]
+    return frame[frame["key"].isin(compared)] if len(compared) else frame
+
+
+def scan(runs: pd.DataFrame) -> pd.DataFrame:
+    """The learning-rate scan at its most frequent window; empty where none was run."""
+    found = runs[(runs["state"] == "DONE") & (runs["options"] == "{}")]
+    found = found[scanned(found)]
+    return found[found["window"] == found["window"].mode().get(0)]
+
+
+# ---- windows
+
+
+def window_columns(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """(convention, window) of every column of a figure: windows by stride convention and input
+    length; 8/4 belongs to both.
+    """
+    shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
+    found = {FIXED: [], HALF: [], OTHER: []}
+    for row in shapes.sort_values(["input_length", "stride"]).itertuples():
+        conventions = windows.conventions(row.input_length, row.stride)
+        if "fixed" in conventions:
+            found[FIXED].append(row.window)
+        if "half" in conventions:
+            found[HALF].append(row.window)
+        if not conventions:
+            found[OTHER].append(row.window)
+    if set(found[HALF]) <= set(found[FIXED]):  # one window of both conventions: say it once
+        found[HALF] = []
+    return [(title, window) for title, members in found.items() for window in members]
