@@ -287,7 +287,10 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
         own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
         and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
     )
-    images, longer = select.variants(study.runs)["tasks"][0], select.variants(study.runs)["epochs"][0]
+    images, longer = (
+        select.variants(study.runs)["tasks"][0],
+        select.variants(study.runs)["epochs"][0],
+    )
     assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
     assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(LONGER)
     assert set(select.scan(study.runs)["seed"]) == {100}
@@ -321,7 +324,9 @@ def test_a_rate_of_its_own_for_each_cell_is_kept():
 
 def test_missing_runs_and_an_empty_store_are_said(tmp_path):
     few = frames.runs(["gru"], ["8/4"], [0])
-    left_out = paper.write(select.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path)
+    left_out = paper.write(
+        select.Frames(few, frames.curves(few), frames.history(few), {}), tmp_path
+    )
     for name in ("paired_differences", "effects", "input_length", "learning_rate_scan"):
         assert len([line for line in left_out if line.startswith(name)]) == 1
     assert (tmp_path / "figures/accuracy_bars.pdf").exists() and "| full GRU |" in (
@@ -623,7 +628,9 @@ def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, jour
     )
     main = select.comparison(runs).query("window == '8/4'")
     archive, _ = paper.overleaf(
-        select.Frames(runs, frames.curves(main), frames.history(main), {}), tmp_path, journal=journal
+        select.Frames(runs, frames.curves(main), frames.history(main), {}),
+        tmp_path,
+        journal=journal,
     )
     folder = tmp_path / "unpacked"
     check_document(folder, compiled(archive, folder, pgf), pages=r"\d")

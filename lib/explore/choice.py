@@ -15,7 +15,7 @@ from lib import datasets, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run, slots
 from lib.explore.widgets import EXPECTED, assign, dropdown, offer, row, say
-from lib.figures import plots
+from lib.figures import plots, select
 from lib.runs import sweep
 from lib.runs.attempt import CONFIGURATION, RESULTS
 from lib.runs.store import Store
@@ -62,7 +62,7 @@ class Cache:
         if window is not None:
             here &= self.done["window"] == window
         return self.keep(
-            ("runs", task, window), lambda: plots.grouped(plots.without_scan(self.done[here]))
+            ("runs", task, window), lambda: select.grouped(select.without_scan(self.done[here]))
         )
 
     def curves(self, task, window):

@@ -10,9 +10,7 @@ from lib.figures import plots, style
 
 FAMILIES = {
     "all": lambda look: True,
-    "baselines": lambda look: look.weights not in ("free", "sign", "reversal"),
-    "without STP": lambda look: look.weights != "baseline" and not look.stp,
-    "with STP": lambda look: look.stp,
+    **{name: lambda look, name=name: look.family == name for name in style.FAMILIES},
     **{
         style.KINDS[kind]: lambda look, kind=kind: look.weights == kind
         for kind in ("free", "sign", "reversal")
@@ -49,7 +47,7 @@ def curves(cache, task, window, metric, looks, front):
     """
     frame = cache.curves(task, window)
     frame = frame[frame["group"].isin(list(looks))]
-    (unit, factor), place = plots.METRICS[metric], ("curves", task, window)
+    (unit, factor, *_), place = plots.METRICS[metric], ("curves", task, window)
     table = cache.summary(place, frame, metric, ("group", "epoch"), looks)
     parts, seeds = dict(list(table.groupby("group"))), dict(list(frame.groupby("group")))
     marks = [
@@ -110,7 +108,8 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     """
     frame = cache.finished(task, window)
     frame = frame[frame["group"].isin([*looks, baseline] if baseline else list(looks))]
-    (unit, factor), title = plots.METRICS[metric], plots.METRICS[metric][0]
+    unit, factor, *_ = plots.METRICS[metric]
+    title = unit
     if kind == "paired differences":
         frame = plots.differences(frame, baseline, metric)
         table = plots.summary(frame, metric)
