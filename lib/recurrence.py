@@ -1,29 +1,23 @@
-"""The only time loop: reference path (plain autograd) and fast path (compiled chunks with a
-structured backward).
+"""The only time loop: a cell's step, applied to the inputs of all steps in turn.
 
-Both paths run the same cell definitions. The reference projects the inputs of all steps in one
-product before the loop, the fast path those of a chunk, which stay in the cache. The fast path
-keeps the states, the presynaptic signals and what `Cell.saved` names; its backward runs
-`Cell.pullback` step by step and forms the gradients of the matrices as one product over a chunk.
+The reference path below is plain autograd; `lib.compiled` runs the same cells in compiled chunks.
+The reference projects the inputs of all steps in one product before the loop.
 """
 
-import copy
-import os
-import shutil
+import contextlib
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from filelock import FileLock
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from lib import cells
+from lib import cells, compiled
+from lib.checks import one_of
 
-CHUNK = 8  # steps in one compiled graph: 16 is no faster and compiles twice as long
-# steps of a run above which compiling (about 10 s) costs less than it saves (0.1 to 0.7 ms a step)
-PAYS_FROM = 30_000
+# Time steps of a run above which the fast path costs less than it saves (0.1 to 0.7 ms a step):
+# tracing and loading takes up to 0.6 s, compiling about 15 s.
+PAYS_CACHED, PAYS_COMPILED = 2_000, 30_000
+BACKENDS = ("auto", "reference", "fast")
 
 
 class SequenceClassifier(nn.Module):
@@ -40,7 +34,8 @@ class SequenceClassifier(nn.Module):
     seeds : tuple of int, optional
         Train several seeds at once: parameters, logits and traces get a leading seed axis.
     backend : {"auto", "reference", "fast"}
-        See `resolve_backend`; "auto" for a model on its own means reference.
+        "auto" for a model on its own means reference; `prepare` decides for a run. Where nothing
+        can be compiled, the first pass says so and goes on with the reference.
     initialisation : {"balanced", "notes"}
     **cell_options
         Options of the cell, such as ``dt``.
@@ -73,12 +68,10 @@ class SequenceClassifier(nn.Module):
     ):
         super().__init__()
         check_seeds((seed,) if seeds is None else seeds)
-        if initialisation not in cells.INITIALISATIONS:
-            raise ValueError(
-                f"initialisation is {initialisation!r}, but must be one of {', '.join(cells.INITIALISATIONS)}."
-            )
+        one_of("backend", backend, BACKENDS)
+        one_of("initialisation", initialisation, cells.INITIALISATIONS)
         self.seeds = None if seeds is None else tuple(seeds)
-        self.backend = resolve_backend(backend)
+        self.backend = "fast" if backend == "fast" else "reference"
         built = []
         for s in (seed,) if seeds is None else seeds:
             generator = torch.Generator().manual_seed(s)
@@ -128,27 +121,70 @@ class SequenceClassifier(nn.Module):
         _, tape = self._run(x, keep=True)
         return _batch_first(self.cell.output(tape.states))
 
+    @torch.no_grad()
+    def prepare(self, batch, backend, steps=0):
+        """Resolve the backend for passes over batches of one size, and load or compile what the
+        fast path needs.
+
+        Parameters
+        ----------
+        batch : int
+        backend : {"auto", "reference", "fast"}
+            "auto" is the fast path where it saves more than it costs, which depends on whether its
+            libraries are on disk already. The two paths agree to rounding, not to the bit.
+        steps : int
+            Time steps of the run, or of all runs that will use the same libraries.
+
+        Returns
+        -------
+        str
+            "reference" or "fast"; the former, with a warning, where nothing can be compiled.
+        """
+        one_of("backend", backend, BACKENDS)
+        self.backend = "reference"
+        if backend == "fast" or (backend == "auto" and steps >= PAYS_CACHED):
+            x = self.readout.weight.new_zeros(batch, 1, self.cell.input_size)
+            tape = self._tape(x, keep=False)
+            with self._falling_back():
+                if backend == "fast" or steps >= PAYS_COMPILED or compiled.cached(tape):
+                    compiled.graphs(tape)
+                    self.backend = "fast"
+        return self.backend
+
+    @contextlib.contextmanager
+    def _falling_back(self):
+        try:
+            yield
+        except compiled.Unavailable as error:
+            warnings.warn(str(error), stacklevel=4)
+            self.backend = "reference"
+
     def _run(self, x, keep):
+        tape = self._tape(x, keep)
+        # The gradient with respect to the inputs is wanted in analyses only, and there the
+        # reference gives it.
+        if self.backend == "fast" and not x.requires_grad:
+            with self._falling_back():
+                return compiled.scan(tape, compiled.graphs(tape)), tape
+        return _reference(tape), tape
+
+    def _tape(self, x, keep):
         (P, b), weights, theta = self._step_weights()
         x = x.movedim(-2, 0)
         if self.seeds is not None and x.dim() == 3:
             x = x.unsqueeze(1).expand(-1, len(self.seeds), -1, -1)
         x = x.contiguous()  # (time, [seeds,] batch, features)
         theta = {name: value.unsqueeze(-2) for name, value in theta.items()}
-        initial = self._initial_state(x.shape[-2], theta)
-        tape = _Tape(
+        return Tape(
             cell=self.cell,
             x=x,
             P=P,
             b=b.unsqueeze(-2),
             weights=weights,
             theta=theta,
-            initial=initial,
+            initial=self._initial_state(x.shape[-2], theta),
             keep=keep,
         )
-        # The gradient with respect to the inputs is wanted in analyses only, and there the
-        # reference gives it.
-        return (_fast if self.backend == "fast" and not x.requires_grad else _reference)(tape), tape
 
     def _step_weights(self):
         if self.seeds is None:
@@ -196,33 +232,7 @@ def check_seeds(seeds):
             )
 
 
-def resolve_backend(backend, steps=0, device="cpu"):
-    """Turn "auto" into "fast" where compiling pays over the ``steps`` of a run, else "reference".
-
-    Without a C++ compiler (needed on a CPU) the fast path falls back to the reference with a
-    warning.
-
-    Raises
-    ------
-    ValueError
-        Unknown backend.
-    """
-    if backend not in ("auto", "reference", "fast"):
-        raise ValueError(f"backend is {backend!r}, but must be auto, reference or fast.")
-    wanted = backend if backend != "auto" else ("fast" if steps >= PAYS_FROM else "reference")
-    compiler = os.environ.get("CXX") or next(
-        (c for c in ("g++", "clang++") if shutil.which(c)), "g++"
-    )
-    if wanted == "fast" and torch.device(device).type == "cpu" and not shutil.which(compiler):
-        warnings.warn(
-            f"The fast path needs a C++ compiler, and {compiler} was not found: using the slower reference path.",
-            stacklevel=2,
-        )
-        return "reference"
-    return wanted
-
-
-class _Tape(SimpleNamespace):
+class Tape(SimpleNamespace):
     """One pass: cell, x, P, b, weights, theta, initial state; afterwards the states (time leads),
     if they are kept.
     """
@@ -253,230 +263,3 @@ def _reference(tape):
     if tape.keep:
         tape.states = type(state)(*(torch.stack(fields) for fields in zip(*states, strict=True)))
     return state
-
-
-def _fast(tape):
-    final = _Scan.apply(tape, tape.P, tape.b, *tape.weights, *tape.theta.values(), *tape.initial)
-    if tape.keep:
-        fields = zip(*(chunk[0] for chunk in tape.chunks), strict=True)
-        tape.states = type(tape.initial)(
-            *(torch.cat([f[1:] for f in field])[: len(tape.x)] for field in fields)
-        )
-    return type(tape.initial)(*final)
-
-
-class _Scan(torch.autograd.Function):
-    """The loop in compiled chunks. The last chunk is padded; a padded step reaches no output and
-    gets no gradient.
-
-    The input projection and its gradient are formed chunk by chunk too, while their operands are in
-    the cache: neither g nor its gradient is ever held for all steps.
-    """
-
-    @staticmethod
-    def forward(ctx, tape, P, b, *tensors):
-        ctx.tape, ctx.graphs = tape, _compiled(tape)
-        P, b, *tensors = (
-            t.contiguous() for t in (P, b, *tensors)
-        )  # the graphs are compiled for contiguous operands
-        weights, theta, state = _split(
-            tensors, (len(tape.weights), len(tape.theta), len(tape.initial))
-        )
-        ctx.constants = weights, theta
-        columns = tuple(w.mT.contiguous() for w in weights)
-        steps, tape.chunks = ctx.graphs.steps, []
-        for start in range(0, len(tape.x), steps):
-            x = tape.x[start : start + steps]
-            ctx.last = len(x)
-            if ctx.last < steps:
-                x = torch.cat((x, x.new_zeros(steps - ctx.last, *x.shape[1:])))
-            states, signals, saved = ctx.graphs.forward(x, P, b, columns, theta, state)
-            state = tuple(field[ctx.last] for field in states)
-            if tape.keep or any(ctx.needs_input_grad):
-                tape.chunks.append((states, signals, saved, x))
-        return tuple(field.clone() for field in state)
-
-    @staticmethod
-    def backward(ctx, *grad_final):
-        tape, graphs, (weights, theta) = ctx.tape, ctx.graphs, ctx.constants
-        grad_final = tuple(x.contiguous() for x in grad_final)
-        adjoint = tuple(torch.zeros_like(x) for x in grad_final)
-        sums = tuple(torch.zeros_like(t) for t in (tape.P.contiguous(), tape.b, *weights, *theta))
-        nowhere = tape.x.new_zeros(graphs.steps)
-        inject = nowhere.clone()
-        inject[ctx.last - 1] = 1
-        for chunk in reversed(tape.chunks):
-            adjoint, sums = graphs.backward(
-                *chunk, weights, theta, adjoint, inject, grad_final, sums
-            )
-            inject = nowhere
-        return None, *sums, *adjoint
-
-
-def _split(tensors, sizes):
-    parts = iter(tensors)
-    return tuple(tuple(next(parts) for _ in range(size)) for size in sizes)
-
-
-def _graphs(cell, state_type, names, steps):
-    """The two functions that are compiled, for ``steps`` steps of a cell whose theta has ``names``;
-    tensors lead with time.
-    """
-
-    def forward(x, P, b, columns, theta, initial):
-        g, theta = x @ P.mT + b, dict(zip(names, theta, strict=True))
-        state, states, signals, saved = state_type(*initial), [state_type(*initial)], [], []
-        for t in range(steps):
-            previous, s = state, cell.presynaptic(state, theta)
-            a = tuple(signal @ column for signal, column in zip(s, columns, strict=True))
-            state = cell.update(previous, a, g[t], theta)
-            states.append(state)
-            signals.append(s)
-            saved.append(cell.saved(previous, state, s, a, g[t], theta))
-        return tuple(
-            tuple(torch.stack(fields) for fields in zip(*kept, strict=True))
-            for kept in (states, signals, saved)
-        )
-
-    def backward(states, signals, saved, x, weights, theta, adjoint, inject, grad_final, sums):
-        # theta's gradient is summed over steps element by element, and over the batch only once.
-        wide = {
-            name: value.expand(adjoint[0].shape) for name, value in zip(names, theta, strict=True)
-        }
-        grad_theta = {name: torch.zeros_like(adjoint[0]) for name in names}
-        grad_g, grad_a = [], []
-
-        def transpose(grad):
-            return tuple(x @ w for x, w in zip(grad, weights, strict=True))
-
-        for t in reversed(range(steps)):
-            adjoint = state_type(
-                *(x + inject[t] * y for x, y in zip(adjoint, grad_final, strict=True))
-            )
-            previous, state = (state_type(*(f[i] for f in states)) for i in (t, t + 1))
-            kept = tuple(x[t] for x in saved)
-            adjoint, d_a, d_g, d_theta = cell.pullback(
-                previous, state, tuple(s[t] for s in signals), kept, adjoint, wide, transpose
-            )
-            grad_theta = {name: value + d_theta[name] for name, value in grad_theta.items()}
-            grad_g.insert(0, d_g)
-            grad_a.insert(0, d_a)
-        grad_g = torch.stack(grad_g)
-        if cell.additive:
-            grad_a = grad_g.split([w.shape[-2] for w in weights], -1)
-        else:
-            grad_a = tuple(torch.stack(x) for x in zip(*grad_a, strict=True))
-        rows = _rows(grad_g)
-        partial = (
-            rows.mT @ _rows(x),
-            rows.sum(-2, keepdim=True),
-            *(_rows(d).mT @ _rows(s) for d, s in zip(grad_a, signals, strict=True)),
-            *(d.sum(-2, keepdim=True) for d in grad_theta.values()),
-        )
-        return tuple(adjoint), tuple(x + y for x, y in zip(sums, partial, strict=True))
-
-    return forward, backward
-
-
-def _rows(x):
-    """(time, [seeds,] batch, n) to ([seeds,] time * batch, n)."""
-    return x.movedim(0, -3).flatten(-3, -2)
-
-
-_COMPILED: dict = {}
-
-
-@torch.no_grad()
-def _compiled(tape):
-    """Compiled graphs for a pass's cell and shapes, made once in a process; other processes wait,
-    then read the disk cache.
-    """
-    cell, x = tape.cell, tape.x
-    constants = tuple(getattr(cell, option) for option in cell.defaults)
-    key = (
-        type(cell),
-        cell.hidden_size,
-        constants,
-        x.shape[1:],
-        tape.P.shape,
-        x.dtype,
-        x.device,
-        CHUNK,
-    )
-    if key not in _COMPILED:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-        template = copy.copy(cell)  # only its fixed numbers are read: keep no parameters alive
-        template._parameters = {}
-        forward, backward = _graphs(template, type(tape.initial), tuple(tape.theta), CHUNK)
-        P, b, *rest = (
-            t.contiguous()
-            for t in (tape.P, tape.b, *tape.weights, *tape.theta.values(), *tape.initial)
-        )
-        weights, theta, state = _split(
-            rest, (len(tape.weights), len(tape.theta), len(tape.initial))
-        )
-        inputs = (
-            x.new_zeros(CHUNK, *x.shape[1:]),
-            P,
-            b,
-            tuple(w.mT.contiguous() for w in weights),
-            theta,
-            state,
-        )
-        with FileLock(Path(cache_dir()) / f"workbook-{cell.name}-{cell.hidden_size}.lock"):
-            forward = _compile(forward, inputs)
-            chunk = (*forward(*inputs), inputs[0])
-            backward = _compile(
-                backward,
-                (
-                    *chunk,
-                    weights,
-                    theta,
-                    state,
-                    x.new_zeros(CHUNK),
-                    state,
-                    (P, b, *weights, *theta),
-                ),
-            )
-        _COMPILED[key] = SimpleNamespace(forward=forward, backward=backward, steps=CHUNK)
-    return _COMPILED[key]
-
-
-def _compile(function, example):
-    """Compile a function of nested tuples of tensors for the shapes of an example.
-
-    Traced by make_fx and handed to the inductor directly: the call then costs 20 us less than
-    through torch.compile, and a start with a warm disk cache takes a third of the time, since
-    nothing is traced twice and no guards are evaluated.
-    """
-    # Imported here, since the compiler takes seconds to import and most processes never need it.
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    flat, layout = tree_flatten(example)
-    shape_of = {}
-
-    def flattened(*tensors):
-        out, shape_of["out"] = tree_flatten(function(*tree_unflatten(tensors, layout)))
-        return out
-
-    flat = [t.detach() for t in flat]
-    cpp = flat[0].device.type == "cpu"
-    with config.patch(cpp_wrapper=cpp, compile_threads=1):
-        graph = make_fx(flattened, decomposition_table=select_decomp_table(), tracing_mode="fake")(
-            *flat
-        )
-        compiled = compile_fx_inner(
-            graph,
-            [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"],
-            cpp_wrapper=cpp,
-        )
-    out = shape_of["out"]
-
-    def call(*arguments):
-        return tree_unflatten(compiled(tree_leaves(arguments)), out)
-
-    return call

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lib import cells, datasets, measures, windows
 from lib.checks import require
 from lib.config import RunConfig
-from lib.recurrence import SequenceClassifier, resolve_backend
+from lib.recurrence import SequenceClassifier
 
 PROBE_IMAGES = PROBE_STEPS = (
     # fixed validation images, and evenly spaced time steps, on which the dynamic variables are
@@ -227,13 +227,9 @@ class Trainer:
         length = windows.sequence_length(
             rows, columns, self.window.input_length, self.window.stride
         )
-        self.backend = resolve_backend(backend, self.steps * length, device)
-        self.model = build(
-            configs[0],
-            backend=self.backend,
-            seeds=None if one else tuple(c.seed for c in configs),
-            device=device,
-        )
+        seeds = None if one else tuple(c.seed for c in configs)
+        self.model = build(configs[0], seeds=seeds, device=device)
+        self.backend = self.model.prepare(self.training.batch_size, backend, self.steps * length)
         self.probe = (
             self.model if one else build(configs[0], device=device)
         )  # one seed at a time, to read constrained parameters

@@ -1,12 +1,15 @@
 """The fast path against the reference, the seed axis, and a user's own cell on both paths."""
 
+import os
+import subprocess
+import sys
 import types
 
 import pytest
 import torch
 
-from lib import cells, recurrence
-from lib.recurrence import SequenceClassifier, resolve_backend
+from lib import cells, compiled
+from lib.recurrence import SequenceClassifier
 
 torch.set_num_threads(1)
 EVERY = cells.names("all,dale")
@@ -63,7 +66,7 @@ def uncompiled(steps):
     """
 
     def graphs(tape):
-        forward, backward = recurrence._graphs(
+        forward, backward = compiled.functions(
             tape.cell, type(tape.initial), tuple(tape.theta), steps
         )
         return types.SimpleNamespace(forward=forward, backward=backward, steps=steps)
@@ -111,7 +114,7 @@ def assert_equal(results, tolerance):
 @pytest.mark.parametrize("seeds", [None, (0, 3)])
 @pytest.mark.parametrize("generic", [False, True])
 def test_structured_backward_equals_autograd(name, seeds, generic, monkeypatch, own_cell):
-    monkeypatch.setattr(recurrence, "_compiled", uncompiled(4))
+    monkeypatch.setattr(compiled, "graphs", uncompiled(4))
     assert_equal(
         both(name, torch.randn(3, 10, 6, dtype=torch.float64), seeds, generic=generic), 1e-10
     )
@@ -119,18 +122,18 @@ def test_structured_backward_equals_autograd(name, seeds, generic, monkeypatch, 
 
 @pytest.mark.parametrize("name", ["cb", "stp_dale_cb", "gru", "two_signals"])
 def test_compiled_equals_reference(name, monkeypatch, own_cell):
-    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    monkeypatch.setattr(compiled, "CHUNK", 2)
     x = torch.randn(1, 5, 3)  # batch 1, odd hidden size, a last chunk that is not full
     assert_equal(both(name, x, dtype=torch.float32), 1e-5)
 
 
 def test_compiled_float64_and_seeds(monkeypatch):
-    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    monkeypatch.setattr(compiled, "CHUNK", 2)
     assert_equal(both("stp", torch.randn(2, 3, 5, 3, dtype=torch.float64), (0, 1)), 1e-10)
 
 
 def test_compiled_gives_the_same_bits_twice(monkeypatch):
-    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    monkeypatch.setattr(compiled, "CHUNK", 2)
     x = torch.randn(3, 5, 3)
     first, again = (both("cb", x, dtype=torch.float32)[1] for _ in range(2))
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -185,15 +188,80 @@ def test_states_are_what_the_readout_reads():
     torch.testing.assert_close(model.readout(model.states(x)[:, -1]), model(x))
 
 
+def small(backend="auto", **options):
+    return SequenceClassifier("cb", 3, 4, 2, 5, backend=backend, **options)
+
+
 def test_backend_is_resolved(monkeypatch):
-    assert resolve_backend("auto", 100) == "reference"
-    assert resolve_backend("auto", 10**7) == "fast"
-    with pytest.raises(ValueError, match="backend is 'quick'"):
-        resolve_backend("quick")
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(recurrence.shutil, "which", lambda _: None)
-    with pytest.warns(UserWarning, match=r"needs a C\+\+ compiler"):
-        assert resolve_backend("fast") == "reference"
+    monkeypatch.setattr(compiled, "graphs", uncompiled(4))
+    monkeypatch.setattr(compiled, "cached", lambda tape: False)
+    assert small().prepare(2, "auto", 10_000) == "reference"
+    assert small().prepare(2, "auto", 10**7) == "fast"
+    assert small().prepare(2, "reference", 10**7) == "reference"
+    monkeypatch.setattr(compiled, "cached", lambda tape: True)
+    assert small().prepare(2, "auto", 10_000) == "fast"
+    assert small().prepare(2, "auto", 100) == "reference"
+    for make in (small, lambda backend: small().prepare(2, backend)):
+        with pytest.raises(ValueError, match="backend is 'quick'"):
+            make("quick")
+
+
+PASS = """
+import sys, torch
+from lib import compiled
+from lib.recurrence import SequenceClassifier
+torch.set_num_threads(1)
+compiled.CHUNK = 1
+model = SequenceClassifier("cb", 3, 4, 2, 5, backend="fast")
+model(torch.ones(2, 5, 3)).sum().backward()
+print(*compiled.counts.values(), model.backend, model.cell.W.grad.sum().item().hex())
+"""
+
+
+def test_a_second_process_loads_what_the_first_compiled_and_mends_damage(tmp_path):
+    def libraries():
+        return sorted((tmp_path / "workbook").glob("*.so"))
+
+    def run_pass():
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", PASS]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    first = run_pass()
+    assert first[:3] == ["2", "0", "fast"]
+    assert run_pass() == ["0", "2", *first[2:]]
+    made = libraries()[0].read_bytes()
+    libraries()[0].write_bytes(made[: len(made) // 2])
+    assert run_pass() == ["1", "1", *first[2:]]
+    assert len(libraries()) == 2
+
+
+def test_a_digest_says_what_a_library_depends_on():
+    def digests(name="cb", batch=2, hidden=4, **options):
+        model = SequenceClassifier(name, 3, hidden, 2, 5, **options)
+        return [graph.digest for graph in compiled.traced(model._tape(torch.ones(batch, 1, 3), 0))]
+
+    assert digests() == digests() == digests("dale_cb")  # W is made before the loop
+    others = digests(dt=0.2), digests(batch=3), digests(hidden=5), digests("stp")
+    assert len({tuple(digest) for digest in others} | {tuple(digests())}) == 5
+
+
+@pytest.mark.parametrize("trouble", ["no compiler", "failing compiler", "no folder"])
+def test_where_nothing_can_be_compiled_the_reference_path_runs(trouble, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    if trouble == "no folder":
+        (tmp_path / "workbook").write_text("a file stands where the folder should be")
+    else:
+        monkeypatch.setenv("CXX", "no-such-compiler" if trouble == "no compiler" else "false")
+    x, model = torch.randn(2, 5, 3), small("fast")
+    with pytest.warns(UserWarning, match="cannot be compiled .*the slower reference path") as said:
+        logits = model(x)
+        model(x)
+    assert model.backend == "reference" and len(said) == 1
+    torch.testing.assert_close(logits, small("reference")(x), rtol=0, atol=0)
+    with pytest.warns(UserWarning, match="slower reference path"):
+        assert small().prepare(2, "auto", 10**7) == "reference"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_recurrence import assert_equal, both, uncompiled
 
-from lib import cells, recurrence
+from lib import cells, compiled
 from lib.figures import style
 from lib.recurrence import SequenceClassifier
 from lib.runs import sweep
@@ -49,13 +49,13 @@ def test_every_variant_is_here(variants):
 
 @pytest.mark.parametrize("name", PARENTS)
 def test_fast_path_equals_reference(name, monkeypatch):
-    monkeypatch.setattr(recurrence, "_compiled", uncompiled(4))
+    monkeypatch.setattr(compiled, "graphs", uncompiled(4))
     assert_equal(both(name, torch.randn(3, 10, 5, dtype=torch.float64)), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["dale_cb_all", "cb_gru_drive"])
 def test_compiled_equals_reference(name, monkeypatch):
-    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    monkeypatch.setattr(compiled, "CHUNK", 2)
     assert_equal(both(name, torch.randn(2, 5, 3), dtype=torch.float32), 1e-5)
 
 

@@ -13,7 +13,16 @@ import uuid
 from pathlib import Path
 
 # Modules whose code defines a result; a checkpoint made by other code is not continued.
-RESULT_MODULES = ("config", "datasets", "windows", "cells", "recurrence", "measures", "train")
+RESULT_MODULES = (
+    "config",
+    "datasets",
+    "windows",
+    "cells",
+    "compiled",
+    "recurrence",
+    "measures",
+    "train",
+)
 KEPT = 2  # checkpoints of an attempt: the newest, and one to fall back on
 
 

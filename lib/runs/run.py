@@ -46,7 +46,7 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
     store : Store, optional
     data : Dataset, path or None
     device, backend : str
-        A resumed run keeps the backend it began with.
+        A resumed run keeps the backend it began with, where that still can be compiled.
     callbacks : sequence of lib.train.Callback
 
     Returns
@@ -239,7 +239,7 @@ class Recorder:
         before = self.found[0]["environment"]
         changed = {
             name: before.get(name)
-            for name in ("device", "device_name", "threads", "seeds")
+            for name in ("backend", "device", "device_name", "threads", "seeds")
             if before.get(name) != made[name]
         }
         return {"step": self.found[0]["state"]["step"], "before": changed}

@@ -1,0 +1,392 @@
+"""The fast path: the time loop in compiled chunks with a structured backward, and the libraries
+they are compiled to.
+
+The input projection and its gradient are formed chunk by chunk, while their operands are in the
+processor's cache. The states, the presynaptic signals and what `Cell.saved` names are kept; the
+backward runs `Cell.pullback` step by step and forms the gradients of the matrices as one product
+over a chunk.
+
+Each of the two functions is traced to a graph, compiled ahead of time to a shared library, and kept
+on disk under a digest of that graph: cells whose steps are the same share a library, and a changed
+step, option or shape has another one. A later process traces (0.2 to 0.6 s a cell) and loads.
+
+This is the only module that uses private parts of torch.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from filelock import FileLock, Timeout
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+CHUNK = 8  # steps in one compiled graph: 16 is no faster and compiles twice as long
+# For torch's inductor; part of every digest. A precompiled header costs more than it saves for ten
+# graphs, and whether the compiler knows the processor's instructions shows when it compiles.
+OPTIONS = {
+    "compile_threads": 1,
+    "cpp.vec_isa_ok": True,
+    "aot_inductor.precompile_headers": False,
+    "aot_inductor.enable_line_tables": False,
+}
+DEFAULT_COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # as torch's inductor
+TRIAL = '#include <omp.h>\n#include <vector>\nextern "C" int trial() { return std::vector<int>{1}[0]; }\n'
+
+counts = {"compiled": 0, "found": 0}  # libraries that this process compiled, and found on disk
+
+
+class Unavailable(RuntimeError):
+    """The fast path cannot be used here; one sentence says why."""
+
+
+# The loop
+
+
+def scan(tape, graphs):
+    """Run a pass (`lib.recurrence.Tape`) through its compiled graphs and return the final state."""
+    tensors = (*tape.weights, *tape.theta.values(), *tape.initial)
+    final = _Scan.apply(tape, graphs, tape.P, tape.b, *tensors)
+    if tape.keep:
+        fields = zip(*(chunk[0] for chunk in tape.chunks), strict=True)
+        tape.states = type(tape.initial)(
+            *(torch.cat([f[1:] for f in field])[: len(tape.x)] for field in fields)
+        )
+    return type(tape.initial)(*final)
+
+
+class _Scan(torch.autograd.Function):
+    """The last chunk is padded; a padded step reaches no output and gets no gradient. Neither g nor
+    its gradient is ever held for all steps.
+    """
+
+    @staticmethod
+    def forward(ctx, tape, graphs, P, b, *tensors):
+        ctx.tape, ctx.graphs = tape, graphs
+        # The graphs are compiled for contiguous operands.
+        P, b, *tensors = (t.contiguous() for t in (P, b, *tensors))
+        weights, theta, state = _split(tensors, tape)
+        ctx.constants = weights, theta
+        columns = tuple(w.mT.contiguous() for w in weights)
+        tape.chunks = []
+        for start in range(0, len(tape.x), graphs.steps):
+            x = tape.x[start : start + graphs.steps]
+            ctx.last = len(x)
+            if ctx.last < graphs.steps:
+                x = torch.cat((x, x.new_zeros(graphs.steps - ctx.last, *x.shape[1:])))
+            states, signals, saved = graphs.forward(x, P, b, columns, theta, state)
+            state = tuple(field[ctx.last] for field in states)
+            if tape.keep or any(ctx.needs_input_grad):
+                tape.chunks.append((states, signals, saved, x))
+        return tuple(field.clone() for field in state)
+
+    @staticmethod
+    def backward(ctx, *grad_final):
+        tape, graphs, (weights, theta) = ctx.tape, ctx.graphs, ctx.constants
+        grad_final = tuple(x.contiguous() for x in grad_final)
+        adjoint = tuple(torch.zeros_like(x) for x in grad_final)
+        sums = tuple(torch.zeros_like(t) for t in (tape.P.contiguous(), tape.b, *weights, *theta))
+        nowhere = tape.x.new_zeros(graphs.steps)
+        inject = nowhere.clone()
+        inject[ctx.last - 1] = 1
+        for chunk in reversed(tape.chunks):
+            adjoint, sums = graphs.backward(
+                *chunk, weights, theta, adjoint, inject, grad_final, sums
+            )
+            inject = nowhere
+        return None, None, *sums, *adjoint
+
+
+def _split(tensors, tape):
+    """Weights, theta and initial state of a pass, from all of them in a row."""
+    parts = iter(tensors)
+    sizes = (len(tape.weights), len(tape.theta), len(tape.initial))
+    return tuple(tuple(next(parts) for _ in range(size)) for size in sizes)
+
+
+def functions(cell, state_type, names, steps):
+    """The two functions that are compiled, for ``steps`` steps of a cell whose theta has ``names``;
+    tensors lead with time.
+    """
+
+    def forward(x, P, b, columns, theta, initial):
+        g, theta = x @ P.mT + b, dict(zip(names, theta, strict=True))
+        state, states, signals, saved = state_type(*initial), [state_type(*initial)], [], []
+        for t in range(steps):
+            previous, s = state, cell.presynaptic(state, theta)
+            a = tuple(signal @ column for signal, column in zip(s, columns, strict=True))
+            state = cell.update(previous, a, g[t], theta)
+            states.append(state)
+            signals.append(s)
+            saved.append(cell.saved(previous, state, s, a, g[t], theta))
+        return tuple(
+            tuple(torch.stack(fields) for fields in zip(*kept, strict=True))
+            for kept in (states, signals, saved)
+        )
+
+    def backward(states, signals, saved, x, weights, theta, adjoint, inject, grad_final, sums):
+        # theta's gradient is summed over steps element by element, and over the batch only once.
+        wide = {
+            name: value.expand(adjoint[0].shape) for name, value in zip(names, theta, strict=True)
+        }
+        grad_theta = {name: torch.zeros_like(adjoint[0]) for name in names}
+        grad_g, grad_a = [], []
+
+        def transpose(grad):
+            return tuple(x @ w for x, w in zip(grad, weights, strict=True))
+
+        for t in reversed(range(steps)):
+            adjoint = state_type(
+                *(x + inject[t] * y for x, y in zip(adjoint, grad_final, strict=True))
+            )
+            previous, state = (state_type(*(f[i] for f in states)) for i in (t, t + 1))
+            kept = tuple(x[t] for x in saved)
+            adjoint, d_a, d_g, d_theta = cell.pullback(
+                previous, state, tuple(s[t] for s in signals), kept, adjoint, wide, transpose
+            )
+            grad_theta = {name: value + d_theta[name] for name, value in grad_theta.items()}
+            grad_g.insert(0, d_g)
+            grad_a.insert(0, d_a)
+        grad_g = torch.stack(grad_g)
+        if cell.additive:
+            grad_a = grad_g.split([w.shape[-2] for w in weights], -1)
+        else:
+            grad_a = tuple(torch.stack(x) for x in zip(*grad_a, strict=True))
+        rows = _rows(grad_g)
+        partial = (
+            rows.mT @ _rows(x),
+            rows.sum(-2, keepdim=True),
+            *(_rows(d).mT @ _rows(s) for d, s in zip(grad_a, signals, strict=True)),
+            *(d.sum(-2, keepdim=True) for d in grad_theta.values()),
+        )
+        return tuple(adjoint), tuple(x + y for x, y in zip(sums, partial, strict=True))
+
+    return forward, backward
+
+
+def _rows(x):
+    """(time, [seeds,] batch, n) to ([seeds,] time * batch, n)."""
+    return x.movedim(0, -3).flatten(-3, -2)
+
+
+# Graphs, and the libraries they are compiled to
+
+_GRAPHS = weakref.WeakKeyDictionary()  # cell -> shape and kind of its inputs -> graphs
+_LOADED = {}  # digest -> library
+
+
+def graphs(tape):
+    """Compiled ``forward`` and ``backward`` for a pass's cell and shapes.
+
+    They are loaded from disk, or compiled first. Of processes that want the same two at once each
+    compiles one, or waits for the other.
+
+    Raises
+    ------
+    Unavailable
+        There is no library, and it cannot be compiled, kept or loaded.
+    """
+    known = _GRAPHS.setdefault(tape.cell, {})
+    key = tape.x.shape[1:], tape.x.dtype, tape.x.device, CHUNK
+    if key not in known:
+        pair = traced(tape)
+        with _explained():
+            missing = [graph for graph in pair if not graph.load()]
+            if missing and tape.x.device.type == "cpu":
+                _check_compiler(os.environ.get("CXX") or DEFAULT_COMPILER, folder())
+            while missing:
+                missing.sort(key=Graph.busy)
+                missing.pop(0).build()
+        forward, backward = (graph.function() for graph in pair)
+        known[key] = SimpleNamespace(forward=forward, backward=backward, steps=CHUNK)
+    return known[key]
+
+
+def cached(tape):
+    """Whether the libraries of a pass are on disk or loaded, so that nothing is compiled for it.
+
+    Raises
+    ------
+    Unavailable
+        They are there and cannot be loaded.
+    """
+    with _explained():
+        return all(graph.load() for graph in traced(tape))
+
+
+@contextlib.contextmanager
+def _explained():
+    try:
+        yield
+    except Exception as error:
+        # Compiler, linker, loader and file system fail in more ways than can be listed.
+        lines = f"{type(error).__name__}: {error}".strip().splitlines()
+        raise Unavailable(
+            f"The fast path cannot be compiled ({lines[0][:200]}); the slower reference path is used."
+        ) from error
+
+
+@torch.no_grad()
+def traced(tape):
+    """The two graphs of a pass, not yet compiled."""
+    x, P, b = tape.x, tape.P.contiguous(), tape.b.contiguous()
+    rest = (t.contiguous() for t in (*tape.weights, *tape.theta.values(), *tape.initial))
+    weights, theta, state = _split(rest, tape)
+    forward, backward = functions(tape.cell, type(tape.initial), tuple(tape.theta), CHUNK)
+    first = x.new_zeros(CHUNK, *x.shape[1:])
+    inputs = first, P, b, tuple(w.mT.contiguous() for w in weights), theta, state
+    chunk = (*forward(*inputs), first)
+    sums = P, b, *weights, *theta
+    return (
+        Graph(forward, inputs),
+        Graph(backward, (*chunk, weights, theta, state, x.new_zeros(CHUNK), state, sums)),
+    )
+
+
+class Graph:
+    """A function of nested tuples of tensors, traced for the shapes of an example.
+
+    Attributes
+    ----------
+    digest : str
+        sha256 of all that the library depends on: the graph and its constants, shapes and kinds of
+        the inputs, threads, processor, torch and the options of its compiler.
+    """
+
+    def __init__(self, function, example):
+        flat, layout = tree_flatten(example)
+        self.inputs = tuple(tensor.detach() for tensor in flat)
+
+        def flattened(*tensors):
+            out, self._out = tree_flatten(function(*tree_unflatten(tensors, layout)))
+            return out
+
+        self.module = make_fx(flattened, tracing_mode="fake")(*self.inputs)
+        digest = hashlib.sha256()
+        kinds = [(tuple(t.shape), str(t.dtype), t.device.type) for t in self.inputs]
+        build = torch.__version__, torch.version.git_version, torch.get_num_threads(), OPTIONS
+        digest.update(f"{self.module.code}{kinds}{build}{processor()}".encode())
+        for node in self.module.graph.find_nodes(op="get_attr"):
+            digest.update(getattr(self.module, node.target).cpu().numpy().tobytes())
+        self.digest = digest.hexdigest()
+
+    def function(self):
+        """The compiled function; its library must have been loaded."""
+        run, out = _LOADED[self.digest], self._out
+        return lambda *arguments: tree_unflatten(run(tree_leaves(arguments)), out)
+
+    def load(self):
+        """Whether the library is loaded now; one on disk is, unless it is damaged."""
+        if self.digest in _LOADED or self.inputs[0].device.type != "cpu":
+            return self.digest in _LOADED
+        for path in folder().glob(f"{self.digest[:32]}-*.so"):
+            if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.split("-")[1]:
+                self._open(path)
+                counts["found"] += 1
+                return True
+            path.unlink(missing_ok=True)  # truncated or damaged: compiled anew
+        return False
+
+    def busy(self):
+        """Whether another process compiles this graph at the moment."""
+        try:
+            with self._lock(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def build(self):
+        """Compile and load, unless another process did so meanwhile."""
+        with self._lock():
+            if self.load():
+                return
+            if self.inputs[0].device.type == "cpu":
+                self._open(self._compile())
+            else:
+                self._compile_for_device()
+            counts["compiled"] += 1
+
+    def _open(self, path):
+        _LOADED[self.digest] = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+
+    def _lock(self, timeout=-1):
+        folder().mkdir(parents=True, exist_ok=True)
+        return FileLock(folder() / f"{self.digest[:32]}.lock", timeout)
+
+    def _compile(self):
+        """Path of a new library of the cache; its name carries its own sha256, and it appears whole
+        or not at all.
+        """
+        from torch import _inductor  # takes seconds to import, and most processes never compile
+
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder().parent))
+        with tempfile.TemporaryDirectory(dir=folder()) as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = Path(scratch) / "graph.so"
+            options = OPTIONS | {"aot_inductor.output_path": str(path)}
+            made = Path(_inductor.aot_compile(self.module, self.inputs, options=options))
+            content = hashlib.sha256(made.read_bytes()).hexdigest()
+            return made.replace(folder() / f"{self.digest[:32]}-{content}.so")
+
+    def _compile_for_device(self):
+        """On a GPU torch keeps the kernels in a cache of its own, which asks for this mode."""
+        from torch._guards import TracingContext, tracing
+        from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.decomposition import select_decomp_table
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        fake = [mode.from_tensor(tensor, static_shapes=True) for tensor in self.inputs]
+        with mode, tracing(TracingContext(mode)):
+            module = make_fx(self.module, decomposition_table=select_decomp_table())(*fake)
+            _LOADED[self.digest] = compile_fx_inner(module, fake)
+
+
+def folder():
+    """Folder of the compiled libraries, below torch's own compile cache."""
+    user = getattr(os, "getuid", lambda: "user")()
+    default = Path(tempfile.gettempdir()) / f"torchinductor_{user}"
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default) / "workbook"
+
+
+@functools.cache
+def processor():
+    """Model and instructions of the processor, for which a library is compiled."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(
+            sorted({line for line in lines if line.startswith(("model name", "flags"))})
+        )
+    return f"{platform.machine()} {platform.processor()}"
+
+
+@functools.cache
+def _check_compiler(compiler, folder):
+    """Compile and load three lines: a compiler that fails shows at once, before torch's is loaded.
+
+    Raises
+    ------
+    OSError
+        There is no compiler, it fails, or its result cannot be stored or loaded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
+        source.write_text(TRIAL)
+        command = [compiler, "-std=c++20", "-fopenmp", "-shared", "-fPIC", source, "-o", library]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise OSError(f"{compiler} fails: {made.stderr.strip()}")
+        ctypes.CDLL(str(library))
