@@ -611,3 +611,16 @@ def test_an_explorer_says_that_the_images_are_not_at_hand_and_shows_the_rest(tra
 def test_runs_from_before_their_data_set_was_stored_with_them_take_it_from_the_registry():
     runs = Store(project_root() / "results" / "cifar10" / "grid").runs()
     assert set(runs.image_shape) == {(3, 32, 32)} and plots.chance(runs) == 10
+
+
+def test_explorers_open_on_narrow_images(tmp_path, monkeypatch):
+    for name in ("DATASETS", "SOURCES"):
+        monkeypatch.setattr(datasets, name, dict(getattr(datasets, name)))
+    narrow = SIGNALS.replace("2, 16", "2, 8").replace('"signals"', '"narrow"')
+    config = RunConfig(
+        Task("narrow", source=narrow), Window(4, 2), CellSpec("rnn", 2), Training(1, 20)
+    )
+    (tmp_path / "narrow").mkdir()
+    run.execute(config, Store(tmp_path), data=tmp_path / "narrow", backend="reference")
+    opened = explore.CurveExplorer(Store(tmp_path))
+    assert opened.controls["input_length"].value == 4

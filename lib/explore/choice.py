@@ -99,7 +99,9 @@ class Cache:
         keys = list(values.where(values.notna(), None).itertuples(index=False, name=None))
         for key in dict.fromkeys(keys):
             dataset, permuted, rows, seed, scan = key
-            task = Task(dataset, bool(permuted), None if rows is None else int(rows), int(seed))
+            rows = None if rows is None else int(rows)
+            source = datasets.SOURCES.get(dataset)
+            task = Task(dataset, bool(permuted), rows, int(seed), source=source)
             names[key] = task_label(task, scan)
             self.tasks[names[key]] = task, scan
         return frame.assign(task=[names[key] for key in keys])
@@ -165,6 +167,8 @@ class WindowControls:
             *asked.items(),
         )
         self.refresh()
+        if "input_length" not in state and first.input_length not in self._offered():
+            del asked["input_length"]  # the usual one does not fit narrow images
         assign(self.controls, asked, self.refresh)
         if self.templates and made_with in self.kept:
             assign(self.controls, self.kept[made_with], self.refresh)
@@ -173,13 +177,16 @@ class WindowControls:
         for control in self.controls.values():
             control.observe(self._changed, "value")
 
+    def _offered(self):
+        return [length for _, length in self.controls["input_length"].options]
+
     def _find_tasks(self):
         self.tasks = {
             task_label(c.task, c.window.scan): (c.task, c.window.scan) for c in self.templates
         }
         if self.templates:
-            plain = {task_label(Task(name)): (Task(name), "raster") for name in datasets.names()}
-            self.tasks = {**plain, **self.tasks}
+            known = [Task(name, source=datasets.SOURCES.get(name)) for name in datasets.names()]
+            self.tasks = {**{task_label(task): (task, "raster") for task in known}, **self.tasks}
         self.tasks = self.tasks or self.cache.tasks or {task_label(Task()): (Task(), "raster")}
 
         names = self.tasks
