@@ -287,8 +287,8 @@ def _read(name, info, folder):
         arrays += [_images(images, info, what), _labels(labels, info, what)]
         if not len(arrays[-2]) == len(arrays[-1]) > 0:
             raise ValueError(
-                f"There are {len(arrays[-2])} images and {len(arrays[-1])} labels {what}, but there "
-                "must be one label an image, and at least one; a test set may be left out."
+                f"There are {len(arrays[-2])} images and {len(arrays[-1])} labels {what}, but "
+                "there must be one label an image, and at least one; a test set may be left out."
             )
     absent = set(range(info.classes)) - set(arrays[1].tolist())
     if absent:
@@ -509,4 +509,5 @@ BUILT_IN = {
     "cifar10": DatasetInfo((3, 32, 32), tuple(_CIFAR10_CLASSES.split()), _read_cifar10),
 }
 DATASETS = dict(BUILT_IN)
-SOURCES = {}  # name of a user's own data set -> text that registers it, part of the keys of its runs
+# Name of a user's own data set -> text that registers it, which is part of the keys of its runs.
+SOURCES = {}
