@@ -8,17 +8,22 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 SCHEMA = 1
 
 
+def later(default):
+    """A field that came after the first results: at its default it does not enter the key."""
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class Task:
-    """Which images are classified."""
+    """Which images are classified, and what follows each."""
 
     dataset: str = "digits"
     permuted: bool = False  # one fixed permutation of the pixels, drawn from data_seed
-    last_rows: int | None = (
-        None  # keep only the last rows of every image (control for short memory)
-    )
+    last_rows: int | None = None  # keep only the last rows of every image
     data_seed: int = 0  # fixes split and permutation; not the seed of the run, so that runs pair
-    source: str | None = None  # text that registers a user's own data set; part of the key
+    source: str | None = later(None)  # text that registers a user's own data set
+    first_rows: int | None = later(None)  # keep only the first rows of every image
+    delay: int = later(0)  # blank pixels, of the mean colour, that are read after every image
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,7 @@ class CellSpec:
     name: str = "cb"
     hidden_size: int = 48
     initialisation: str = "balanced"
-    options: dict = field(
-        default_factory=dict
-    )  # only what differs from the cell's defaults, e.g. {"dt": 0.3}
+    options: dict = field(default_factory=dict)  # what differs from the cell's defaults
     source: str | None = None  # text that registers a user's own cell; part of the key
 
 
@@ -60,8 +63,9 @@ class Training:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: a task, a window, a cell, a training, and ONE seed (initialisation and batch
-    order).
+    """One run: a task, a window, a cell, a training, and one seed.
+
+    The seed draws the initialisation and the order of the batches.
     """
 
     task: Task = Task()
@@ -89,13 +93,19 @@ class RunConfig:
 
     def key(self) -> str:
         """16 hexadecimal digits that identify the result: no paths, no machine."""
-        values = self.to_dict()
-        if (
-            values["task"]["source"] is None
-        ):  # the field came after the first results, whose keys stay
-            del values["task"]["source"]
-        text = json.dumps({"schema": SCHEMA, **values}, sort_keys=True, separators=(",", ":"))
+        values = {"schema": SCHEMA, **_keyed(self)}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _keyed(part):
+    """What of a configuration enters the key, as a dict."""
+    values = {f.name: getattr(part, f.name) for f in fields(part) if not _left_out(f, part)}
+    return {k: _keyed(v) if is_dataclass(v) else v for k, v in values.items()}
+
+
+def _left_out(f, part):
+    return f.metadata.get("later", False) and getattr(part, f.name) == f.default
 
 
 def _build(cls, values, where):

@@ -154,10 +154,16 @@ def check_task(task: Task) -> None:
     """Refuse a task that cannot be meant, before any file is read (ValueError)."""
     rows = get(task.dataset).shape[1]
     require(isinstance(task.permuted, bool), "permuted", task.permuted, "true or false")
-    last = task.last_rows
     rule = f"a whole number from 1 to {rows}, the rows of {task.dataset}"
-    fits = last is None or (type(last) is int and 1 <= last <= rows)
-    require(fits, "last_rows", last, rule, "None keeps all")
+    for name in ("first_rows", "last_rows"):
+        kept = getattr(task, name)
+        fits = kept is None or (type(kept) is int and 1 <= kept <= rows)
+        require(fits, name, kept, rule, "None keeps all")
+    both = task.first_rows is not None and task.last_rows is not None
+    remedy = "keep the first rows or the last"
+    require(not both, "first_rows", task.first_rows, "left out where last_rows is given", remedy)
+    pixels = type(task.delay) is int and task.delay >= 0
+    require(pixels, "delay", task.delay, "a whole number of pixels from 0 on")
     seed = task.data_seed
     whole = type(seed) is int and 0 <= seed < 2**32
     require(whole, "data_seed", seed, "a whole number from 0 to 2**32 - 1")
@@ -166,7 +172,7 @@ def check_task(task: Task) -> None:
 def image_shape(task: Task) -> tuple[int, int, int]:
     """(channels, rows, columns) of the images of a task, without loading it."""
     channels, rows, columns = get(task.dataset).shape
-    return channels, task.last_rows or rows, columns
+    return channels, task.first_rows or task.last_rows or rows, columns
 
 
 def load(task: Task, data=None, device="cpu") -> Dataset:
@@ -215,9 +221,9 @@ def load(task: Task, data=None, device="cpu") -> Dataset:
         "validation": (images[validation], labels[validation]),
         "test": test,
     }
-    first = info.shape[1] - image_shape(task)[1]
+    kept = slice(task.first_rows) if task.first_rows else slice(-(task.last_rows or 0), None)
     cropped = {
-        split: torch.as_tensor(x[:, :, first:]).contiguous() for split, (x, _) in arrays.items()
+        split: torch.as_tensor(x[:, :, kept]).contiguous() for split, (x, _) in arrays.items()
     }
     if task.permuted:  # after cropping: a permutation of the pixels that are kept
         pixels = cropped["train"][0, 0].numel()

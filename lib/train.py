@@ -75,9 +75,7 @@ def check(config):
     if task.source is not None and datasets.SOURCES.get(task.dataset) != task.source:
         cells.register_source(task.source)
     datasets.check_task(task)
-    windows.check_window(
-        window.input_length, window.stride, datasets.image_shape(task)[2], window.scan
-    )
+    windows.check_task_window(task, window)
     if config.cell.source is not None and cells.SOURCES.get(config.cell.name) != config.cell.source:
         cells.register_source(config.cell.source)
     cells.check_cell(config.cell)
@@ -119,14 +117,13 @@ def build(config, *, backend="reference", seeds=None, device="cpu"):
     """The `SequenceClassifier` of a configuration, at its initialisation; with `seeds` all of them
     side by side.
     """
-    channels, rows, columns = datasets.image_shape(config.task)
     window, cell = config.window, config.cell
     return SequenceClassifier(
         cell.name,
-        channels * window.input_length,
+        datasets.image_shape(config.task)[0] * window.input_length,
         cell.hidden_size,
         datasets.get(config.task.dataset).classes,
-        windows.sequence_length(rows, columns, window.input_length, window.stride),
+        windows.task_length(config.task, window),
         seed=config.seed,
         seeds=seeds,
         backend=backend,
@@ -223,10 +220,7 @@ class Trainer:
             for k in range(1, self.training.epochs * parts + 1)
         }
         one = len(configs) == 1
-        rows, columns = data.shape[1:]
-        length = windows.sequence_length(
-            rows, columns, self.window.input_length, self.window.stride
-        )
+        length = windows.task_length(configs[0].task, self.window)
         seeds = None if one else tuple(c.seed for c in configs)
         self.model = build(configs[0], seeds=seeds, device=device)
         self.backend = self.model.prepare(self.training.batch_size, backend, self.steps * length)
@@ -295,10 +289,7 @@ class Trainer:
         """Sequences (..., time, features) and labels (...) of the images at `index` (...) of a
         split.
         """
-        images, labels = self.data.batch(split, index)
-        return windows.to_sequence(
-            images, self.window.input_length, self.window.stride, self.window.scan
-        ), labels
+        return windows.sequences(self.data, self.window, split, index)
 
     def train_step(self):
         """One batch of every seed. Nothing here waits for the device."""

@@ -4,7 +4,9 @@ from numbers import Integral
 
 import torch
 
+from lib import datasets
 from lib.checks import one_of, require
+from lib.config import Task, Window
 
 FIXED_STRIDE = 4  # pixels; on CIFAR-10 that is 12 values: 4 pixels x 3 channels
 CONVENTIONS = ("fixed", "half")
@@ -92,15 +94,20 @@ def pixel_order(rows: int, columns: int, scan: str = "raster") -> torch.Tensor:
 
 
 def step_pixels(
-    rows: int, columns: int, input_length: int, stride: int, scan: str = "raster"
+    rows: int, columns: int, input_length: int, stride: int, scan: str = "raster", delay: int = 0
 ) -> torch.Tensor:
-    """Raster index of the pixels that each step reads, ``(time, input_length)``."""
+    """Raster index of the pixels that each step reads, ``(time, input_length)``.
+
+    The blank pixels of a ``delay`` are numbered on from the last of the image.
+    """
     check_window(input_length, stride, columns, scan)
-    return pixel_order(rows, columns, scan).unfold(0, input_length, stride)
+    blank = rows * columns + torch.arange(delay)
+    order = torch.cat((pixel_order(rows, columns, scan), blank))
+    return order.unfold(0, input_length, stride)
 
 
 def to_sequence(
-    images: torch.Tensor, input_length: int, stride: int, scan: str = "raster"
+    images: torch.Tensor, input_length: int, stride: int, scan: str = "raster", delay: int = 0
 ) -> torch.Tensor:
     """Slide a window over the pixels of images.
 
@@ -115,6 +122,8 @@ def to_sequence(
         In pixels.
     scan : {"raster", "snake"}
         Order in which the pixels are read.
+    delay : int
+        So many pixels of value 0 follow the image.
 
     Returns
     -------
@@ -131,9 +140,64 @@ def to_sequence(
     pixels = images.flatten(-2)
     if scan != "raster":
         pixels = pixels.index_select(-1, pixel_order(rows, columns, scan).to(images.device))
+    if delay:
+        pixels = torch.nn.functional.pad(pixels, (0, delay))
     return (
         pixels.transpose(-1, -2).flatten(-2).unfold(-1, channels * input_length, channels * stride)
     )
+
+
+# --- of a task: its images, and the blank that follows them
+
+
+def check_task_window(task: Task, window: Window) -> None:
+    """Refuse a window that does not suit the images of a task, or its delay (ValueError)."""
+    columns = datasets.image_shape(task)[2]
+    check_window(window.input_length, window.stride, columns, window.scan)
+    rule = f"a multiple of the stride of {window.stride} pixels, so that steps fill it"
+    below = task.delay // window.stride * window.stride
+    remedy = f"choose {below} or {below + window.stride}"
+    require(task.delay % window.stride == 0, "delay", task.delay, rule, remedy)
+
+
+def task_length(task: Task, window: Window) -> int:
+    """Number of time steps of a task: `sequence_length` of its images, and those of its delay."""
+    _, rows, columns = datasets.image_shape(task)
+    steps = sequence_length(rows, columns, window.input_length, window.stride)
+    return steps + task.delay // window.stride
+
+
+def task_pixels(task: Task, window: Window) -> torch.Tensor:
+    """`step_pixels` of every step of a task, ``(time, input_length)``."""
+    _, rows, columns = datasets.image_shape(task)
+    shape = rows, columns, window.input_length, window.stride
+    return step_pixels(*shape, window.scan, task.delay)
+
+
+def sequences(
+    data: datasets.Dataset, window: Window, split: str, index
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What networks read of a task, in training, test and analysis alike.
+
+    The blank of a delay is 0, which is the mean of each channel over the training images.
+
+    Parameters
+    ----------
+    data : Dataset
+    window : Window
+    split : {"train", "validation", "test"}
+    index : int tensor (...)
+        Numbers of the images in the split.
+
+    Returns
+    -------
+    tensor (..., time, features)
+    tensor (...)
+        Labels.
+    """
+    images, labels = data.batch(split, index)
+    shape = window.input_length, window.stride, window.scan
+    return to_sequence(images, *shape, data.task.delay), labels
 
 
 def _is_whole(value):

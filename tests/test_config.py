@@ -1,5 +1,6 @@
 """The configuration: what enters the key, what comes back from a dictionary."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 
 OTHER = RunConfig(
-    Task("mnist", permuted=True, last_rows=8, data_seed=3, source="register_dataset(...)"),
+    Task("mnist", True, 8, 3, source="register_dataset(...)", first_rows=8, delay=64),
     Window(4, 2, "snake"),
     CellSpec("stp_dale_cb", 24, "notes", {"dt": 0.3, "excitatory_fraction": 0.8}, "register(...)"),
     Training(3, 20, 0.001, 0.5, 4),
@@ -43,6 +44,16 @@ def test_every_field_enters_the_key():
             key = RunConfig.from_dict(change).key()
             assert key not in keys, f"{change} does not change the key"
             keys.add(key)
+
+
+def test_a_field_that_came_later_leaves_earlier_keys_as_they_are():
+    config = replace(OTHER, task=replace(OTHER.task, source=None, first_rows=None, delay=0))
+    values = config.to_dict()
+    for name in ("source", "first_rows", "delay"):
+        del values["task"][name]
+    text = json.dumps({"schema": 1, **values}, sort_keys=True, separators=(",", ":"))
+    assert config.key() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert values["cell"]["source"], "a field that was there from the first always enters"
 
 
 def test_key_is_the_same_in_another_process_and_whatever_the_order_of_options():

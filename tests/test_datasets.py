@@ -188,6 +188,13 @@ def test_last_rows_keeps_the_end_of_every_image():
     )
 
 
+def test_first_rows_keeps_the_start_of_every_image():
+    task = Task(first_rows=3, delay=32)
+    plain, cropped = datasets.load(Task()), datasets.load(task)
+    assert torch.equal(cropped.images["test"], plain.images["test"][:, :, :3])
+    assert cropped.shape == datasets.image_shape(task) == (1, 3, 16)
+
+
 def test_moments_are_exact_and_a_constant_channel_is_only_centred():
     images = torch.zeros(2500, 2, 3, 3, dtype=torch.uint8)
     images[:, 1] = torch.randint(256, (2500, 3, 3), generator=torch.Generator().manual_seed(0))
@@ -207,6 +214,11 @@ def test_moments_are_exact_and_a_constant_channel_is_only_centred():
         (Task(last_rows=17), "last_rows is 17.*1 to 16"),
         (Task(last_rows=True), "last_rows is True"),
         (Task(last_rows=2.0), "last_rows is 2.0"),
+        (Task(first_rows=17), "first_rows is 17.*1 to 16"),
+        (Task(first_rows=4, last_rows=4), "first_rows is 4.*last_rows.*first rows or the last"),
+        (Task(delay=-4), "delay is -4.*pixels from 0"),
+        (Task(delay=True), "delay is True"),
+        (Task(delay=8.0), "delay is 8.0"),
         (Task(data_seed=-1), "data_seed is -1"),
         (Task(data_seed=2**32), "data_seed is 4294967296"),
     ],

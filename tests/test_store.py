@@ -58,6 +58,7 @@ def test_filters(trained):
     assert len(trained.runs(cell="cb")) == 2
     assert list(trained.runs(cell=["cb", "gru"], seed=1).cell) == ["cb", "gru"]
     assert len(trained.runs(last_rows=None)) == 4 and trained.runs(last_rows=4).empty
+    assert len(trained.runs(first_rows=None, delay=0)) == 4 and trained.runs(delay=8).empty
     assert len(trained.history(cell="cb", seed=0, variable="K", statistic="q50")) == 3
     with pytest.raises(ValueError, match="no column 'colour'"):
         trained.runs(colour="red")

@@ -1,14 +1,16 @@
 """Training: deterministic, resumable to the bit, seeds side by side without touching each other."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
-from lib import datasets, train
+from lib import datasets, train, windows
 from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.runs import traces
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +329,23 @@ def test_configurations_that_cannot_train_together(data):
         fit(tiny.config(seed=seed), data, one)
     with pytest.raises(ValueError, match="different steps"):
         fit([tiny.config(seed=0), tiny.config(seed=1)], data, resume=[k.snapshots[0] for k in keep])
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_training_test_and_recording_read_the_delay(backend):
+    config = RunConfig(
+        Task(first_rows=4, delay=32), Window(8, 8), CellSpec("cb", 6), Training(epochs=1)
+    )
+    data = datasets.load(config.task)
+    outcome = train.fit(config, data, backend=backend)[0]
+    model = train.build(config)
+    assert model.cell.sequence_length == 12
+    model.load_state_dict(outcome.weights["best"])
+    x, labels = windows.sequences(data, config.window, "test", range(len(data.labels["test"])))
+    assert x.shape[1] == 12 and not x[:, 8:].any()
+    accuracy = (model(x).argmax(1) == labels).float().mean().item()
+    assert outcome.summary["test_accuracy"] == pytest.approx(accuracy, abs=0.01)
+    trace = traces.record(model, range(2), config=config, data=data, log=None)
+    assert trace["v"].shape[1] == 12 == trace.pixels.size
+    with pytest.raises(ValueError, match="delay is 4"):
+        train.check(replace(config, task=Task(delay=4)))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import windows
+from lib import datasets, windows
+from lib.config import Task, Window
 
 
 @st.composite
@@ -191,3 +192,31 @@ def test_bad_windows_are_refused_in_one_sentence(input_length, stride, scan, wor
         with pytest.raises(ValueError, match=words) as error:
             call()
         assert str(error.value).count("\n") == 0 and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("scan", windows.SCANS)
+def test_a_delay_follows_the_image_as_blank_pixels(scan):
+    task, window = Task(first_rows=5, delay=24, permuted=True), Window(8, 6, scan)
+    data, index = datasets.load(task), torch.arange(3)
+    x, labels = windows.sequences(data, window, "test", index)
+    images, expected = data.batch("test", index)
+    assert torch.equal(labels, expected)
+    assert x.shape[1] == windows.task_length(task, window) == (5 * 16 - 8) // 6 + 1 + 24 // 6
+    rows = torch.cat((images, torch.zeros(3, 1, 2, 16)), 2)  # two blank rows, of which 24 pixels
+    whole = windows.to_sequence(rows, 8, 6, scan)
+    assert torch.equal(x, whole[:, : x.shape[1]])
+    assert x[:, -2:].abs().max() == 0 < x[:, -4].abs().max()  # a window may straddle both
+
+
+def test_steps_of_a_delay_read_pixels_beyond_the_image():
+    task, window = Task(last_rows=2, delay=16), Window(8, 8)
+    pixels = windows.task_pixels(task, window)
+    assert pixels.flatten().tolist() == list(range(2 * 16 + 16))
+
+
+@pytest.mark.parametrize("delay", [4, 129])
+def test_a_delay_that_no_steps_fill_is_refused(delay):
+    near = delay // 8 * 8
+    with pytest.raises(ValueError, match=f"delay is {delay}.*stride of 8.*{near} or {near + 8}"):
+        windows.check_task_window(Task(delay=delay), Window(8, 8))
+    windows.check_task_window(Task(delay=near), Window(8, 8))

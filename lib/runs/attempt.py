@@ -24,6 +24,8 @@ CONFIGURATION = (
         "dataset",
         "permuted",
         "last_rows",
+        "first_rows",
+        "delay",
         "data_seed",
         "input_length",
         "stride",
@@ -82,10 +84,9 @@ TABLES = {
 
 def describe(config):
     """The configuration columns of a run, as a dict."""
-    from lib import cells, datasets, windows
+    from lib import cells, windows
 
     task, window, cell, training = config.task, config.window, config.cell, config.training
-    _, rows, columns = datasets.image_shape(task)
     own = (cell.source or "") + (task.source or "")  # tells versions of what a user added apart
     values = describe_images(task)
     values |= {**vars(task), **vars(window), **vars(cell), **vars(training)}
@@ -94,9 +95,7 @@ def describe(config):
         "seed": config.seed,
         "convention": ", ".join(windows.conventions(window.input_length, window.stride)),
         "window": window.label,
-        "sequence_length": windows.sequence_length(
-            rows, columns, window.input_length, window.stride
-        ),
+        "sequence_length": windows.task_length(task, window),
         "cell": cell.name,
         "label": getattr(
             cells.CELLS.get(cell.name), "label", cell.name

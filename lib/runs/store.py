@@ -658,6 +658,7 @@ def _damage(key, error, config=None):
 
 def _with_images(row):
     """A row that says what its images are; of a run that does not hold it, the registry knows."""
+    row = {"delay": Task.delay} | row  # rows of the first runs lack the field
     if row.get("class_names"):
         held = {name: tuple(row[name]) for name in ("image_shape", "class_names")}
     else:

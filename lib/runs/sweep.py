@@ -49,6 +49,8 @@ def grid(
     dataset="digits",
     permuted=False,
     last_rows=None,
+    first_rows=None,
+    delay=0,
     data_seed=0,
     input_length=(8,),
     stride=(4,),
@@ -83,7 +85,7 @@ def grid(
         Options of cells, given to those cells that have them.
     learning_rate : float or dict
         One for all cells, or cell -> rate, with "default" for those not named.
-    dataset, permuted, last_rows, data_seed, scan, hidden_size, initialisation, epochs, ... :
+    dataset, permuted, last_rows, first_rows, delay, data_seed, scan, hidden_size, epochs, ... :
         As the fields of `lib.config`, the same for all runs.
 
     Returns
@@ -121,7 +123,8 @@ def grid(
     if not isinstance(seeds, list | tuple | range) or not seeds:
         raise ValueError(f"seeds is {seeds!r}, but must be a list, such as [0, 1, 2].")
     recurrence.check_seeds(seeds)
-    task = Task(dataset, permuted, last_rows, data_seed, datasets.SOURCES.get(dataset))
+    source = datasets.SOURCES.get(dataset)
+    task = Task(dataset, permuted, last_rows, data_seed, source, first_rows, delay)
     configs = []
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
         kind = registry.get(name)

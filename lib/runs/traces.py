@@ -77,8 +77,7 @@ def size(config, images, variables=None, units=None, dtype="float16"):
     """Bytes that a recording of so many images would take; ``variables`` and ``units`` are counts
     or lists, default all.
     """
-    _, rows, columns = datasets.image_shape(config.task)
-    steps = windows.sequence_length(rows, columns, config.window.input_length, config.window.stride)
+    steps = windows.task_length(config.task, config.window)
     variables = cells.get(config.cell.name).variables if variables is None else variables
     units = config.cell.hidden_size if units is None else units
     counts = [part if isinstance(part, int) else len(part) for part in (images, variables, units)]
@@ -292,13 +291,11 @@ def _run(model, config, data, images, units, about):
         raise ValueError(
             f"images range from {min(images)} to {max(images)}, but the {split} split has images 0 to {available - 1}."
         )
-    window, dtype = config.window, DTYPES[about["dtype"]]
+    dtype = DTYPES[about["dtype"]]
     parts, predictions, labels = {name: [] for name in about["variables"]}, [], []
     for index in torch.tensor(images).split(config.training.batch_size):
-        batch, truth = data.batch(split, index)
-        logits, trace = model(
-            windows.to_sequence(batch, window.input_length, window.stride, window.scan), record=True
-        )
+        x, truth = windows.sequences(data, config.window, split, index)
+        logits, trace = model(x, record=True)
         for name, kept in parts.items():
             kept.append(
                 trace[name][..., units].cpu().numpy().astype(dtype)
@@ -311,10 +308,8 @@ def _run(model, config, data, images, units, about):
             raise ValueError(
                 f"{name} holds values beyond the range of {about['dtype']}; record it as float32, or look for divergence."
             )
-    _, rows, columns = datasets.image_shape(config.task)
-    pixels = windows.step_pixels(rows, columns, window.input_length, window.stride, window.scan)[
-        :, 0
-    ].numpy()
+    columns = datasets.image_shape(config.task)[2]
+    pixels = windows.task_pixels(config.task, config.window)[:, 0].numpy()
     notes = (
         images,
         np.concatenate(labels),
