@@ -94,14 +94,15 @@ class Cache:
         return self._kept[what]
 
     def _with_task(self, frame):
-        columns, names = ["dataset", "permuted", "last_rows", "data_seed", "scan"], {}
+        rest = ["last_rows", "first_rows", "delay"]
+        columns, names = ["dataset", "permuted", "data_seed", "scan", *rest], {}
         values = frame[columns].astype(object)
         keys = list(values.where(values.notna(), None).itertuples(index=False, name=None))
         for key in dict.fromkeys(keys):
-            dataset, permuted, rows, seed, scan = key
-            rows = None if rows is None else int(rows)
+            dataset, permuted, seed, scan, *values = key
+            given = {k: int(v) for k, v in zip(rest, values, strict=True) if v is not None}
             source = datasets.SOURCES.get(dataset)
-            task = Task(dataset, bool(permuted), rows, int(seed), source=source)
+            task = Task(dataset, bool(permuted), data_seed=int(seed), source=source, **given)
             names[key] = task_label(task, scan)
             self.tasks[names[key]] = task, scan
         return frame.assign(task=[names[key] for key in keys])
@@ -113,6 +114,8 @@ def task_label(task, scan="raster"):
     """
     parts = ["permuted " * task.permuted + task.dataset]
     parts += [f"last {task.last_rows} rows"] * (task.last_rows is not None)
+    parts += [f"first {task.first_rows} rows"] * (task.first_rows is not None)
+    parts += [f"delay {task.delay}"] * (task.delay > 0)
     parts += [f"split {task.data_seed}"] * (task.data_seed != 0)
     return ", ".join([*parts, *[scan] * (scan != "raster")])
 
@@ -317,7 +320,9 @@ class WindowControls:
         has = f"{found} finished runs" if found else "not run"
         has += f", {missing} not run" * bool(found and missing)
         _, rows, columns = self.image_shape
+        delay = self.tasks[self.task][0].delay
         steps = windows.sequence_length(rows, columns, window.input_length, window.stride)
+        steps += delay // window.stride
         wide = windows.is_wide(window.input_length, window.stride)
         note = " The stride is above half the input length." * wide
         return f"{self.task}, {window.label}, {steps} steps a sequence: {has}.{note}"

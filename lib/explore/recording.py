@@ -58,11 +58,7 @@ class Recorded:
     @property
     def pixels(self):
         """Raster indices (steps, input length) that each step reads."""
-        window = self.config.window
-        rows, columns = self.data.shape[1:]
-        return windows.step_pixels(
-            rows, columns, window.input_length, window.stride, window.scan
-        ).numpy()
+        return windows.task_pixels(self.config.task, self.config.window).numpy()
 
     def picture(self, number):
         return self.data.images["test"][int(self.trace.images[number])].numpy()
@@ -94,9 +90,8 @@ class Recorded:
     def read_out(self, number):
         """Probability of each class if the sequence ended at a step, (time, classes)."""
         if number not in self.read:
-            window = self.config.window
-            images, _ = self.data.batch("test", [int(self.trace.images[number])])
-            x = windows.to_sequence(images, window.input_length, window.stride, window.scan)
+            index = [int(self.trace.images[number])]
+            x, _ = windows.sequences(self.data, self.config.window, "test", index)
             with torch.no_grad():
                 logits = self.model.readout(self.model.states(x))[0]
             self.read[number] = logits.softmax(-1).numpy()
@@ -303,9 +298,11 @@ def over_image(run, variable, number, units, step, trail):
     if variable == "tau":
         series = np.log10(series)
     rows, columns = run.data.shape[1:]
-    flat, steps = np.full(rows * columns, np.nan), np.arange(max(0, step - trail + 1), step + 1)
+    steps = np.arange(max(0, step - trail + 1), step + 1)
+    flat = np.full(max(rows * columns, run.pixels.max() + 1), np.nan)
     flat[run.pixels[steps].ravel()] = np.repeat(series[steps], run.pixels.shape[1])
-    return flat.reshape(rows, columns), (float(series.min()), float(series.max()))
+    image = flat[: rows * columns].reshape(rows, columns)
+    return image, (float(series.min()), float(series.max()))
 
 
 # ---- over training
@@ -483,7 +480,9 @@ class RecordingExplorer(Explorer):
             own = groups[groups["group"] == control["beside"]]
             runs.append(self._recorded(own["key"].iloc[0], control["beside"]))
         runs = [one for one in runs if not control["over"] or control["over"] in one.variables]
-        frames = [] if permuted else boxes(run.pixels[control["step"]], run.data.shape[2])
+        rows, columns = run.data.shape[1:]
+        read = run.pixels[control["step"]]
+        frames = [] if permuted else boxes(read[read < rows * columns], columns)
         heats = []
         if control["over"]:
             for one in runs:
