@@ -1,5 +1,6 @@
 """The command line: ``python -m lib COMMAND --help``. It parses and delegates."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -8,33 +9,49 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+from lib import paths
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _option(text, *names):
+    return typer.Option(*names, help=text, parser=paths.expanded, metavar="PATH")
+
 
 Data = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the image data sets (default: data/, or WORKBOOK_DATA)."),
+    Path | None, _option("Folder of the image data sets (default: data/, or WORKBOOK_DATA).")
 ]
 DataFrom = Annotated[
-    Path | None,
-    typer.Option(help="A folder of your own images, one folder a class, or train/ and test/."),
+    Path | None, _option("A folder of your own images, one folder a class, or train/ and test/.")
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Resize the images of --data-from to so many rows and columns.")
 ]
 Results = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the results (default: results/, or WORKBOOK_RESULTS)."),
+    Path | None, _option("Folder of the results (default: results/, or WORKBOOK_RESULTS).")
 ]
 Cells = Annotated[
     str, typer.Option(help="all (the nine), design (W x STP), or names joined by commas.")
 ]
-CellsFrom = Annotated[
-    Path | None, typer.Option(help="A Python file that registers your own cells.")
-]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+CellsFrom = Annotated[Path | None, _option("A Python file that registers your own cells.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or one GPU such as cuda:0.")]
 Backend = Annotated[str, typer.Option(help="auto, reference or fast.")]
 Slots = Annotated[int | None, typer.Option(help="Runs side by side (default: one a core).")]
 Where = Annotated[str, typer.Option(help="local, slurm, or the address of a Dask scheduler.")]
+START = """Train, watch, and read what came out:
+
+  python -m lib compare   train the nine cells on the embedded digits, and draw them
+  python -m lib status    how far every run is
+  python -m lib report    results/report.html, to click through
+
+python -m lib --help lists all commands, python -m lib COMMAND --help their options."""
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context):
+    """Train recurrent cells, compare them, and write figures and tables."""
+    if context.invoked_subcommand is None:
+        print(START)
 
 
 @app.command()
@@ -75,18 +92,16 @@ def compare(
     slots: Slots = None,
     from_: Annotated[
         Path | None,
-        typer.Option(
-            "--from", help="Only rebuild figures and tables from the runs in this folder."
-        ),
+        _option("Only rebuild figures and tables from the runs in this folder.", "--from"),
     ] = None,
 ):
     """Train the cells, or reuse their finished runs, and write curves, bars and tables."""
-    from lib.figures import paper, select
+    from lib.figures import paper
     from lib.runs import sweep
     from lib.runs.store import Store
 
     if from_ is not None:
-        frames = select.collect(Store(from_))
+        frames = _collect(Store(from_))
         _figures(frames, from_)
         print(f"Findings: {paper.write_readme(frames, from_)}")
         return
@@ -113,12 +128,17 @@ def compare(
     sweep.load_or_run(
         configs, store, confirm=True, data=data, device=device, backend=backend, slots=slots
     )
-    _figures(select.collect(store, key=[config.key() for config in configs]), store.root)
+    _figures(_collect(store, key=[config.key() for config in configs]), store.root)
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="JSON file of one configuration.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON file of one configuration.", parser=paths.expanded, metavar="PATH"
+        ),
+    ],
     data: Data = None,
     results: Results = None,
     device: Device = "cpu",
@@ -127,10 +147,10 @@ def run(
 ):
     """Train one configuration in this process; a second call resumes or reuses it."""
     from lib.explore import live
-    from lib.runs import run
+    from lib.runs import attempt
 
     try:
-        configs = [json.loads(config.read_text(encoding="utf-8"))]
+        configs = [json.loads(config.read_text(encoding="utf-8-sig"))]
     except (OSError, ValueError) as error:
         raise ValueError(f"{config} is no configuration: {error}.") from error
     request = {
@@ -141,19 +161,25 @@ def run(
         "backend": backend,
         "threads": threads,
     }
-    raise typer.Exit(run.run_request(request, [live.Live()]))
+    raise typer.Exit(attempt.run_request(request, [live.Live()]))
 
 
 @app.command(name="sweep")
 def sweep_(
-    grid: Annotated[Path, typer.Argument(help="YAML file, such as notebooks/grids/smoke.yaml.")],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML file, such as notebooks/grids/smoke.yaml.",
+            parser=paths.expanded,
+            metavar="PATH",
+        ),
+    ],
     where: Where = "local",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, and how long.")
     ] = False,
     cluster: Annotated[
-        Path | None,
-        typer.Option(help="YAML file of SLURM settings, such as notebooks/grids/slurm.yaml."),
+        Path | None, _option("YAML file of SLURM settings, such as notebooks/grids/slurm.yaml.")
     ] = None,
     cells_from: CellsFrom = None,
     data: Data = None,
@@ -172,9 +198,11 @@ def sweep_(
     _own_cells(cells_from)
     data, _ = _own_data(data_from, image_size, data)
     configs, store = sweep.read_grid(grid), Store(results)
+    settings = sweep.read_cluster(cluster) if cluster else None
+    if not dry_run:
+        sweep.check(configs, where, device, slots=slots, cluster=settings)
     print(sweep.preview(configs, store, slots, device))
     if not dry_run:
-        settings = sweep.read_cluster(cluster) if cluster else None
         runs = sweep.sweep(
             configs, store, where=where, data=data, device=device, slots=slots, cluster=settings
         )
@@ -183,12 +211,19 @@ def sweep_(
 
 
 @app.command()
-def status(results: Results = None):
-    """State, progress and accuracies of all runs."""
+def status(
+    results: Results = None,
+    all_: Annotated[bool, typer.Option("--all", help="One line a run, not a group.")] = False,
+):
+    """How far the runs are, and their accuracies, by group."""
     from lib.runs import sweep
     from lib.runs.store import Store
 
-    print(sweep.status(store=Store(results)).to_string(index=False))
+    store = Store(results)
+    shown = sweep.status(store=store) if all_ else sweep.overview(store)
+    print(shown.to_string(index=False) if len(shown) else f"No runs under {store.root}.")
+    if not all_:
+        _say(store.damaged().values(), "DAMAGED: ")
 
 
 @app.command()
@@ -203,11 +238,11 @@ def cancel(key: str, results: Results = None):
 @app.command()
 def export(results: Results = None, journal: str = "report"):
     """Write results/overleaf/ and results/overleaf.zip from the finished runs."""
-    from lib.figures import paper, select
+    from lib.figures import paper
     from lib.runs.store import Store
 
     store = Store(results)
-    path, left_out = paper.overleaf(select.collect(store), store.root, journal=journal)
+    path, left_out = paper.overleaf(_collect(store), store.root, journal=journal)
     _say(left_out)
     print(f"Upload {path} to Overleaf.")
 
@@ -215,11 +250,11 @@ def export(results: Results = None, journal: str = "report"):
 @app.command()
 def report(results: Results = None):
     """Write results/report.html: the interactive comparison in one file."""
-    from lib.figures import report, select
+    from lib.figures import report
     from lib.runs.store import Store
 
     store = Store(results)
-    print(f"Open {report.write(select.collect(store), store.root / 'report.html')} in a browser.")
+    print(f"Open {report.write(_collect(store), store.root / 'report.html')} in a browser.")
 
 
 def _own_cells(path):
@@ -227,10 +262,11 @@ def _own_cells(path):
         from lib import cells
 
         try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"The file of your own cells, {path}, cannot be read: {error.strerror}."
+                f"The file of your own cells, {path}, cannot be read: {reason}."
             ) from error
         cells.register_source(text)
 
@@ -268,6 +304,19 @@ def _seeds(text):
     return parts
 
 
+def _collect(store, **filters):
+    """Frames of the runs; says what is left out because it is damaged, and ends if that is all."""
+    from lib.figures import select
+    from lib.runs.files import StoreError
+
+    frames = select.collect(store, **filters)
+    damaged = list(store.damaged(**filters).values())
+    if damaged and frames.runs.empty:
+        raise StoreError(damaged[0])
+    _say(damaged)
+    return frames
+
+
 def _figures(frames, out):
     from lib.figures import paper
 
@@ -277,9 +326,9 @@ def _figures(frames, out):
     print(f"Figures: {Path(out) / 'figures'}  Tables: {Path(out) / 'tables'}")
 
 
-def _say(left_out):
-    for sentence in left_out:
-        print(f"Left out: {sentence}")
+def _say(sentences, before="Left out: "):
+    for sentence in sentences:
+        print(before + sentence)
 
 
 def _stop(number, frame):
@@ -290,15 +339,23 @@ def main():
     """Run the command line; a refused value is one sentence and exit code 2, an unusable results
     folder 3.
     """
-    from lib.runs.checkpoint import StoreError
+    from lib.runs.files import StoreError
 
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream that somebody put in their place
+            stream.reconfigure(errors="replace")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         app()
-    except (ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 3 if isinstance(error, StoreError) else 1)
+    except ValueError as error:
+        code, said = 2, error
+    except (StoreError, OSError) as error:
+        code, said = 3, error
+    except RuntimeError as error:
+        code, said = 1, error
+    print(said, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

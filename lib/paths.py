@@ -9,15 +9,18 @@ def project_root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def expanded(path) -> Path:
+    """A path as a person writes it: ``~`` is the home folder."""
+    return Path(path).expanduser()
+
+
 def data_dir() -> Path:
-    """Folder of the downloaded image data sets; the environment variable ``WORKBOOK_DATA``
-    overrides it.
-    """
-    return Path(os.environ.get("WORKBOOK_DATA", project_root() / "data")).expanduser()
+    """Folder of the image data sets; the environment variable ``WORKBOOK_DATA`` overrides it."""
+    return expanded(os.environ.get("WORKBOOK_DATA") or project_root() / "data")
 
 
 def results_dir() -> Path:
-    """Folder of runs, bundles and figures; the environment variable ``WORKBOOK_RESULTS`` overrides
+    """Folder of runs, bundles, figures; the environment variable ``WORKBOOK_RESULTS`` overrides
     it.
     """
-    return Path(os.environ.get("WORKBOOK_RESULTS", project_root() / "results"))
+    return expanded(os.environ.get("WORKBOOK_RESULTS") or project_root() / "results")

@@ -21,7 +21,7 @@ import pytest
 
 from lib import paths
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.runs import run
+from lib.runs import attempt
 from lib.runs.store import Store
 
 CHROMIUM = shutil.which("chromium")
@@ -55,7 +55,7 @@ def server(tmp_path_factory):
             config = RunConfig(
                 window=Window(length, stride), cell=CellSpec(cell, 8), training=Training(epochs=1)
             )
-            run.execute(config, Store(folder / "results"), backend="reference")
+            attempt.execute(config, Store(folder / "results"), backend="reference")
     with jupyterlab(folder) as url:
         yield url
 

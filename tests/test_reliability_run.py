@@ -25,8 +25,8 @@ import torch
 
 from lib import train
 from lib.config import RunConfig, Task, Window
-from lib.runs import attempt, checkpoint, run
-from lib.runs.checkpoint import CodeChanged, DiskFull, StoreError
+from lib.runs import attempt, files, sweep
+from lib.runs.files import CodeChanged, DiskFull, StoreError
 from lib.runs.store import Store
 
 FINISHED = tiny.config("cb", seed=99)
@@ -38,7 +38,7 @@ def processes():
     imports.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "lib.train", "lib.runs.run", "lib.runs.store"])
+    context.set_forkserver_preload(["tiny", "lib.train", "lib.runs.attempt", "lib.runs.store"])
 
     def start(function, *arguments):
         process = context.Process(target=function, args=arguments)
@@ -156,10 +156,10 @@ def test_2_killed_between_any_two_file_operations(root, processes):
     for operations in itertools.count():
         process = processes(tiny.checkpoint_and_publish, root, config, operations)
         process.join()
-        newest = store.resumable([config.key()], log=pytest.fail)
+        newest = attempt.resumable([folder], log=pytest.fail)
         published = (folder / "result").is_dir()
         assert published == ("DONE" in set(store.runs(key=config.key()).state))
-        if store.adopt(config.key()) or published:
+        if attempt.adopt(folder) or published:
             assert (
                 store.verify(config.key()) == [] and store.status(config.key())["state"] == "DONE"
             )
@@ -239,7 +239,7 @@ def test_8_disk_full(file, root, uninterrupted, monkeypatch):
     row = Store(root).status(config.key())
     assert row["state"] == "PAUSED" and "is full" in row["message"]
     assert not list(root.rglob("*.tmp"))
-    assert Store(root).resumable([config.key()], log=pytest.fail) is not None
+    assert attempt.resumable([Store(root).folder(config.key())], log=pytest.fail) is not None
     tiny.execute(config, root)
     assert "resumed at step" in log(root, config)
     assert tiny.bits(root, config.key()) == uninterrupted(config)[0]
@@ -286,7 +286,7 @@ def flip(data):
 def test_9_damaged_checkpoint(damage, root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    newest = checkpoint.found(died.parent)[0][1]
+    newest = files.checkpoints(died.parent)[0][1]
     newest.write_bytes(damage(newest.read_bytes()))
     tiny.execute(config, root)
     assert "is damaged: it does not match its sha256" in log(
@@ -299,7 +299,7 @@ def test_9_damaged_checkpoint(damage, root, uninterrupted):
 def test_9_all_checkpoints_damaged(root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    for _, path in checkpoint.found(died.parent):
+    for _, path in files.checkpoints(died.parent):
         path.write_bytes(b"")
     tiny.execute(config, root)
     assert "started, 28 steps" in log(root, config)
@@ -329,7 +329,7 @@ def test_10_a_malicious_checkpoint_is_refused(root, tmp_path, uninterrupted):
         (100, plain),
         (101, (tmp_path / "forged").read_bytes()),
     ):  # under a name with the right checksum
-        (died / "checkpoints" / f"{step:010d}-{checkpoint.digest(data)}.pt").write_bytes(data)
+        (died / "checkpoints" / f"{step:010d}-{files.digest(data)}.pt").write_bytes(data)
     tiny.execute(config, root)
     assert not mark.exists() and log(root, config).count("is refused") == 2
     assert tiny.bits(root, config.key()) == uninterrupted(config)[0]
@@ -349,7 +349,7 @@ def test_10_a_malicious_data_file_is_refused(root, tmp_path):
     ):
         (folder / name).write_bytes(pickle.dumps(Payload(mark)))
     with pytest.raises(ValueError, match="batch"):
-        run.execute(RunConfig(Task("cifar10")), Store(root), data=tmp_path)
+        attempt.execute(RunConfig(Task("cifar10")), Store(root), data=tmp_path)
     assert not mark.exists() and len(Store(root).runs()) == 1
 
 
@@ -397,7 +397,7 @@ def test_14_signals_pause_a_run(number, step, root, processes, uninterrupted):
     process = processes(tiny.train_until, config, root, step, number)
     process.join()
     row = Store(root).status(config.key())
-    assert process.exitcode == run.PAUSED == 75
+    assert process.exitcode == attempt.PAUSED == 75
     assert (
         row["state"] == "PAUSED"
         and f"Stopped by {number.name} at step {step + 1} of 28" in row["message"]
@@ -430,7 +430,7 @@ def test_a_child_ends_with_its_parent(root):
     while not (Store(root).status(config.key()) or {}).get("progress"):
         time.sleep(0.05)
     server.stdin.close()
-    assert int(server.stdout.readline()) == run.PAUSED and server.wait(60) == 0
+    assert int(server.stdout.readline()) == attempt.PAUSED and server.wait(60) == 0
     assert not Path(f"/proc/{child}").exists()
     assert Store(root).status(config.key())["state"] == "INTERRUPTED"
 
@@ -466,9 +466,9 @@ def test_5_a_crash_is_recorded_with_its_reason(root):
 def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monkeypatch):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    now = checkpoint.fingerprint()
+    now = files.fingerprint()
     with monkeypatch.context() as other:
-        other.setattr(checkpoint, "fingerprint", lambda: {**now, **changed})
+        other.setattr(files, "fingerprint", lambda: {**now, **changed})
         with pytest.raises(CodeChanged, match=f"other code \\({named}\\)"):
             tiny.execute(config, root)
         assert died.is_dir() and len(list(died.parent.glob("attempt-*"))) == 1, (
@@ -481,8 +481,8 @@ def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monke
 def test_16_pruned_attempts_start_again(root, monkeypatch):
     config = tiny.config("gru")
     interrupted(root, config)
-    now = checkpoint.fingerprint()
-    monkeypatch.setattr(checkpoint, "fingerprint", lambda: {**now, "torch": "2.0"})
+    now = files.fingerprint()
+    monkeypatch.setattr(files, "fingerprint", lambda: {**now, "torch": "2.0"})
     assert len(Store(root).prune(keys=[config.key()], unfinished=True)) == 1
     tiny.execute(config, root)
     assert "started, 28 steps" in log(root, config)
@@ -490,9 +490,9 @@ def test_16_pruned_attempts_start_again(root, monkeypatch):
 
 def test_16_comments_are_not_code(tmp_path, monkeypatch):
     lib = tmp_path / "lib"
-    tiny.copy(Path(checkpoint.__file__).parents[1], lib)
-    monkeypatch.setattr(checkpoint, "__file__", str(lib / "runs" / "checkpoint.py"))
-    fresh = checkpoint.fingerprint.__wrapped__
+    tiny.copy(Path(files.__file__).parents[1], lib)
+    monkeypatch.setattr(files, "__file__", str(lib / "runs" / "files.py"))
+    fresh = files.fingerprint.__wrapped__
     before = fresh()
     text = (lib / "train.py").read_text()
     (lib / "train.py").write_text(
@@ -514,9 +514,9 @@ def test_17_results_folder_cannot_be_written(root, tmp_path):
         places.append(tmp_path / "locked")
     for place in places:
         with pytest.raises(StoreError, match=r"The results folder .* cannot be written"):
-            run.execute(tiny.config(), Store(place), data=tmp_path / "never read")
+            attempt.execute(tiny.config(), Store(place), data=tmp_path / "never read")
         with pytest.raises(StoreError, match=r"The results folder .* cannot be written"):
-            Store(place).load_or_run(tiny.config())
+            sweep.load_or_run(tiny.config(), Store(place))
 
 
 def test_17_results_folder_vanishes(root, tmp_path):
@@ -532,21 +532,23 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
     config, other = tiny.config("rnn").to_dict(), tiny.config("rnn", seed=1)
 
     def code(config=config, results=root):
-        return run.run_request({"configs": [config], "results": results, "backend": "reference"})
+        return attempt.run_request(
+            {"configs": [config], "results": results, "backend": "reference"}
+        )
 
     threads = torch.get_num_threads()
     try:
-        assert code() == run.DONE == 0
+        assert code() == attempt.DONE == 0
         (tmp_path / "file").write_text("no folder")
-        assert code(results=tmp_path / "file") == run.UNUSABLE == 3
-        assert code({**config, "seed": -1}) == code({**config, "colour": 1}) == run.INVALID == 2
+        assert code(results=tmp_path / "file") == attempt.UNUSABLE == 3
+        assert code({**config, "seed": -1}) == code({**config, "colour": 1}) == attempt.INVALID == 2
         monkeypatch.setattr(train.Trainer, "train_step", lambda self: 1 / 0)
-        assert code(other.to_dict()) == run.FAILED == 1
-        now = checkpoint.fingerprint()
+        assert code(other.to_dict()) == attempt.FAILED == 1
+        now = files.fingerprint()
         monkeypatch.undo()
         interrupted(root, other)
-        monkeypatch.setattr(checkpoint, "fingerprint", lambda: {**now, "torch": "1.0"})
-        assert code(other.to_dict()) == run.CHANGED == 4
+        monkeypatch.setattr(files, "fingerprint", lambda: {**now, "torch": "1.0"})
+        assert code(other.to_dict()) == attempt.CHANGED == 4
     finally:
         torch.set_num_threads(threads)
     messages = capfd.readouterr().err.splitlines()
@@ -562,4 +564,4 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
 
 def test_a_user_starts_a_window_too_long(root):
     with pytest.raises(ValueError, match="input_length is 9"):
-        run.execute(RunConfig(window=Window(9, 4)), Store(root))
+        attempt.execute(RunConfig(window=Window(9, 4)), Store(root))

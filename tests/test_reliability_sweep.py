@@ -19,7 +19,7 @@ import tiny
 
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.runs import sweep
-from lib.runs.attempt import read_json
+from lib.runs.files import read_json, to_json
 from lib.runs.store import Store
 
 CRASH = """
@@ -90,7 +90,7 @@ def in_a_process(configs, root, **options):
         "sweep.sweep([RunConfig.from_dict(c) for c in configs], Store(root), progress=False, **options)"
     )
     options = {"backend": "reference", "slots": 2, **options}
-    request = sweep.to_json([[config.to_dict() for config in configs], str(root), options]).decode()
+    request = to_json([[config.to_dict() for config in configs], str(root), options]).decode()
     return subprocess.Popen(
         [sys.executable, "-c", code, request], stderr=subprocess.PIPE, text=True
     )

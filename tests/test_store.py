@@ -10,9 +10,10 @@ import torch
 
 from lib import train
 from lib.config import CellSpec, RunConfig
-from lib.runs import attempt, checkpoint
-from lib.runs.checkpoint import StoreError
-from lib.runs.store import Store
+from lib.runs import attempt, files, status
+from lib.runs.files import StoreError
+from lib.runs.status import CONFIGURATION, RESULTS
+from lib.runs.store import TABLES, Store
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ KEY = tiny.config("cb", 0).key()
 
 def test_one_row_for_each_run(trained):
     runs = trained.runs()
-    assert list(runs.columns) == ["key", "state", *attempt.CONFIGURATION[1:], *attempt.RESULTS]
+    assert list(runs.columns) == ["key", "state", *CONFIGURATION[1:], *RESULTS]
     assert len(runs) == 4 and set(runs.state) == {"DONE"} and runs.key.is_unique
     row = runs.set_index("key").loc[KEY]
     assert (row.dataset, row.window, row.convention, row.sequence_length, row.cell, row.label) == (
@@ -69,18 +70,18 @@ def test_curves_and_history_are_what_training_reported(trained):
     curves, history = trained.curves(key=KEY), trained.history(key=KEY)
     expected = pd.DataFrame(outcome.curves)
     pd.testing.assert_frame_equal(
-        curves[list(attempt.TABLES["curves"].names)], expected[list(attempt.TABLES["curves"].names)]
+        curves[list(TABLES["curves"].names)], expected[list(TABLES["curves"].names)]
     )
     pd.testing.assert_frame_equal(
-        history[list(attempt.TABLES["history"].names)],
+        history[list(TABLES["history"].names)],
         pd.DataFrame(outcome.history),
         check_dtype=False,
     )
     assert list(curves.columns) == [
         "key",
         "state",
-        *attempt.CONFIGURATION[1:],
-        *attempt.TABLES["curves"].names,
+        *CONFIGURATION[1:],
+        *TABLES["curves"].names,
     ]
     assert len(trained.curves()) == 12
 
@@ -182,7 +183,7 @@ def test_a_live_run_wins_over_its_bundle(trained, tmp_path):
     entries[0]["status"]["test_accuracy"] = 0.123
     (bundle / "runs.json").write_text(json.dumps(entries))
     manifest = json.loads((bundle / "BUNDLE.json").read_text())
-    manifest["files"]["runs.json"] = checkpoint.digest((bundle / "runs.json").read_bytes())
+    manifest["files"]["runs.json"] = files.digest((bundle / "runs.json").read_bytes())
     (bundle / "BUNDLE.json").write_text(json.dumps(manifest))
     assert (
         Store(tmp_path).runs(key=KEY).test_accuracy.item()
@@ -210,11 +211,11 @@ def test_states(tmp_path):
         row = store.runs(key=config.key()).iloc[0]
         return row.state, row.message
 
-    store.mark(config, "QUEUED")
+    status.mark(store.folder(config.key()), config, "QUEUED")
     assert state()[0] == "QUEUED" and store.config(config.key()) == config
     first = attempt.Attempt(store.folder(config.key()), config)
     assert state()[0] == "RUNNING"
-    store.mark(config, "QUEUED")
+    status.mark(store.folder(config.key()), config, "QUEUED")
     assert state()[0] == "RUNNING", "another sweep's queue does not hide a running attempt"
     first.status(progress=0.5)
     assert store.runs().progress.item() == 0.5
@@ -228,7 +229,7 @@ def test_states(tmp_path):
     assert state()[0] == "INTERRUPTED", "no heartbeat for a minute"
     first.status(state="PAUSED", message="Stopped.")
     assert state() == ("PAUSED", "Stopped.")
-    store.mark(config, "CANCELLED", "by hand")
+    status.mark(store.folder(config.key()), config, "CANCELLED", "by hand")
     assert state() == ("CANCELLED", "by hand")
     second = attempt.Attempt(store.folder(config.key()), config)
     assert state()[0] == "RUNNING"
@@ -276,16 +277,6 @@ def test_execute_reuses_results(trained, tmp_path):
     assert tiny.contents(tmp_path) == before
 
 
-def test_load_or_run_reads_what_is_finished(trained, tmp_path, capsys):
-    tiny.copy(trained.root, tmp_path)
-    before = tiny.contents(tmp_path)
-    runs = Store(tmp_path).load_or_run([tiny.config("cb", 0), tiny.config("gru", 1)])
-    assert list(runs.cell) == ["cb", "gru"] and set(runs.state) == {"DONE"}
-    assert capsys.readouterr().out == "" and tiny.contents(tmp_path) == before
-    with pytest.raises(ValueError, match="Unknown cell"):
-        trained.load_or_run(RunConfig(cell=CellSpec("lstm")))
-
-
 def test_the_name_of_a_users_cell_is_not_enough(trained):
     text = "@register\nclass Mine(CB):\n    name, label = 'mine', 'Mine'\n"
     one, other = (
@@ -294,8 +285,8 @@ def test_the_name_of_a_users_cell_is_not_enough(trained):
     )
     train.check(one)
     assert (
-        attempt.describe(one)["source"] != attempt.describe(other)["source"]
-        and attempt.describe(tiny.config())["source"] == ""
+        status.describe(one)["source"] != status.describe(other)["source"]
+        and status.describe(tiny.config())["source"] == ""
     )
 
 

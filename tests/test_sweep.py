@@ -5,19 +5,18 @@ test_reliability_sweep.py.
 import math
 import subprocess
 import sys
-import threading
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
-from tqdm import tqdm
 
 from lib import cells
-from lib.config import CellSpec, Task
-from lib.runs import run, sweep
-from lib.runs.checkpoint import StoreError
+from lib.config import CellSpec, RunConfig, Task
+from lib.runs import attempt, sweep
+from lib.runs.children import Ending
+from lib.runs.files import StoreError
 from lib.runs.store import Store
 
 GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
@@ -170,6 +169,16 @@ def test_bad_requests(tmp_path):
         sweep.load_or_run(long, Store(tmp_path), progress=False)
 
 
+def test_load_or_run_reads_what_is_finished(tmp_path, capsys):
+    tiny.many(tmp_path, 2, validations=1)
+    before = tiny.contents(tmp_path)
+    runs = sweep.load_or_run([tiny.config("gru", 0), tiny.config("cb", 1)], Store(tmp_path))
+    assert list(runs.cell) == ["cb", "gru"] and set(runs.state) == {"DONE"}
+    assert capsys.readouterr().out == "" and tiny.contents(tmp_path) == before
+    with pytest.raises(ValueError, match="Unknown cell"):
+        sweep.load_or_run(RunConfig(cell=CellSpec("lstm")), Store(tmp_path))
+
+
 def test_the_sweep_imports_no_torch():
     code = "import sys; from lib.runs import sweep; sweep.status(); print('torch' in sys.modules, 'distributed' in sys.modules)"
     assert subprocess.run(
@@ -192,15 +201,15 @@ class Client:
         return {"worker": 1}
 
     def submit(self, function, values, request, key):
-        config = run.RunConfig.from_dict(values[0])
+        config = RunConfig.from_dict(values[0])
         self.asked.append(config)
         answer = self.answers[config.key()].pop(0)
         if answer == "done":
             (self.store.folder(config.key()) / "result").mkdir(parents=True)
-            answer = (run.DONE, "", 28)
+            answer = (attempt.DONE, "", 28)
         future = Future()
         future.key = key
-        future.set_result(answer)
+        future.set_result(Ending(*answer))
         return future
 
 
@@ -209,8 +218,8 @@ def drive(tmp_path):
     def drive(*answers, retries=2):
         store = Store(tmp_path)
         client, configs = Client(store, answers), [config for config, _ in answers]
-        report = sweep._Report(configs, store, tqdm(disable=True))
-        sweep._drive(
+        report = sweep.Report(configs, store, shown=False)
+        sweep.drive(
             client,
             lambda: None,
             [[c] for c in configs],
@@ -218,7 +227,6 @@ def drive(tmp_path):
             {"since": 0},
             retries,
             report,
-            threading.Event(),
         )
         assert not any(client.answers.values()), "every answer was asked for"
         return client.asked, report.failed, store
@@ -230,7 +238,7 @@ ONE, TWO = tiny.config("rnn"), tiny.config("cb")
 
 
 def test_a_run_that_crashes_again_and_again_fails_and_the_rest_goes_on(drive):
-    crash = (run.FAILED, "it broke", -1)
+    crash = (attempt.FAILED, "it broke", -1)
     asked, failed, store = drive((ONE, [crash] * 3), (TWO, ["done"]), retries=2)
     assert asked == [ONE, ONE, ONE, TWO] and failed == 1
     row = store.status(ONE.key())
@@ -256,7 +264,7 @@ def test_attempts_that_come_no_further_are(drive):
 
 def test_a_paused_or_busy_run_waits_for_its_turn(drive):
     asked, failed, _ = drive(
-        (ONE, [(sweep.BUSY, "", -1), (run.PAUSED, "Stopped", -1), "done"]),
+        (ONE, [(attempt.BUSY, "", -1), (attempt.PAUSED, "Stopped", -1), "done"]),
         (TWO, ["done"]),
         retries=0,
     )
@@ -264,13 +272,17 @@ def test_a_paused_or_busy_run_waits_for_its_turn(drive):
 
 
 def test_other_code_is_not_tried_again(drive):
-    asked, failed, store = drive((ONE, [(run.CHANGED, "made by other code", 14)]), (TWO, ["done"]))
+    asked, failed, store = drive(
+        (ONE, [(attempt.CHANGED, "made by other code", 14)]), (TWO, ["done"])
+    )
     assert (
         asked == [ONE, TWO] and failed == 1 and "other code" in store.status(ONE.key())["message"]
     )
 
 
-@pytest.mark.parametrize("code, kind", [(run.UNUSABLE, StoreError), (run.INVALID, ValueError)])
+@pytest.mark.parametrize(
+    "code, kind", [(attempt.UNUSABLE, StoreError), (attempt.INVALID, ValueError)]
+)
 def test_a_full_disk_or_bad_data_stop_the_sweep(drive, code, kind):
     with pytest.raises(kind, match="make room"):
         drive((ONE, [(code, "make room", -1)]), (TWO, []))

@@ -8,8 +8,8 @@ import torch
 
 from lib import datasets, train, windows
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.runs import run, traces
-from lib.runs.checkpoint import StoreError
+from lib.runs import attempt, traces
+from lib.runs.files import StoreError
 from lib.runs.store import Store
 
 CONFIG = RunConfig(
@@ -20,7 +20,7 @@ CONFIG = RunConfig(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("results"))
-    run.execute(CONFIG, store, backend="reference")
+    attempt.execute(CONFIG, store, backend="reference")
     return store
 
 
@@ -142,7 +142,7 @@ def test_recording_over_training_starts_and_ends_with_the_kept_weights(tmp_path)
     recorder = traces.TraceRecorder(
         range(3), ("z",), over=True, store=store, dtype="float32", log=said.append
     )
-    run.execute(configs, store, backend="reference", callbacks=[recorder])
+    attempt.execute(configs, store, backend="reference", callbacks=[recorder])
     for config in configs:
         kept = traces.stored(config.key(), store)
         assert [trace.about["step"] for trace in kept] == [0, 14, 28]

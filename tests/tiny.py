@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.runs import run
-from lib.runs.attempt import RESULTS, TABLES, Attempt, publish
-from lib.runs.store import Store
+from lib.runs import attempt
+from lib.runs.attempt import Attempt, publish
+from lib.runs.status import RESULTS
+from lib.runs.store import TABLES, Store
 from lib.train import Outcome
 
 torch.set_num_threads(1)  # as child processes do
@@ -42,7 +43,7 @@ def config(cell="cb", seed=0, epochs=1, **options):
 
 
 def execute(configs, root, *callbacks):
-    return run.execute(configs, Store(root), backend="reference", callbacks=callbacks)
+    return attempt.execute(configs, Store(root), backend="reference", callbacks=callbacks)
 
 
 def bits(root, key):
@@ -79,12 +80,12 @@ class At:
 
 def train_until(configs, root, step, number=signal.SIGKILL):
     """In a child process: train and send this process a signal after a step; ends with the exit
-    code of `lib.runs.run`.
+    code of `lib.runs.attempt`.
     """
     try:
         execute(configs, root, At(step, lambda: os.kill(os.getpid(), number)))
     except KeyboardInterrupt:
-        os._exit(run.PAUSED)
+        os._exit(attempt.PAUSED)
 
 
 def copy(source, target):
@@ -109,16 +110,16 @@ def many(root, count, validations=40):
     try:
         for number in range(count):
             one = config(FAMILIES[number % 4], seed=number)
-            attempt = Attempt(Store(root).folder(one.key()), one)
-            attempt.log("made up")
-            attempt.environment({})
+            made = Attempt(Store(root).folder(one.key()), one)
+            made.log("made up")
+            made.environment({})
             results = {name: 0.5 for name in RESULTS} | {"message": "", "backend": "reference"}
-            attempt.finish(
+            made.finish(
                 Outcome(
                     one, "DONE", results, curves, history, {"best": {"w": torch.zeros(4, 4)}}, None
                 )
             )
-            assert publish(attempt.folder)
+            assert publish(made.folder)
     finally:
         os.fsync = fsync
 

@@ -14,10 +14,9 @@ import pandas as pd
 from lib import datasets, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run, slots
-from lib.explore.widgets import EXPECTED, assign, dropdown, offer, row, say
+from lib.explore.widgets import assign, dropdown, offer, row, say
 from lib.figures import plots, select
 from lib.runs import sweep
-from lib.runs.attempt import CONFIGURATION, RESULTS
 from lib.runs.store import Store
 
 STRIDES = (("fixed: 4 pixels", "fixed"), ("half the input length", "half"))
@@ -43,14 +42,11 @@ class Cache:
         self.reload()
 
     def reload(self):
-        self._kept, self.tasks, self.problems = {}, {}, {}
-        try:
-            runs = self.store.runs()
-        except EXPECTED as error:
-            self.problems["of a bundle"] = str(error)
-            runs = pd.DataFrame(columns=["state", *CONFIGURATION, *RESULTS])
+        self._kept, self.tasks = {}, {}
+        self.store.reload()
+        runs = self.store.runs()
         damaged = runs["state"] == "DAMAGED"
-        self.problems |= dict(runs.loc[damaged, ["key", "message"]].itertuples(index=False))
+        self.problems = dict(runs.loc[damaged, ["key", "message"]].itertuples(index=False))
         self.runs = self._with_task(runs[~damaged].infer_objects())
         self.done = self.runs[self.runs["state"] == "DONE"]
 
@@ -330,7 +326,7 @@ class WindowControls:
     def _report(self):
         self.message.value = say(self.report())
         missing = self.missing()
-        known, seconds = SimpleNamespace(runs=lambda state: self.cache.done), math.nan
+        known, seconds = SimpleNamespace(rows=lambda state: self.cache.done), math.nan
         with suppress(ValueError):  # a data set of one's own, which this process does not know
             seconds = sweep.estimate(missing, known, slots(len(missing)))
         self.runner.offer(missing, seconds)

@@ -18,7 +18,7 @@ from lib.explore.figure import Figure
 from lib.explore.widgets import EXPECTED, assign, button, row, say
 from lib.figures import style
 from lib.figures.export import export_figure
-from lib.runs.checkpoint import digest
+from lib.runs.files import digest
 
 PLACE = ("task", "input_length", "stride")
 

@@ -5,7 +5,6 @@ notebook, plain text elsewhere.
 the store, which runs in other processes write to.
 """
 
-import os
 import threading
 import time
 
@@ -19,8 +18,8 @@ from lib.explore.figure import Figure
 from lib.explore.view import Axis, Line, Panel
 from lib.explore.widgets import EXPECTED, button, row, say
 from lib.figures import style
-from lib.runs import sweep
-from lib.runs.attempt import describe
+from lib.runs import sweep, system
+from lib.runs.status import describe
 from lib.runs.store import Store
 
 STATES = ("RUNNING", "PAUSED", "INTERRUPTED", "DONE", "DIVERGED")
@@ -314,4 +313,4 @@ class Runner:
 
 def slots(runs):
     """Runs that are trained side by side on this machine."""
-    return max(1, min(runs, len(os.sched_getaffinity(0))))
+    return max(1, min(runs, system.cpus()))

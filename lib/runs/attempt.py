@@ -1,121 +1,43 @@
-"""Writing a run: its attempt folder, what the files hold, and publishing by one rename."""
+"""One attempt at one run (or at a group of seeds) in this process: resume, train, checkpoint,
+publish.
 
-import io
-import json
-import math
+Exit codes of a process that runs one attempt: 0 a result is published; 1 it failed; 2 the request
+is invalid; 3 the results folder is full or not usable; 4 its checkpoint was made by other code; 75
+it was asked to stop, saved its state, and can go on; 76 another process trains this run.
+"""
+
+import contextlib
 import os
 import shutil
-import socket
+import signal
+import subprocess
+import sys
 import threading
 import time
+import traceback
 import uuid
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from lib import checks
+from lib.config import RunConfig
+from lib.runs import files, status, system
+from lib.runs.files import CodeChanged, StoreError, Verified
+from lib.runs.store import TABLES, Store
 
-from lib.runs import checkpoint
-from lib.runs.checkpoint import StoreError, digest
+# torch and the training are imported once the guard over the parent stands.
 
-FINISHED = ("DONE", "DIVERGED")
-# Columns that say what a run is, in every frame.
-CONFIGURATION = (
-    *(
-        "key",
-        "dataset",
-        "permuted",
-        "last_rows",
-        "first_rows",
-        "delay",
-        "data_seed",
-        "input_length",
-        "stride",
-        "scan",
-        "convention",
-        "window",
-        "sequence_length",
-        "image_shape",
-        "class_names",
-    ),
-    *(
-        "cell",
-        "label",
-        "hidden_size",
-        "initialisation",
-        "options",
-        "source",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "clip_norm",
-    ),
-    *("validations_per_epoch", "seed"),
-)
-RESULTS = (
-    *(
-        "best_epoch",
-        "validation_accuracy",
-        "test_accuracy",
-        "test_loss",
-        "parameters",
-        "seconds",
-        "ms_per_step",
-        "backend",
-    ),
-    *("progress", "message"),
-)
-_TYPES = {
-    "step": pa.int64(),
-    "variable": pa.string(),
-    "statistic": pa.string(),
-    "image": pa.int32(),
-    "label": pa.int32(),
-}
-_TYPES |= {"prediction": pa.int32(), "probability": pa.float32()}
-_COLUMNS = {
-    "curves": "step epoch train_loss train_accuracy validation_loss validation_accuracy rate gradient_norm",
-    "history": "step epoch variable statistic value",
-    "predictions": "image label prediction probability",
-}
-TABLES = {
-    table: pa.schema([(name, _TYPES.get(name, pa.float64())) for name in names.split()])
-    for table, names in _COLUMNS.items()
-}
+DONE, FAILED, INVALID, UNUSABLE, CHANGED, PAUSED, BUSY = 0, 1, 2, 3, 4, 75, 76
+BACKENDS = ("auto", "reference", "fast")
+HEARTBEAT = 10  # seconds
+SUPERSEDED = "Another attempt published the result first."
 
 
-def describe(config):
-    """The configuration columns of a run, as a dict."""
-    from lib import cells, windows
-
-    task, window, cell, training = config.task, config.window, config.cell, config.training
-    own = (cell.source or "") + (task.source or "")  # tells versions of what a user added apart
-    values = describe_images(task)
-    values |= {**vars(task), **vars(window), **vars(cell), **vars(training)}
-    values |= {
-        "key": config.key(),
-        "seed": config.seed,
-        "convention": ", ".join(windows.conventions(window.input_length, window.stride)),
-        "window": window.label,
-        "sequence_length": windows.task_length(task, window),
-        "cell": cell.name,
-        "label": getattr(
-            cells.CELLS.get(cell.name), "label", cell.name
-        ),  # someone's own cell may be stored, but not known here
-        "options": json.dumps(cell.options, sort_keys=True),
-        "source": digest(own.encode())[:8] if own else "",
-    }
-    return {name: values[name] for name in CONFIGURATION}
+class Stopped(KeyboardInterrupt):
+    """The process was asked to stop, by SIGTERM or SIGINT; the state is saved."""
 
 
-def describe_images(task):
-    """The columns of a run that say what its images are: their shape (channels, rows, columns) as
-    they are read, and the names of their classes.
-    """
-    from lib import datasets
-
-    return {
-        "image_shape": datasets.image_shape(task),
-        "class_names": datasets.get(task.dataset).class_names,
-    }
+class Superseded(Exception):
+    """Another attempt published the result first."""
 
 
 class Attempt:
@@ -124,54 +46,41 @@ class Attempt:
     def __init__(self, run, config):
         self.run, self.config = run, config
         self.folder = run / f"attempt-{uuid.uuid4().hex}"
-        with checkpoint.explained(run):
+        with files.explained(run):
             self.folder.mkdir(parents=True)
         self._lock = threading.Lock()
-        now = time.time()
-        self._status = {
-            **describe(config),
-            "state": "RUNNING",
-            "progress": 0.0,
-            "message": "",
-            "started": now,
-            "heartbeat": now,
-        }
-        self._status |= {"pid": os.getpid(), "host": socket.gethostname()}
-        checkpoint.write(self.folder / "config.json", to_json(config.to_dict()))
+        self._row = status.begin(config)
+        files.write(self.folder / "config.json", files.to_json(config.to_dict()))
         self.status()
 
     def status(self, **changes):
         """Change the status and renew the heartbeat."""
         with self._lock:
-            self._status |= {"heartbeat": time.time(), **changes}
-            checkpoint.write(self.folder / "status.json", to_json(self._status), sync=False)
+            self._row |= {"heartbeat": time.time(), **changes}
+            status.write(self.folder, self._row)
 
     def environment(self, values):
-        """Note what the result depends on beside its configuration, as `lib.runs.run.environment`
-        says.
-        """
-        checkpoint.write(self.folder / "environment.json", to_json(values))
+        """Note what the result depends on beside its configuration, as `environment` says."""
+        files.write(self.folder / "environment.json", files.to_json(values))
 
     def log(self, text):
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
         with (
-            checkpoint.explained(self.folder),
+            files.explained(self.folder),
             open(self.folder / "log.txt", "a", encoding="utf-8") as file,
         ):
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            file.write(line)
 
     def metrics(self, curves, history):
         """Replace the live curves and history, which may be read while the run goes on; the
         checkpoint holds them too.
         """
-        checkpoint.write(
-            self.folder / "curves.parquet", to_parquet(curves, TABLES["curves"]), sync=False
-        )
-        checkpoint.write(
-            self.folder / "history.parquet", to_parquet(history, TABLES["history"]), sync=False
-        )
+        for name, rows in (("curves", curves), ("history", history)):
+            data = files.to_parquet(rows, TABLES[name])
+            files.write(self.folder / f"{name}.parquet", data, sync=False)
 
     def checkpoint(self, step, content):
-        checkpoint.save(self.folder / "checkpoints", step, content)
+        files.save_checkpoint(self.folder / "checkpoints", step, content)
 
     def finish(self, outcome):
         """Write all files of the result and, last, the manifest: from then on any process may
@@ -179,36 +88,26 @@ class Attempt:
         """
         from safetensors.torch import save
 
-        files = {"config.json": to_json(self.config.to_dict())}
-        files |= {
-            f"{which}.safetensors": save(weights) for which, weights in outcome.weights.items()
-        }
-        tables = {
-            "curves": outcome.curves,
-            "history": outcome.history,
-            "predictions": outcome.predictions,
-        }
-        files |= {
-            f"{name}.parquet": to_parquet(rows, TABLES[name])
-            for name, rows in tables.items()
-            if rows is not None
-        }
-        for name, data in files.items():
-            checkpoint.write(self.folder / name, data)
-        self._status |= {**outcome.summary, "state": outcome.state, "progress": 1.0}
-        for name in ("pid", "host", "heartbeat", "step", "steps"):
-            self._status.pop(name, None)
-        checkpoint.write(self.folder / "status.json", to_json(self._status))
+        content = {"config.json": files.to_json(self.config.to_dict())}
+        for which, weights in outcome.weights.items():
+            content[f"{which}.safetensors"] = save(weights)
+        for name, schema in TABLES.items():
+            rows = getattr(outcome, name)
+            if rows is not None:
+                content[f"{name}.parquet"] = files.to_parquet(rows, schema)
+        for name, data in content.items():
+            files.write(self.folder / name, data)
+        row = {**self._row, **outcome.summary, "state": outcome.state, "progress": 1.0}
+        for name in ("pid", "born", "host", "heartbeat", "step", "steps"):
+            row.pop(name, None)
+        status.write(self.folder, row, sync=True)
         self.log(f"{outcome.state} {outcome.summary['message']}".rstrip())
-        checkpoint.write(
-            self.folder / "log.txt", (self.folder / "log.txt").read_bytes()
-        )  # now it, too, is on the disk
+        log = self.folder / "log.txt"
+        files.write(log, log.read_bytes())  # now it, too, is on the disk
         written = sorted(path for path in self.folder.iterdir() if path.is_file())
-        manifest = {
-            "key": self.config.key(),
-            "files": {path.name: digest(path.read_bytes()) for path in written},
-        }
-        checkpoint.write(self.folder / "MANIFEST.json", to_json(manifest))
+        sums = {path.name: files.digest(path.read_bytes()) for path in written}
+        manifest = files.to_json({"key": self.config.key(), "files": sums})
+        files.write(self.folder / files.MANIFEST, manifest)
 
 
 def publish(attempt):
@@ -222,43 +121,328 @@ def publish(attempt):
         if (attempt.parent / "result").is_dir():
             return False
         raise StoreError(
-            f"{attempt} cannot be published ({error.strerror}); start again when its folder can be written."
+            f"{attempt} cannot be published ({error.strerror}); "
+            "start again when its folder can be written."
         ) from error
-    checkpoint.sync_folder(attempt.parent)
+    system.sync_folder(attempt.parent)
     return True
 
 
-def to_json(value):
-    """Bytes of strict JSON, the same for the same content; what is not finite becomes null."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return (json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+def adopt(run):
+    """Publish an attempt whose process was killed between its manifest and the rename; True if
+    there was one in the folder of the run.
+    """
+    for manifest in run.glob(f"attempt-*/{files.MANIFEST}"):
+        with contextlib.suppress(StoreError):
+            if not Verified(manifest.parent).damaged() and publish(manifest.parent):
+                return True
+    return False
 
 
-def read_json(path):
-    """Content of a small JSON file; None when it is missing or was cut short by a power failure."""
+def resumable(folders, log=print):
+    """Contents of the newest checkpoints of a group of runs, all of one step; None without a step
+    that all share.
+
+    A checkpoint that fails its checksum is set aside, and the one before is used.
+    """
+    found = [files.checkpoints(run) for run in folders]
+    shared = set.intersection(*({step for step, _ in paths} for paths in found))
+    for step in sorted(shared, reverse=True):
+        contents = []
+        for run, paths in zip(folders, found, strict=True):
+            candidates = (_content(path, run.name, log) for at, path in paths if at == step)
+            contents.append(next((content for content in candidates if content), None))
+        if None not in contents:
+            return contents
+    return None
+
+
+def _content(path, key, log):
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        content = files.load_checkpoint(path)
+        if content["key"] != key:
+            raise ValueError(f"{path.name} belongs to run {content['key']}")
+        return content
+    except FileNotFoundError:  # its writer moved on
+        return None
+    except ValueError as error:
+        log(f"checkpoint set aside in {path.parent.parent.name}: {error}")
+        path.rename(path.with_name(f"damaged-{path.name}"))
         return None
 
 
-def to_parquet(rows, schema=None):
-    """Bytes of a parquet file of a list of dicts, a dict of columns, or an arrow table."""
-    if not isinstance(rows, pa.Table):
-        rows = (pa.Table.from_pydict if isinstance(rows, dict) else pa.Table.from_pylist)(
-            rows, schema
+def check_place(device, backend="auto", here=True):
+    """Refuse a device or backend that cannot be meant or, ``here``, is not there (ValueError)."""
+    import torch
+
+    checks.one_of("backend", backend, BACKENDS)
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError):
+        asked = None
+    known = asked is not None and asked.type in ("cpu", "cuda")
+    checks.require(known, "device", device, "cpu, cuda, or one GPU such as cuda:0")
+    if here and asked.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        rule = f"a device that is here: {count} GPUs are" if count else "cpu: no GPU is here"
+        checks.require((asked.index or 0) < count, "device", str(device), rule)
+
+
+def execute(configs, store=None, *, data=None, device="cpu", backend="auto", callbacks=()):
+    """One attempt at these runs: resume from the newest valid checkpoints, train, publish the
+    result of each seed.
+
+    Parameters
+    ----------
+    configs : RunConfig or list of RunConfig
+        Equal but for the seed; those with a result already are left out.
+    store : Store, optional
+    data : Dataset, path or None
+    device, backend : str
+        A resumed run keeps the backend it began with, where that still can be compiled.
+    callbacks : sequence of lib.train.Callback
+
+    Returns
+    -------
+    list of str
+        State of each run afterwards.
+
+    Raises
+    ------
+    ValueError
+        A configuration, the device or the data cannot be used.
+    StoreError
+        The results folder cannot be used, is full, or holds checkpoints of other code.
+    Stopped
+        SIGTERM or SIGINT arrived; the state is saved and reads PAUSED.
+    """
+    from lib import datasets, train
+
+    store = store or Store()
+    configs = [configs] if isinstance(configs, RunConfig) else list(configs)
+    for config in configs:
+        train.check(config)
+    check_place(device, backend)
+    files.check_writable(store.root)
+    pending = []
+    for config in configs:
+        if not (adopt(store.folder(config.key())) or store.finished(config.key())):
+            pending.append(config)
+    if pending:
+        if not isinstance(data, datasets.Dataset):
+            data = datasets.load(pending[0].task, data=data, device=device)
+        _train(pending, store, data, device, backend, callbacks)
+    return [store.status(config.key())["state"] for config in configs]
+
+
+def _train(configs, store, data, device, backend, callbacks):
+    from lib import train
+
+    notes = []
+    found = resumable([store.folder(config.key()) for config in configs], notes.append)
+    if found:
+        for config, content in zip(configs, found, strict=True):
+            made = content["environment"]["fingerprint"]
+            files.check_fingerprint(made, f"Run {config.key()}")
+        backend = found[0]["environment"]["backend"]
+    attempts = [Attempt(store.folder(config.key()), config) for config in configs]
+    recorder = Recorder(attempts, device, found)
+    with recorder:
+        for attempt in attempts:
+            for note in notes:
+                attempt.log(note)
+        outcomes = train.fit(
+            configs,
+            data,
+            device=device,
+            backend=backend,
+            callbacks=(recorder, *callbacks),
+            resume=[content["state"] for content in found] if found else None,
         )
-    encoding = {}
-    if "image" in rows.column_names:  # counts up: its differences take no space
-        encoding["use_dictionary"] = [name for name in rows.column_names if name != "image"]
-        encoding["column_encoding"] = {"image": "DELTA_BINARY_PACKED"}
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", **encoding)
-    return buffer.getvalue()
+        recorder.close()
+        for attempt, outcome in zip(attempts, outcomes, strict=True):
+            attempt.finish(outcome)
+        for attempt in attempts:
+            if not publish(attempt.folder) and attempt.folder.is_dir():
+                attempt.status(state="CANCELLED", message=SUPERSEDED)
+
+
+def environment(state, device):
+    """What a result depends on beside its configuration, and the code that made it."""
+    import platform
+
+    import numpy
+    import torch
+
+    processor = system.processor()
+    gpu = str(device).startswith("cuda")
+    return {
+        "backend": state.backend,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if gpu else platform.machine(),
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "seeds": [config.seed for config in state.configs],  # trained side by side
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "fingerprint": files.fingerprint(),
+    }
+
+
+def _commit():
+    """Commit of this code; None where it is unknown, as without git."""
+    command = ["git", "rev-parse", "HEAD"]
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return None if said.returncode else said.stdout.strip()
+
+
+class Recorder:
+    """Callback of `lib.train.fit` and context of an attempt: status, heartbeat, live metrics,
+    checkpoints, requests to stop.
+
+    Signals are caught while the context is open (in the main thread): once training goes on, the
+    state is saved at the next step; before that there is nothing to save, and the process stops at
+    once; while results are published, signals wait.
+    """
+
+    def __init__(self, attempts, device, found=None):
+        self.attempts, self.device, self.found = attempts, device, found
+        self._stop, self._stage, self._done, self._handlers = None, "idle", threading.Event(), {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        self._beat = threading.Thread(target=self._heartbeat, daemon=True)
+        self._beat.start()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if isinstance(error, Superseded):
+            self._finish("CANCELLED", SUPERSEDED)
+        elif isinstance(error, KeyboardInterrupt | StoreError):
+            self._finish("PAUSED", str(error))  # the last checkpoint stands: a rerun goes on
+        elif error is not None:
+            details = "".join(traceback.format_exception(error))
+            self._finish("FAILED", f"{kind.__name__}: {error}", details)
+        return isinstance(error, Superseded)
+
+    def _finish(self, state, message, details=""):
+        for attempt in self.attempts:
+            # no room, or the folder is gone: the reason is raised anyway
+            with contextlib.suppress(OSError, StoreError):
+                attempt.log(f"{state} {message}\n{details}".rstrip())
+                attempt.status(state=state, message=message)
+
+    def close(self):
+        """Stop the heartbeat, before the results are published."""
+        self._stage = "publishing"
+        self._done.set()
+        self._beat.join()
+
+    def _heartbeat(self):
+        while not self._done.wait(HEARTBEAT):
+            for attempt in self.attempts:
+                with contextlib.suppress(OSError, StoreError):  # the training itself will say so
+                    attempt.status()
+
+    def _on_signal(self, number, frame):
+        self._stop = signal.Signals(number).name
+        if self._stage == "idle":
+            raise Stopped(f"Stopped by {self._stop}.")
+
+    # Hooks of the training
+
+    def on_start(self, state):
+        made = environment(state, self.device)
+        resumed = []
+        began = f"started, {state.steps} steps"
+        if self.found:
+            resumed = [*self.found[0]["environment"].get("resumed", []), self._origin(made)]
+            began = f"resumed at step {state.step} of {state.steps}"
+        self.environment = {**made, "resumed": resumed}
+        for s, attempt in enumerate(self.attempts):
+            attempt.environment(self.environment)
+            attempt.log(began)
+            progress = {"step": state.step, "progress": state.step / state.steps}
+            attempt.status(steps=state.steps, backend=state.backend, **progress)
+            if state.curves[s]:
+                attempt.metrics(state.curves[s], state.history[s])
+
+    def _origin(self, made):
+        before = self.found[0]["environment"]
+        names = ("backend", "device", "device_name", "processor", "threads", "seeds")
+        changed = {name: before.get(name) for name in names if before.get(name) != made[name]}
+        return {"step": self.found[0]["state"]["step"], "before": changed}
+
+    def on_step(self, state):
+        self._stage = "training"
+        if state.validated or self._stop:
+            for s, attempt in enumerate(self.attempts):
+                content = {"key": attempt.config.key(), "environment": self.environment}
+                attempt.checkpoint(state.step, content | {"state": state.snapshot(s)})
+        if self._stop:
+            where = f"step {state.step} of {state.steps}"
+            raise Stopped(f"Stopped by {self._stop} at {where}; the state is saved.")
+        if state.validated and all((attempt.run / "result").is_dir() for attempt in self.attempts):
+            raise Superseded
+
+    def on_validation(self, state, record):
+        s = [config.seed for config in state.configs].index(record["seed"])
+        self.attempts[s].metrics(state.curves[s], state.history[s])
+        self.attempts[s].status(
+            step=state.step,
+            progress=state.step / state.steps,
+            seconds=state.seconds,
+            ms_per_step=state.ms_per_step,
+            validation_accuracy=max(row["validation_accuracy"] for row in state.curves[s]),
+        )
+
+    def on_end(self, state):
+        self._stage = "idle"  # nothing is saved from here until the results are
+
+
+def run_request(request, callbacks=()):
+    """Run what a request says and return the exit code; messages go to standard error.
+
+    Parameters
+    ----------
+    request : dict
+        ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``, ``backend``,
+        ``threads``.
+    """
+    try:
+        import torch
+
+        torch.set_num_threads(request.get("threads") or 1)
+        if str(request.get("device")).startswith("cuda"):  # on a CPU there is no choice of kernels
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # costs time, and no tensor is read before it is written
+            torch.utils.deterministic.fill_uninitialized_memory = False
+        configs = [RunConfig.from_dict(values) for values in request["configs"]]
+        names = [name for name in ("data", "device", "backend") if request.get(name)]
+        options = {name: request[name] for name in names}
+        execute(configs, Store(request.get("results")), callbacks=callbacks, **options)
+        return DONE
+    except KeyboardInterrupt as error:
+        code, message = PAUSED, str(error) or "Interrupted."
+    except CodeChanged as error:
+        code, message = CHANGED, str(error)
+    except StoreError as error:
+        code, message = UNUSABLE, str(error)
+    except ValueError as error:
+        code, message = INVALID, str(error)
+    except Exception:
+        code, message = FAILED, traceback.format_exc()
+    print(message, file=sys.stderr, flush=True)
+    return code

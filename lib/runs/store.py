@@ -1,219 +1,73 @@
-"""Where results live: run folders, atomic publishing, tidy frames, compact bundles.
+"""Reading what was trained: tidy frames of all runs, and one run's model, predictions, recordings.
 
-    <results>/runs/<key>/attempt-<id>/   config, environment, status, curves, history, log, checkpoints
+    <results>/runs/<key>/attempt-<id>/   config, environment, status, curves, history, checkpoints
     <results>/runs/<key>/result/         an attempt folder, published by one rename, with a manifest
     <results>/<bundle>/                  finished runs packed for git; read like live ones
 
-One attempt has one writer, so correctness needs no lock: the first rename wins.
+What is damaged is handled in one way: frames go on without it, `Store.runs` shows it as DAMAGED
+with what is wrong, and whatever reads that one run raises it (StoreError).
 """
 
-import json
 import os
 import shutil
-import socket
-import time
-import uuid
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lib import paths
 from lib.config import RunConfig, Task
-from lib.runs import checkpoint
-from lib.runs.attempt import (
-    CONFIGURATION,
-    FINISHED,
-    RESULTS,
-    TABLES,
-    describe,
-    describe_images,
-    publish,
-    read_json,
-    to_json,
-    to_parquet,
-)
-from lib.runs.checkpoint import StoreError, digest
+from lib.runs import bundles, files, status
+from lib.runs.files import BUNDLE, StoreError, Verified
+from lib.runs.status import CONFIGURATION, FINISHED, RESULTS
 
 # pandas, torch and the cells are imported where they are needed: workers and `status` start without
 # them.
 
-BUNDLED = (
-    "runs.json",
-    "curves.parquet",
-    "history.parquet",
-)  # of a bundle, checked before any of it is read
-STALE = 60  # seconds without a heartbeat after which a running attempt reads as interrupted
+_TYPES = {
+    **{"step": pa.int64(), "variable": pa.string(), "statistic": pa.string()},
+    **{"image": pa.int32(), "label": pa.int32(), "prediction": pa.int32()},
+    "probability": pa.float32(),
+}
+_COLUMNS = {
+    "curves": "step epoch train_loss train_accuracy validation_loss validation_accuracy "
+    "rate gradient_norm",
+    "history": "step epoch variable statistic value",
+    "predictions": "image label prediction probability",
+}
+TABLES = {
+    table: pa.schema([(name, _TYPES.get(name, pa.float64())) for name in names.split()])
+    for table, names in _COLUMNS.items()
+}
+NUMBERS = [name for name in RESULTS if name not in ("backend", "message")]
+IMAGES = ("image_shape", "class_names")
+ORDER = "dataset permuted input_length stride cell hidden_size seed key".split()
+DAMAGE = (StoreError, OSError, ValueError, KeyError, TypeError)  # what a damaged run provokes
 
 
 class Store:
     """All runs and bundles under one results folder (default `paths.results_dir`); a bundle's own
-    folder is one, too.
+    folder is one, too. Bundles are looked for once; `reload` looks again.
     """
 
     def __init__(self, root=None):
         self.root = Path(root or paths.results_dir()).expanduser().absolute()
-        self._read_bundles = {}  # bundle and times of its last changes -> entries
+        self._bundles = bundles.Bundles(self.root)
 
     def folder(self, key):
         """Folder of a run, ``<results>/runs/<key>``."""
         return self.root / "runs" / key
 
-    # Writing
+    def reload(self):
+        """Look for bundles again at the next question."""
+        self._bundles.forget()
 
-    def check_writable(self):
-        """Refuse a results folder that cannot be written, before any training."""
-        probe = self.root / "runs" / f".probe-{uuid.uuid4().hex[:8]}"
-        try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"x" * 4096)
-            probe.unlink()
-        except OSError as error:
-            raise StoreError(
-                f"The results folder {self.root} cannot be written ({error.strerror}); make it writable, make room, "
-                f"or name another one in the environment variable WORKBOOK_RESULTS."
-            ) from error
-
-    def mark(self, config, state, message=""):
-        """Note QUEUED, CANCELLED or FAILED of a run that no process works on."""
-        folder = self.folder(config.key())
-        folder.mkdir(parents=True, exist_ok=True)
-        row = {
-            **describe(config),
-            "state": state,
-            "message": message,
-            "progress": 0.0,
-            "started": time.time(),
-            "config": config.to_dict(),
-        }
-        checkpoint.write(folder / "status.json", to_json(row), sync=False)
-
-    def finished(self, key):
-        """Whether the result of a run is here, live or in a bundle."""
-        return (self.folder(key) / "result").is_dir() or self._packed(key) is not None
-
-    def finished_keys(self):
-        """Keys of all finished runs, in one look: for plans of many runs."""
+    def _live(self):
         runs = self.root / "runs"
-        live = {
-            key
-            for key in (os.listdir(runs) if runs.is_dir() else ())
-            if (runs / key / "result").is_dir()
-        }
-        return live.union(*(entries for _, entries in self._bundles(_refuse)))
+        return {name for name in os.listdir(runs) if name[0] != "."} if runs.is_dir() else set()
 
-    def adopt(self, key):
-        """Publish an attempt whose process was killed between its manifest and the rename; True if
-        there was one.
-        """
-        attempts = [path.parent for path in self.folder(key).glob("attempt-*/MANIFEST.json")]
-        return any(not _damaged(attempt) and publish(attempt) for attempt in attempts)
-
-    def resumable(self, keys, log=print):
-        """Contents of the newest checkpoints of a group of runs, all of one step; None without a
-        step that all share.
-
-        A checkpoint that fails its checksum is set aside, and the one before is used.
-        """
-        found = [checkpoint.found(self.folder(key)) for key in keys]
-        for step in sorted(
-            set.intersection(*({step for step, _ in files} for files in found)), reverse=True
-        ):
-            contents = []
-            for key, files in zip(keys, found, strict=True):
-                candidates = (self._content(path, key, log) for at, path in files if at == step)
-                contents.append(next((content for content in candidates if content), None))
-            if None not in contents:
-                return contents
-        return None
-
-    def _content(self, path, key, log):
-        try:
-            content = checkpoint.load(path)
-            if content["key"] != key:
-                raise ValueError(f"{path.name} belongs to run {content['key']}")
-            return content
-        except FileNotFoundError:  # its writer moved on
-            return None
-        except ValueError as error:
-            log(f"checkpoint set aside in {path.parent.parent.name}: {error}")
-            path.rename(path.with_name(f"damaged-{path.name}"))
-            return None
-
-    def prune(self, keys=None, unfinished=False):
-        """Remove the attempts that finished runs left behind, and with `unfinished` those of runs
-        without a result; returns their folders.
-
-        Attempts that a process still works on stay.
-
-        Parameters
-        ----------
-        keys : list of str, optional
-            Default all runs.
-        """
-        removed = []
-        for folder in sorted((self.root / "runs").glob("*")):
-            if (keys is not None and folder.name not in keys) or not (
-                unfinished or (folder / "result").is_dir()
-            ):
-                continue
-            for attempt in sorted(folder.glob("attempt-*")):
-                row = read_json(attempt / "status.json")
-                if row is None or _state(row) != "RUNNING":
-                    shutil.rmtree(attempt, ignore_errors=True)
-                    removed.append(attempt)
-            if not (folder / "result").is_dir() and not any(folder.glob("attempt-*")):
-                shutil.rmtree(folder)
-        return removed
-
-    # Reading
-
-    def status(self, key):
-        """What is known of one run: its row, and while it runs also pid, host, step, steps,
-        heartbeat; None for an unknown key.
-        """
-        return self._row(key, self._packed)
-
-    def _row(self, key, packed):
-        folder = self.folder(key)
-        for _ in range(2):  # an attempt may be published between two looks
-            if (folder / "result").is_dir():
-                for table in ("curves.parquet", "history.parquet"):
-                    _verified(folder / "result", table)
-                return json.loads(_verified(folder / "result", "status.json"))
-            if found := packed(key):
-                return found[1]["status"]
-            try:
-                if row := self._unfinished(folder):
-                    return row
-            except (KeyError, TypeError) as error:
-                raise StoreError(
-                    f"A status.json below {folder} is damaged ({error!r}); move {folder} away and run again."
-                ) from error
-        return None
-
-    def _unfinished(self, folder):
-        """Row of the newest attempt, unless a newer mark overrules it."""
-        attempts = [row for row in map(read_json, folder.glob("attempt-*/status.json")) if row]
-        newest, mark = (
-            max(attempts, key=lambda row: row["started"], default=None),
-            read_json(folder / "status.json"),
-        )
-        if newest is None:
-            return mark
-        newest["state"] = _state(newest)
-        failed = sum(row["state"] == "FAILED" for row in attempts)
-        if newest["state"] == "FAILED" and failed > 1:
-            newest["message"] = f"{failed} failed attempts; the last: {newest['message']}"
-        if (
-            mark
-            and mark["started"] > newest["started"]
-            and (mark["state"], newest["state"]) != ("QUEUED", "RUNNING")
-        ):
-            newest |= {"state": mark["state"], "message": mark["message"]}
-        return newest
+    # Frames
 
     def runs(self, **filters):
         """One row for each run, finished or not.
@@ -227,74 +81,164 @@ class Store:
         -------
         DataFrame
             `CONFIGURATION` with ``state`` after the key, and results (accuracies in 0..1). A
-            damaged run, or bundle, reads DAMAGED and has what is wrong as its message; `curves` and
-            `history` leave it out, any other reading raises that.
+            damaged run, or bundle, reads DAMAGED and has what is wrong as its message.
 
         Raises
         ------
         ValueError
             A filter names no column.
         """
+        runs = self.rows(**filters)
+        images = [_images(row) for row in runs.to_dict("records")]
+        for name in IMAGES:
+            runs[name] = [held[name] for held in images]
+        return runs
+
+    def rows(self, **filters):
+        """`runs` without what the images of early runs are, which they do not hold: needs no torch,
+        and so starts at once.
+        """
         import pandas as pd
 
-        rows, packed = [], {}
-        for folder, entries in self._bundles(
-            lambda folder, error: rows.append(_damage(str(folder.relative_to(self.root)), error))
-        ):
-            packed |= {key: (folder, entry) for key, entry in entries.items()}
-        known = {
-            *packed,
-            *(os.listdir(self.root / "runs") if (self.root / "runs").is_dir() else ()),
-        }
+        rows = [_damage(name, error) for name, error in self._bundles.damaged.items()]
+        known = self._live() | self._bundles.entries.keys()
         if "key" in filters:  # read only these
             known &= set(_values(filters["key"]))
         for key in known:
             try:
-                row = self._row(key, packed.get)
-            except StoreError as error:
-                row = _damage(key, error, read_json(self.folder(key) / "result" / "config.json"))
+                row = self._row(key)
+            except DAMAGE as error:
+                config = files.read_json(self.folder(key) / "result" / "config.json")
+                row = _damage(key, error, config)
             if row:
-                rows.append(_with_images(row))
+                rows.append({"delay": Task.delay, **row})  # of the first runs, which lack it
         columns = [CONFIGURATION[0], "state", *CONFIGURATION[1:], *RESULTS]
         # As objects until the rows are chosen: what a damaged run lacks must not turn whole numbers
         # of others into fractions.
-        frame = pd.DataFrame(
-            [[row.get(name) for name in columns] for row in rows], columns=columns, dtype=object
-        )
-        for name in (
-            "best_epoch",
-            "validation_accuracy",
-            "test_accuracy",
-            "test_loss",
-            "seconds",
-            "ms_per_step",
-            "progress",
-            "parameters",
-        ):
-            frame[name] = frame[name].astype(float)
-        order = [
-            "dataset",
-            "permuted",
-            "input_length",
-            "stride",
-            "cell",
-            "hidden_size",
-            "seed",
-            "key",
-        ]
-        return _filter(frame, filters).infer_objects().sort_values(order, ignore_index=True)
+        cells = [[row.get(name) for name in columns] for row in rows]
+        frame = pd.DataFrame(cells, columns=columns, dtype=object)
+        frame = frame.astype(dict.fromkeys(NUMBERS, float))
+        return _filter(frame, filters).infer_objects().sort_values(ORDER, ignore_index=True)
+
+    def damaged(self, **filters):
+        """Key of a damaged run, or name of a bundle -> what is wrong; frames leave these out."""
+        runs = self.rows(**filters, state="DAMAGED")
+        return dict(zip(runs["key"], runs["message"], strict=True))
 
     def curves(self, **filters):
         """Learning curves, one row for each validation of each run; by default of finished runs
         (``state="RUNNING"`` for others).
         """
-        return self._table("curves", filters)
+        return self._joined("curves", filters)
 
     def history(self, **filters):
         """Parameters and dynamics over training in long form: variable, statistic, value; filters
         as `curves`, also on these columns.
         """
-        return self._table("history", filters)
+        return self._joined("history", filters)
+
+    def _joined(self, name, filters):
+        import pandas as pd
+
+        schema = TABLES[name]
+        own = {
+            column: value
+            for column, value in filters.items()
+            if column in schema.names and column not in RESULTS
+        }
+        others = {column: value for column, value in filters.items() if column not in own}
+        runs = self.runs(**{"state": list(FINISHED), **others})
+        tables = self._tables(name, runs["key"][runs["state"] != "DAMAGED"], forgiving=True)
+        columns = ["key", "state", *CONFIGURATION[1:]]
+        runs = runs.loc[runs["key"].isin(list(tables)), columns].reset_index(drop=True)
+        parts = [tables[key] for key in runs["key"]]
+        joined = pa.concat_tables(parts) if parts else schema.empty_table()
+        index = pa.array(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+        for column, value in own.items():
+            chosen = pc.is_in(joined[column], pa.array(_values(value), schema.field(column).type))
+            joined = joined.filter(chosen)
+            index = index.filter(chosen.combine_chunks())
+        repeated = runs.take(index.to_numpy(zero_copy_only=False)).reset_index(drop=True)
+        return pd.concat([repeated, joined.to_pandas()], axis=1)
+
+    # One run
+
+    def status(self, key):
+        """What is known of one run: its row, and while it runs also pid, host, step, steps,
+        heartbeat; None for an unknown key.
+        """
+        try:
+            row = self._row(key)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"Run {key} is damaged ({error!r}); move it away.") from error
+        if row is None:
+            self._bundles.entry(key)  # raises if a damaged bundle may hold it
+        return row
+
+    def _row(self, key):
+        run = self.folder(key)
+        for _ in range(2):  # an attempt may be published between two looks
+            if (run / "result").is_dir():
+                result = Verified(run / "result")
+                for table in ("curves", "history"):
+                    result.read(f"{table}.parquet")
+                return result.json("status.json")
+            if packed := self._bundles.entries.get(key):
+                return packed["status"]
+            if row := status.unfinished(run):
+                return row
+        return None
+
+    def _require(self, key):
+        row = self.status(key)
+        if row is None:
+            raise ValueError(
+                f"No run has the key {key!r} under {self.root}; Store().runs() lists those there."
+            )
+        return row
+
+    def finished(self, key):
+        """Whether the result of a run is here, live or in a bundle (StoreError: perhaps in a
+        damaged one).
+        """
+        return (self.folder(key) / "result").is_dir() or self._bundles.entry(key) is not None
+
+    def finished_keys(self):
+        """Keys of all finished runs, in one look: for plans of many runs.
+
+        Raises
+        ------
+        StoreError
+            A bundle is damaged: what it holds would be trained again.
+        """
+        for error in self._bundles.damaged.values():
+            raise error
+        live = {key for key in self._live() if (self.folder(key) / "result").is_dir()}
+        return live | self._bundles.entries.keys()
+
+    def config(self, key):
+        """The `RunConfig` of a key."""
+        run = self.folder(key)
+        for path in (run / "result" / "config.json", *run.glob("attempt-*/config.json")):
+            if values := files.read_json(path):
+                return RunConfig.from_dict(values)
+        if packed := self._bundles.entry(key):
+            return RunConfig.from_dict(packed["config"])
+        return RunConfig.from_dict(self._require(key)["config"])
+
+    def environment(self, key):
+        """What a finished run was made with: backend, device, threads, versions, commit,
+        fingerprint of the code.
+        """
+        self._require(key)
+        return self._entry(key)["environment"]
+
+    def _entry(self, key):
+        result = self.folder(key) / "result"
+        if not result.is_dir() and (packed := self._bundles.entry(key)):
+            return packed
+        made = Verified(result)
+        return {name: made.json(f"{name}.json") for name in ("status", "config", "environment")}
 
     def predictions(self, key):
         """Predictions of the test set by the best state: image (its number in the test set), label,
@@ -306,26 +250,6 @@ class Store:
             raise ValueError(f"Run {key} holds no predictions; only runs that are DONE do.")
         return table.to_pandas()
 
-    def config(self, key):
-        """The `RunConfig` of a key."""
-        folder = self.folder(key)
-        for values in (
-            read_json(path)
-            for path in (folder / "result" / "config.json", *folder.glob("attempt-*/config.json"))
-        ):
-            if values:
-                return RunConfig.from_dict(values)
-        if packed := self._packed(key):
-            return RunConfig.from_dict(packed[1]["config"])
-        return RunConfig.from_dict(self._require(key)["config"])
-
-    def environment(self, key):
-        """What a finished run was made with: backend, device, threads, versions, commit,
-        fingerprint of the code.
-        """
-        self._require(key)
-        return self._entry(key)["environment"]
-
     def load(self, key, which="best"):
         """The trained model of a run, a `SequenceClassifier` on the reference path; `which` is
         "best", "initial" or "final".
@@ -335,31 +259,27 @@ class Store:
         from lib import train
 
         self._require(key)
-        result = self.folder(key) / "result"
-        places = [(result, f"{which}.safetensors", "MANIFEST.json")]
-        places += [
-            (folder, f"weights/{key}/{which}.safetensors", "BUNDLE.json")
-            for folder, rows in self._bundles()
-            if key in rows
-        ]
+        places = [(self.folder(key) / "result", f"{which}.safetensors", files.MANIFEST)]
+        for folder in self._bundles.holding(key):
+            places.append((folder, f"weights/{key}/{which}.safetensors", BUNDLE))
         for folder, name, manifest in places:
             if (folder / name).exists():
                 config = self.config(key)
                 train.check(config)
                 model = train.build(config)
-                model.load_state_dict(load(_verified(folder, name, manifest)))
+                model.load_state_dict(load(Verified(folder, manifest).read(name)))
                 return model
         raise ValueError(
-            f"Run {key} holds no {which!r} weights here; train it (load_or_run), or pack it with weights."
+            f"Run {key} holds no {which!r} weights here; train it again, or pack it with weights."
         )
 
     def recordings(self, key):
         """Files of the recordings of a run; those of bundles are checked."""
         found = {path.name: path for path in (self.folder(key) / "traces").glob("*.safetensors")}
-        for folder, entries in self._bundles():
-            for path in (folder / "traces" / key).glob("*.safetensors") if key in entries else ():
+        for folder in self._bundles.holding(key):
+            for path in (folder / "traces" / key).glob("*.safetensors"):
                 if path.name not in found:
-                    _verified(folder, f"traces/{key}/{path.name}", "BUNDLE.json")
+                    Verified(folder, BUNDLE).read(f"traces/{key}/{path.name}")
                     found[path.name] = path
         return [found[name] for name in sorted(found)]
 
@@ -367,92 +287,43 @@ class Store:
         """Names of the files of a finished run that do not match its manifest; empty when all is
         well.
         """
-        return _damaged(self.folder(key) / "result")
+        try:
+            return Verified(self.folder(key) / "result").damaged()
+        except StoreError:
+            return [files.MANIFEST]
 
-    def _require(self, key):
-        row = self.status(key)
-        if row is None:
-            raise ValueError(
-                f"No run has the key {key!r} under {self.root}; Store().runs() lists those there are."
-            )
-        return row
+    def _tables(self, name, keys, forgiving=False):
+        """key -> arrow table of a kind, of results, running attempts and bundles."""
+        tables = {}
+        for key in keys:
+            try:
+                table = self._live_table(self.folder(key), f"{name}.parquet")
+            except DAMAGE:
+                if not forgiving:
+                    raise
+            else:
+                if table is not None:
+                    tables[key] = table
+        return {**self._bundles.tables(name, set(keys) - set(tables)), **tables}
 
-    def _table(self, name, filters):
-        import pandas as pd
-
-        schema = TABLES[name]
-        own = {
-            column: value
-            for column, value in filters.items()
-            if column in schema.names and column not in RESULTS
-        }
-        runs = self.runs(
-            **{"state": list(FINISHED), **{k: v for k, v in filters.items() if k not in own}}
-        )
-        tables = self._tables(name, list(runs.key[runs.state != "DAMAGED"]))
-        runs = runs.loc[
-            runs.key.isin(list(tables)), ["key", "state", *CONFIGURATION[1:]]
-        ].reset_index(drop=True)
-        joined = (
-            pa.concat_tables([tables[key] for key in runs.key])
-            if len(runs)
-            else schema.empty_table()
-        )
-        index = pa.array(np.repeat(np.arange(len(runs)), [len(tables[key]) for key in runs.key]))
-        for column, value in own.items():
-            chosen = pc.is_in(joined[column], pa.array(_values(value), schema.field(column).type))
-            joined, index = joined.filter(chosen), index.filter(chosen.combine_chunks())
-        return pd.concat(
-            [
-                runs.take(index.to_numpy(zero_copy_only=False)).reset_index(drop=True),
-                joined.to_pandas(),
-            ],
-            axis=1,
-        )
-
-    def _tables(self, name, keys):
-        """key -> arrow table, of results, running attempts and bundles."""
-        live, file = (
-            {key: self._live_table(self.folder(key), f"{name}.parquet") for key in keys},
-            f"{name}.parquet",
-        )
-        tables = {key: table for key, table in live.items() if table is not None}
-        for folder, entries in self._bundles():
-            wanted = {key for key in keys if key in entries and key not in tables}
-            if wanted and (folder / file).exists():
-                table, start = _table(_verified(folder, file, "BUNDLE.json")), 0
-                for part in pc.value_counts(
-                    table["key"]
-                ).to_pylist():  # keys stand in order, each in one piece
-                    if part["values"] in wanted:
-                        tables[part["values"]] = table.slice(start, part["counts"]).drop_columns(
-                            "key"
-                        )
-                    start += part["counts"]
-        return tables
-
-    def _live_table(self, folder, file):
+    def _live_table(self, run, file):
         for _ in range(2):  # an attempt may be published between two looks
-            if (folder / "result").is_dir():
-                return (
-                    _table(_verified(folder / "result", file))
-                    if (folder / "result" / file).exists()
-                    else None
-                )
+            if (run / "result").is_dir():
+                if not (run / "result" / file).exists():
+                    return None
+                return files.from_parquet(Verified(run / "result").read(file))
             try:
                 newest = max(
-                    folder.glob(f"attempt-*/{file}"),
-                    key=lambda path: path.stat().st_mtime,
-                    default=None,
+                    run.glob(f"attempt-*/{file}"), key=lambda p: p.stat().st_mtime, default=None
                 )
-                return newest and _table(newest.read_bytes())
+                return newest and files.from_parquet(newest.read_bytes())
             except FileNotFoundError:
                 continue
             except pa.ArrowInvalid:  # cut short by a power failure
                 return None
         return None
 
-    # Bundles
+    # Keeping house
 
     def pack(self, keys, folder, weights=()):
         """Write finished runs as a compact bundle that git can hold; the same runs give the same
@@ -475,128 +346,50 @@ class Store:
         """
         from safetensors.torch import save
 
-        keys, folder = sorted(set(keys)), self.root / folder
+        keys = sorted(set(keys))
+        folder = self.root / Path(folder).expanduser()
         unfinished = [key for key in keys if self._require(key)["state"] not in FINISHED]
         if unfinished or not set(weights) <= set(keys) or not keys:
             raise ValueError(
-                f"Only finished runs, and weights of these runs, are packed; not finished: {', '.join(unfinished) or 'none'}."
+                "Only finished runs, and weights of these runs, are packed; "
+                f"not finished: {', '.join(unfinished) or 'none'}."
             )
-        files = {"runs.json": to_json([self._entry(key) for key in keys])}
-        for name in TABLES:
-            tables = self._tables(name, keys)
-            if name == "predictions":  # three decimals take a quarter of the space
-                tables = {
-                    key: table.set_column(3, "probability", pc.round(table["probability"], 3))
-                    for key, table in tables.items()
-                }
-            parts = [
-                tables[key].add_column(0, "key", pa.array([key] * len(tables[key]), pa.string()))
-                for key in keys
-                if key in tables
-            ]
-            if parts:
-                files[f"{name}.parquet"] = to_parquet(pa.concat_tables(parts))
+        others = {}
         for key in sorted(set(weights)):
-            files[f"weights/{key}/best.safetensors"] = save(
-                {name: value.data for name, value in self.load(key).named_parameters()}
-            )
-            files |= {
-                f"traces/{key}/{path.name}": path.read_bytes() for path in self.recordings(key)
-            }
-        folder.mkdir(parents=True, exist_ok=True)
-        old = read_json(folder / "BUNDLE.json") or {"files": {}}
-        (folder / "BUNDLE.json").unlink(missing_ok=True)  # no bundle while its files change
-        for name in set(old["files"]) - set(files):
-            (folder / name).unlink(missing_ok=True)
-        for name, data in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(folder / name, data)
-        checkpoint.write(
-            folder / "BUNDLE.json",
-            to_json({"format": 1, "files": {name: digest(data) for name, data in files.items()}}),
-        )
+            best = {name: value.data for name, value in self.load(key).named_parameters()}
+            others[f"weights/{key}/best.safetensors"] = save(best)
+            for path in self.recordings(key):
+                others[f"traces/{key}/{path.name}"] = path.read_bytes()
+        entries = [self._entry(key) for key in keys]
+        tables = {name: self._tables(name, keys) for name in TABLES}
+        bundles.write(folder, entries, tables, others)
+        self.reload()
         return folder
 
-    def _entry(self, key):
-        result = self.folder(key) / "result"
-        if not result.is_dir() and (packed := self._packed(key)):
-            return packed[1]
-        return {
-            name: json.loads(_verified(result, f"{name}.json"))
-            for name in ("status", "config", "environment")
-        }
+    def prune(self, keys=None, unfinished=False):
+        """Remove the attempts that finished runs left behind, and with `unfinished` those of runs
+        without a result; returns their folders.
 
-    def _packed(self, key):
-        """(bundle, entry) of a packed run, else None; a damaged bundle raises unless another one
-        holds the run.
+        Attempts that a process still works on stay.
+
+        Parameters
+        ----------
+        keys : list of str, optional
+            Default all runs.
         """
-        errors = []
-        for folder, entries in self._bundles(lambda folder, error: errors.append(error)):
-            if key in entries:
-                return folder, entries[key]
-        if errors:
-            raise errors[0]
-        return None
-
-    def _bundles(self, damaged=lambda folder, error: None):
-        """(folder, key -> entry) of every bundle under the root; of a damaged one,
-        ``damaged(folder, error)`` is told.
-        """
-        for folder, subfolders, names in os.walk(self.root):
-            if Path(folder) == self.root and "runs" in subfolders:
-                subfolders.remove("runs")
-            subfolders.sort()
-            if "BUNDLE.json" in names:
-                folder = Path(folder)
-                try:
-                    stamp = (folder, *((folder / name).stat().st_mtime_ns for name in BUNDLED))
-                    if stamp not in self._read_bundles:
-                        entries, *_ = (_verified(folder, name, "BUNDLE.json") for name in BUNDLED)
-                        self._read_bundles[stamp] = {
-                            entry["status"]["key"]: entry for entry in json.loads(entries)
-                        }
-                except (OSError, StoreError, KeyError) as error:
-                    damaged(folder, error)
-                else:
-                    yield folder, self._read_bundles[stamp]
-
-    def load_or_run(self, configs, **options):
-        """Rows of these runs; those without a result are trained first. See
-        `lib.runs.sweep.load_or_run`.
-        """
-        from lib.runs import sweep
-
-        return sweep.load_or_run(configs, self, **options)
-
-
-def _state(row):
-    """State as it reads now: a running attempt without a process or a recent heartbeat was
-    interrupted.
-    """
-    if row["state"] in FINISHED:  # written, but not published
-        return "INTERRUPTED"
-    if row["state"] != "RUNNING":
-        return row["state"]
-    alive = time.time() - row["heartbeat"] < STALE
-    if alive and row["host"] == socket.gethostname():
-        alive = _lives(row["pid"])
-    return "RUNNING" if alive else "INTERRUPTED"
-
-
-def _lives(pid):
-    """Whether a process works; one that ended counts as dead even where nobody reaps it, as in many
-    containers.
-    """
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
-        return False
-    except (
-        PermissionError,
-        FileNotFoundError,
-    ):  # it lives, under another user, or on a system without /proc
-        return True
+        removed = []
+        for key in sorted(self._live() if keys is None else self._live().intersection(keys)):
+            run = self.folder(key)
+            if not (unfinished or (run / "result").is_dir()):
+                continue
+            for attempt in sorted(run.glob("attempt-*")):
+                row = files.read_json(attempt / "status.json")
+                if row is None or status.of_attempt(row) != "RUNNING":
+                    shutil.rmtree(attempt, ignore_errors=True)
+                    removed.append(attempt)
+            if not (run / "result").is_dir() and not any(run.glob("attempt-*")):
+                shutil.rmtree(run)
+        return removed
 
 
 def _filter(frame, filters):
@@ -606,79 +399,33 @@ def _filter(frame, filters):
                 f"There is no column {name!r} to filter by; columns are {', '.join(frame.columns)}."
             )
         values = _values(value)
-        frame = frame[frame[name].isin(values) | (frame[name].isna() if None in values else False)]
+        missing = frame[name].isna() if None in values else False
+        frame = frame[frame[name].isin(values) | missing]
     return frame
 
 
 def _values(value):
     """The values of a filter: one, or any collection of them."""
-    return (
-        [value]
-        if value is None or isinstance(value, str) or not hasattr(value, "__iter__")
-        else list(value)
-    )
-
-
-def _table(data):
-    return pq.ParquetFile(pa.BufferReader(data)).read(
-        use_threads=False
-    )  # small files: threads would only wait
-
-
-def _verified(folder, name, manifest="MANIFEST.json"):
-    """Bytes of a file that match the manifest of its folder.
-
-    Raises
-    ------
-    StoreError
-        They do not.
-    """
-    try:
-        data = (folder / name).read_bytes()
-        expected = json.loads((folder / manifest).read_bytes())["files"].get(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{folder / name} or its {manifest} is damaged ({error}); move {folder} away and run again."
-        ) from error
-    if digest(data) != expected:
-        raise StoreError(
-            f"{folder / name} does not match its manifest: it was changed or damaged; move {folder} away and run again."
-        )
-    return data
+    several = hasattr(value, "__iter__") and not isinstance(value, str)
+    return list(value) if several else [value]
 
 
 def _damage(key, error, config=None):
     """Row of a run that cannot be read; says what it is, where its configuration still does."""
     try:
-        row = describe(RunConfig.from_dict(config)) if config else {}
+        row = status.describe(RunConfig.from_dict(config)) if config else {}
     except Exception:  # whatever a damaged configuration provokes: the error at hand says more
         row = {}
     return {**row, "key": key, "state": "DAMAGED", "message": str(error)}
 
 
-def _with_images(row):
-    """A row that says what its images are; of a run that does not hold it, the registry knows."""
-    row = {"delay": Task.delay} | row  # rows of the first runs lack the field
-    if row.get("class_names"):
-        held = {name: tuple(row[name]) for name in ("image_shape", "class_names")}
-    else:
-        from lib import datasets
+def _images(row):
+    """What the images of a run are; of a run that does not hold it, the registry knows."""
+    if isinstance(row["class_names"], list | tuple):
+        return {name: tuple(row[name]) for name in IMAGES}
+    from lib import datasets
 
-        last_rows = row.get("last_rows")
-        known = row.get("dataset") in datasets.DATASETS
-        held = describe_images(Task(row["dataset"], last_rows=last_rows)) if known else {}
-    return row | held
-
-
-def _refuse(folder, error):
-    raise error
-
-
-def _damaged(folder):
-    manifest = read_json(folder / "MANIFEST.json") or {"files": {"MANIFEST.json": ""}}
-    files = {name: folder / name for name in manifest["files"]}
-    return [
-        name
-        for name, path in files.items()
-        if not path.is_file() or digest(path.read_bytes()) != manifest["files"][name]
-    ]
+    if row["dataset"] not in datasets.DATASETS:
+        return dict.fromkeys(IMAGES)
+    last_rows = None if row["last_rows"] != row["last_rows"] else row["last_rows"]
+    return status.describe_images(Task(row["dataset"], last_rows=last_rows and int(last_rows)))

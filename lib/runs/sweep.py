@@ -1,22 +1,18 @@
-"""Many runs: a grid planned against the store, each run in a child process, through Dask on this
-machine or a cluster.
+"""Many runs: planned against the store, each in a child process, through Dask on this machine or a
+cluster.
 
 A slot is a thread of a Dask worker. It holds one child process at a time and reads nothing but its
-end: the child trains, saves and publishes by itself (`lib.runs.run`), so whatever dies here, the
-store knows how far every run came. One code path serves all places; only where the workers come
-from differs.
+end: the child trains, saves and publishes by itself (`lib.runs.attempt`), so whatever dies here,
+the store knows how far every run came. One code path serves all places; only where the workers come
+from differs (`lib.runs.places`).
 """
 
 import contextlib
-import inspect
-import itertools
 import math
-import os
 import queue
-import signal
 import socket
 import statistics
-import tempfile
+import sys
 import threading
 import time
 import uuid
@@ -24,12 +20,17 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from pathlib import Path
 
-from lib import paths
-from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.runs import checkpoint, run
-from lib.runs.attempt import FINISHED, describe, read_json, to_json
-from lib.runs.checkpoint import StoreError
-from lib.runs.children import Server
+from lib import checks, paths
+from lib.config import RunConfig
+from lib.runs import attempt, children, files, places, system
+from lib.runs.attempt import BUSY, CHANGED, DONE, FAILED, INVALID, PAUSED, UNUSABLE
+from lib.runs.children import Ending
+from lib.runs.files import StoreError
+from lib.runs.grid import grid as grid  # what a sweep is asked with
+from lib.runs.grid import read_grid as read_grid
+from lib.runs.grid import unique
+from lib.runs.places import read_cluster as read_cluster
+from lib.runs.status import FINISHED, cancelled, describe, mark, unfinished
 from lib.runs.store import Store
 
 # torch, the cells and Dask are imported where they are needed: workers start without torch,
@@ -39,152 +40,21 @@ ASK_ABOVE = 600  # estimated seconds above which `load_or_run` wants confirm=Tru
 START_UP = 1  # seconds of a run beside its training
 POLL = 0.2  # seconds between two looks at a child process
 GRACE = 3  # seconds a child has to save its state before it is killed
-_TRAINING = Training()
-
-
-# The grid
-
-
-def grid(
-    dataset="digits",
-    permuted=False,
-    last_rows=None,
-    first_rows=None,
-    delay=0,
-    data_seed=0,
-    input_length=(8,),
-    stride=(4,),
-    scan="raster",
-    cells="all",
-    hidden_size=48,
-    initialisation="balanced",
-    options=None,
-    seeds=(0, 1, 2),
-    epochs=_TRAINING.epochs,
-    learning_rate=_TRAINING.learning_rate,
-    batch_size=_TRAINING.batch_size,
-    clip_norm=_TRAINING.clip_norm,
-    validations_per_epoch=_TRAINING.validations_per_epoch,
-):
-    """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair
-    comparison.
-
-    All cells at the first window with the first seed come first, then the other seeds, then the
-    next window.
-
-    Parameters
-    ----------
-    input_length : int or sequence of int
-        Pixels.
-    stride : int, "fixed", "half" or sequence of these
-        Pixels, or a convention that is resolved for each input length; a window that comes up twice
-        counts once.
-    cells : str or sequence of str
-        As `lib.cells.names`; a cell of the user's own takes its text along.
-    options : dict, optional
-        Options of cells, given to those cells that have them.
-    learning_rate : float or dict
-        One for all cells, or cell -> rate, with "default" for those not named.
-    dataset, permuted, last_rows, first_rows, delay, data_seed, scan, hidden_size, epochs, ... :
-        As the fields of `lib.config`, the same for all runs.
-
-    Returns
-    -------
-    list of RunConfig
-    """
-    from lib import cells as registry
-    from lib import datasets, recurrence, train, windows
-
-    chosen = registry.names(cells if isinstance(cells, str) else ",".join(map(str, cells)))
-    if not isinstance(options, dict | None):
-        raise ValueError(f"options is {options!r}, but must be a mapping, such as {{'dt': 0.3}}.")
-    options = options or {}
-    known = {option for name in chosen for option in registry.get(name).defaults}
-    for option in options:
-        if option not in known:
-            has = f"their options are: {', '.join(sorted(known)) or 'none'}"
-            raise ValueError(
-                f"options name {option!r}, which none of the cells {', '.join(chosen)} has; {has}."
-            )
-    rates = learning_rate if isinstance(learning_rate, dict) else {"default": learning_rate}
-    for name in rates:
-        if name not in (*chosen, "default"):
-            raise ValueError(
-                f"learning_rate names {name!r}, which is not among the cells: {', '.join(chosen)}, or default."
-            )
-    for name in chosen:
-        if name not in rates and "default" not in rates:
-            raise ValueError(f"learning_rate has no value for {name!r}; add one, or a default.")
-    pairs = [
-        (length, windows.resolve_stride(step, length))
-        for length in _several(input_length)
-        for step in _several(stride)
-    ]
-    if not isinstance(seeds, list | tuple | range) or not seeds:
-        raise ValueError(f"seeds is {seeds!r}, but must be a list, such as [0, 1, 2].")
-    recurrence.check_seeds(seeds)
-    source = datasets.SOURCES.get(dataset)
-    task = Task(dataset, permuted, last_rows, data_seed, source, first_rows, delay)
-    configs = []
-    for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
-        kind = registry.get(name)
-        own = {option: value for option, value in options.items() if option in kind.defaults}
-        own = kind.changed_options(own)
-        cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
-        rate = rates[name] if name in rates else rates["default"]
-        training = Training(epochs, batch_size, rate, clip_norm, validations_per_epoch)
-        configs.append(RunConfig(task, Window(length, step, scan), cell, training, seed))
-        train.check(configs[-1])
-    return _unique(configs)
-
-
-def read_grid(path):
-    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings; a refusal
-    names file, field and value.
-    """
-    known, configs, content = inspect.signature(grid).parameters, [], _read_yaml(path, "grid file")
-    for values in content if isinstance(content, list) else [content]:
-        if not isinstance(values, dict) or not values:
-            raise ValueError(
-                f"{path}: {values!r} is no grid; write one field a line, such as 'cells: all'."
-            )
-        for name in values:
-            if name not in known:
-                raise ValueError(
-                    f"{path}: unknown field {name!r}; known fields are {', '.join(known)}."
-                )
-        try:
-            configs += grid(**values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return _unique(configs)
-
-
-def read_cluster(path):
-    """Settings of a SLURM cluster from a YAML file, for ``sweep(..., cluster=...)``."""
-    content = _read_yaml(path, "file of cluster settings")
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: {content!r} are no settings; write one field a line, such as 'jobs: 4'."
-        )
-    return content
-
-
-def _read_yaml(path, kind):
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no {kind}: {' '.join(str(error).split())}.") from error
-
-
-def _several(value):
-    return list(value) if isinstance(value, list | tuple | range) else [value]
-
-
-def _unique(configs):
-    return list({config.key(): config for config in configs}.values())
+DIFFERENCES = (  # beside data set, window, cell and seed
+    *(
+        "permuted",
+        "last_rows",
+        "first_rows",
+        "delay",
+        "data_seed",
+        "scan",
+        "hidden_size",
+        "initialisation",
+        "options",
+    ),
+    *("source", "epochs", "batch_size", "learning_rate", "clip_norm", "validations_per_epoch"),
+)
+LINE = 60  # seconds between two lines of progress without a terminal
 
 
 # Before and beside the training
@@ -193,7 +63,7 @@ def _unique(configs):
 def plan(configs, store=None):
     """The runs that have no result yet, in their order, each once."""
     done = (store or Store()).finished_keys()
-    return [config for config in _unique(configs) if config.key() not in done]
+    return [config for config in unique(configs) if config.key() not in done]
 
 
 def estimate(configs, store=None, slots=1):
@@ -202,47 +72,46 @@ def estimate(configs, store=None, slots=1):
 
     Training time is taken as proportional to epochs x time steps, for each cell and hidden size.
     """
-    return (
-        _seconds(map(describe, configs), (store or Store()).runs(state="DONE").to_dict("records"))
-        / slots
-    )
+    known = (store or Store()).rows(state="DONE").to_dict("records")
+    return _seconds(map(describe, configs), known) / slots
 
 
 def _seconds(rows, known):
     """Seconds that runs take one after the other, from rows of finished ones."""
     times, total = {}, 0.0
     for row in known:
-        for kind in ((row["dataset"], row["cell"], row["hidden_size"]), row["dataset"]):
-            times.setdefault(kind, []).append(
-                row["seconds"] / (row["epochs"] * row["sequence_length"])
-            )
+        pace = row["seconds"] / (row["epochs"] * row["sequence_length"])
+        times.setdefault(row["dataset"], []).append(pace)
+        times.setdefault(_kind(row), []).append(pace)
     paces = {kind: statistics.median(values) for kind, values in times.items()}
     for row in rows:
-        pace = paces.get(
-            (row["dataset"], row["cell"], row["hidden_size"]), paces.get(row["dataset"], math.nan)
-        )
+        pace = paces.get(_kind(row), paces.get(row["dataset"], math.nan))
         total += START_UP + row["epochs"] * row["sequence_length"] * pace
     return total
 
 
+def _kind(row):
+    return row["dataset"], row["cell"], row["hidden_size"]
+
+
 def preview(configs, store=None, slots=None, device="cpu"):
     """What a sweep would train and how long it would take, as text."""
-    store, configs = store or Store(), _unique(configs)
+    store, configs = store or Store(), unique(configs)
     missing = plan(configs, store)
     slots = slots or _slots(missing, device)
-    lines = [
-        f"{len(configs)} runs, {len(configs) - len(missing)} finished, {len(missing)} to train."
-    ]
+    done = len(configs) - len(missing)
+    lines = [f"{len(configs)} runs, {done} finished, {len(missing)} to train."]
     rows = Counter((row["dataset"], row["window"], row["cell"]) for row in map(describe, missing))
-    lines += [
-        f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds"
-        for (dataset, window, cell), count in rows.items()
-    ]
+    for (dataset, window, cell), count in rows.items():
+        lines.append(f"  {dataset}  window {window:>5}  {cell:<12} {_number(count, 'seed')}")
     if missing:
-        lines.append(
-            f"Estimated time on {slots} slots: {duration(estimate(missing, store, slots))}."
-        )
+        time_left = duration(estimate(missing, store, slots))
+        lines.append(f"Estimated time on {_number(slots, 'slot')}: {time_left}.")
     return "\n".join(lines)
+
+
+def _number(count, word):
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def duration(seconds):
@@ -259,23 +128,52 @@ def status(configs=None, store=None):
     of all runs.
     """
     store = store or Store()
-    runs = store.runs() if configs is None else store.runs(key=[config.key() for config in configs])
-    runs["message"] = [text.partition("\n")[0] for text in runs.message.fillna("")]
-    accuracies = ["validation_accuracy", "test_accuracy"]
-    return runs[
-        [
-            "key",
-            "state",
-            "dataset",
-            "window",
-            "cell",
-            "hidden_size",
-            "seed",
-            "progress",
-            *accuracies,
-            "message",
-        ]
-    ]
+    filters = {} if configs is None else {"key": [config.key() for config in configs]}
+    runs = store.rows(**filters)
+    runs["message"] = [text.partition("\n")[0] for text in runs["message"].fillna("")]
+    columns = "key state dataset window cell hidden_size seed progress".split()
+    own = [name for name in _differing(runs) if name not in columns]
+    return runs[[*columns, *own, "validation_accuracy", "test_accuracy", "message"]]
+
+
+def overview(store=None):
+    """One row a group of runs: data set, window, cell and what else differs, the number of runs by
+    state, their mean accuracy on the test set, and the training time left on one slot.
+    """
+    import pandas as pd
+
+    runs = (store or Store()).rows()
+    runs = runs[runs["state"] != "DAMAGED"].copy()
+    done = runs[runs["state"] == "DONE"].to_dict("records")
+    usual = {name: runs[name].value_counts(dropna=False).index[0] for name in _differing(runs)}
+    runs["differs"] = [_difference(row, usual) for row in runs.to_dict("records")]
+    columns = ["dataset", "window", "cell", "differs"]
+    rows = []
+    for names, group in runs.groupby(columns, sort=False):
+        states = ", ".join(f"{n} {state}" for state, n in group["state"].value_counts().items())
+        accuracy = group["test_accuracy"].mean()
+        shown = "" if math.isnan(accuracy) else f"{accuracy:.1%}"
+        open_ = group[~group["state"].isin([*FINISHED, "CANCELLED", "FAILED"])].to_dict("records")
+        rows.append((*names, states, shown, duration(_seconds(open_, done)) if open_ else ""))
+    return pd.DataFrame(rows, columns=[*columns, "runs", "test accuracy", "time left"])
+
+
+def _differing(runs):
+    """Columns, beside data set, window, cell and seed, in which these runs differ."""
+    return [name for name in DIFFERENCES if runs[name].nunique(dropna=False) > 1]
+
+
+def _difference(row, usual):
+    """What a run has of its own, in words."""
+    parts = []
+    for name, value in usual.items():
+        if row[name] != value and not (row[name] != row[name] and value != value):
+            own = f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])
+            own = own.strip("{}").replace('"', "")
+            parts.append(
+                name if row[name] is True else own if name == "options" else f"{name} {own}"
+            )
+    return ", ".join(parts)
 
 
 def watch(configs, store=None, every=2.0):
@@ -283,7 +181,7 @@ def watch(configs, store=None, every=2.0):
     while True:
         runs = status(configs, store)
         yield runs
-        if len(runs) and not runs.state.isin(["QUEUED", "RUNNING"]).any():
+        if len(runs) and not runs["state"].isin(["QUEUED", "RUNNING"]).any():
             return
         time.sleep(every)
 
@@ -296,19 +194,10 @@ def cancel(key, store=None):
     config, row = store.config(key), store.status(key)
     if row["state"] in FINISHED:
         raise ValueError(f"Run {key} is finished ({row['state']}); there is nothing to cancel.")
-    mark = {
-        **row,
-        "state": "CANCELLED",
-        "message": "Cancelled.",
-        "started": time.time(),
-        "config": config.to_dict(),
-    }
-    checkpoint.write(store.folder(key) / "status.json", to_json(mark))
-    if (
-        row["state"] == "RUNNING" and row["host"] == socket.gethostname()
-    ):  # elsewhere its worker reads the mark
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(row["pid"], signal.SIGTERM)
+    mark(store.folder(key), config, "CANCELLED", "Cancelled.")
+    # elsewhere its worker reads the mark
+    if row["state"] == "RUNNING" and row["host"] == socket.gethostname():
+        system.end(row["pid"], row.get("born"))
 
 
 # The sweep
@@ -353,7 +242,7 @@ def sweep(
         A run fails after this many further attempts in a row that came no further. A run that
         diverges is a result.
     progress : bool
-        Show a bar.
+        Show a bar, or without a terminal a line a minute.
     cluster : dict, optional
         Settings of dask_jobqueue.SLURMCluster, and ``jobs``, their number.
     stop : threading.Event, optional
@@ -368,60 +257,71 @@ def sweep(
     Raises
     ------
     ValueError
-        A configuration, the place or the data cannot be used.
+        A configuration, the place, the device or the data cannot be used.
     StoreError
         The results folder cannot be used, or is full.
+    RuntimeError
+        No worker comes.
     """
-    import dask
-    from distributed import Client  # brings the defaults that the settings below change
-    from tqdm.auto import tqdm
-
-    from lib import train
-
-    store, configs = store or Store(), _unique(configs)
-    for config in configs:
-        train.check(config)
-    if where not in ("local", "slurm") and "://" not in where:
-        raise ValueError(
-            f"where is {where!r}, but must be local, slurm, or the address of a Dask scheduler such as tcp://10.0.0.1:8786."
-        )
-    store.check_writable()
+    store, configs = store or Store(), unique(configs)
+    check(configs, where, device, backend, slots, cluster)
+    files.check_writable(store.root)
     missing = plan(configs, store)
     if missing:
         if "://" not in where:  # elsewhere the data may lie with the workers alone
             _check_data(missing, data)
         for config in missing:
-            store.mark(config, "QUEUED")
+            mark(store.folder(config.key()), config, "QUEUED")
         groups = _groups(missing, device)
         request = {
             "results": str(store.root),
             "data": str(Path(data or paths.data_dir()).expanduser().absolute()),
             "device": device,
+            "backend": backend,
+            "threads": threads,
+            "since": time.time(),
         }
-        request |= {"backend": backend, "threads": threads, "since": time.time()}
-        place = {"local": _local, "slurm": _slurm}.get(where, _remote)
         slots = slots or (_slots(groups, device) if where == "local" else 1)
-        lost = dask.config.set(
-            {"distributed.scheduler.allowed-failures": 10**6}
-        )  # that a worker is killed is no fault of a run
-        bar = tqdm(total=len(missing), unit="run", disable=not progress)
         with (
-            lost,
-            bar,
-            place(where, slots, store, cluster or {}) as (workers, renew),
-            Client(workers, set_as_default=False) as client,
+            _workers(where, slots, store, cluster or {}) as (client, renew),
+            Report(missing, store, progress) as report,
         ):
-            _drive(
-                client,
-                renew,
-                groups,
-                store,
-                request,
-                retries,
-                _Report(missing, store, bar),
-                stop or threading.Event(),
-            )
+            drive(client, renew, groups, store, request, retries, report, stop)
     return store.runs(key=[config.key() for config in configs])
+
+
+def check(configs, where="local", device="cpu", backend="auto", slots=None, cluster=None):
+    """Refuse what cannot be trained, before anything is built or queued (ValueError)."""
+    from lib import train
+
+    for config in configs:
+        train.check(config)
+    known = where in ("local", "slurm") or "://" in where
+    rule = "local, slurm, or the address of a Dask scheduler such as tcp://10.0.0.1:8786"
+    checks.require(known, "where", where, rule)
+    attempt.check_place(device, backend, here=where == "local")
+    if slots is not None:
+        checks.whole("slots", slots, 1)
+    if where == "slurm":
+        places.check_slurm(cluster or {})
+
+
+@contextlib.contextmanager
+def _workers(where, slots, store, settings):
+    """A Dask client, and what renews its workers."""
+    import dask
+    from distributed import Client  # brings the defaults that the settings below change
+
+    if where == "local":
+        place = places.local(slots)
+    elif where == "slurm":
+        place = places.slurm(slots, store, settings)
+    else:
+        place = contextlib.nullcontext((where, lambda: None))
+    # that a worker is killed is no fault of a run
+    lost = dask.config.set({"distributed.scheduler.allowed-failures": 10**6})
+    with lost, place as (workers, renew), Client(workers, set_as_default=False) as client:
+        yield client, renew
 
 
 def _check_data(configs, data):
@@ -449,10 +349,9 @@ class Started:
         threading.Thread(target=self._run, args=(configs, store, options), daemon=True).start()
 
     def _run(self, configs, store, options):
+        options = {"progress": False, **options}
         try:
-            self._outcome.set_result(
-                sweep(configs, store, stop=self._stop, **{"progress": False, **options})
-            )
+            self._outcome.set_result(sweep(configs, store, stop=self._stop, **options))
         except BaseException as error:
             self._outcome.set_exception(error)
 
@@ -496,30 +395,26 @@ def load_or_run(configs, store=None, confirm=False, progress=True, **options):
     """
     from lib import train
 
-    store, configs = (
-        store or Store(),
-        _unique([configs] if isinstance(configs, RunConfig) else configs),
-    )
+    store = store or Store()
+    configs = unique([configs] if isinstance(configs, RunConfig) else configs)
     for config in configs:
         train.check(config)
     if missing := plan(configs, store):
         slots = options.get("slots") or _slots(missing, options.get("device", "cpu"))
         seconds = estimate(missing, store, slots)
+        some = f"{len(missing)} of {len(configs)} runs are missing"
         if progress:
-            print(
-                f"{len(missing)} of {len(configs)} runs are missing; estimated time: {duration(seconds)}."
-            )
+            print(f"{some}; estimated time: {duration(seconds)}.")
         if seconds > ASK_ABOVE and not confirm:
-            raise ValueError(
-                f"{len(missing)} missing runs would take {duration(seconds)}; pass confirm=True to train them."
-            )
+            raise ValueError(f"{some}, {duration(seconds)}; pass confirm=True to train them.")
         sweep(missing, store, progress=progress, **options)
     runs = store.runs(key=[config.key() for config in configs])
-    failed = runs[~runs.state.isin(FINISHED)]
+    failed = runs[~runs["state"].isin(FINISHED)]
     if len(failed):
-        first, said = failed.iloc[0], failed.iloc[0].message.partition("\n")[0]
+        first = failed.iloc[0]
         raise RuntimeError(
-            f"{len(failed)} of {len(runs)} runs did not finish; the first, {first.key}, is {first.state}: {said}"
+            f"{len(failed)} of {len(runs)} runs did not finish; the first, {first.key}, is "
+            f"{first.state}: {first.message.partition(chr(10))[0]}"
         )
     return runs
 
@@ -537,89 +432,25 @@ def _groups(configs, device):
 
 
 def _slots(groups, device):
-    return max(
-        1, min(len(groups), 1 if device.startswith("cuda") else len(os.sched_getaffinity(0)))
-    )
-
-
-# Where the workers come from: each place yields a Dask cluster or address, and a function that
-# replaces workers that were lost
-
-
-NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-
-
-@contextlib.contextmanager
-def _local(where, slots, store, settings):
-    from distributed import LocalCluster
-
-    # One worker process with a thread for each slot: it only waits for its children.
-    # An interrupt is for the process of the scheduler alone, which then asks the children to save
-    # their state.
-    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    options = {
-        "host": "127.0.0.1",
-        "scheduler_kwargs": NO_DASHBOARD,
-        "memory_limit": 0,
-        "silence_logs": "CRITICAL",
-    }
-    with LocalCluster(
-        n_workers=1, threads_per_worker=slots, preload=[ignore], **options
-    ) as workers:
-        yield workers, lambda: None
-
-
-@contextlib.contextmanager
-def _slurm(where, slots, store, settings):
-    from dask_jobqueue import SLURMCluster
-
-    with tempfile.TemporaryDirectory(
-        prefix=".slurm-", dir=store.root
-    ) as folder:  # certificates; only its owner may read it
-        usual = {
-            "cores": slots,
-            "memory": "4GB",
-            "walltime": "08:00:00",
-            "log_directory": folder,
-            "local_directory": tempfile.gettempdir(),
-        }
-        settings = {**usual, "shared_temp_directory": folder, **settings}
-        settings["scheduler_options"] = {**NO_DASHBOARD, **settings.get("scheduler_options", {})}
-        jobs = settings.pop("jobs", 1)
-        with SLURMCluster(processes=1, security=True, **settings) as workers:
-            try:
-                yield (
-                    workers,
-                    lambda: workers.scale(jobs=jobs),
-                )  # also asks for a new job in place of one whose time was up
-            finally:
-                for name, file in vars(workers).items():
-                    if name.startswith("_job_") and hasattr(
-                        file, "close"
-                    ):  # certificates, else removed at some later time
-                        file.close()
-
-
-@contextlib.contextmanager
-def _remote(where, slots, store, settings):
-    yield where, lambda: None
+    return max(1, min(len(groups), 1 if device.startswith("cuda") else system.cpus()))
 
 
 # The loop beside the scheduler
 
 
-def _drive(client, renew, groups, store, request, retries, report, stop):
+def drive(client, renew, groups, store, request, retries, report, stop=None):
     """Keep every slot busy, in order, until all runs have ended; on the way out children save their
     state and end.
     """
     waiting, running, finished = deque(groups), {}, queue.SimpleQueue()
     spent, reached = Counter(), {}
-    while (waiting or running) and not stop.is_set():
+    while (waiting or running) and not (stop and stop.is_set()):
         renew()
         while waiting and len(running) < max(1, sum(client.nthreads().values())):
             group = [config for config in waiting.popleft() if not store.finished(config.key())]
             name = f"{group[0].key() if group else 'none'}-{uuid.uuid4().hex}"
-            future = client.submit(_work, [config.to_dict() for config in group], request, key=name)
+            values = [config.to_dict() for config in group]
+            future = client.submit(work, values, request, key=name)
             running[future.key] = future, group
             future.add_done_callback(finished.put)
         try:
@@ -628,99 +459,88 @@ def _drive(client, renew, groups, store, request, retries, report, stop):
             report(waiting, running)
             continue
         future, group = running.pop(future.key)
-        code, message, step = _ending(future)
-        if code == run.UNUSABLE:
-            raise StoreError(message)
-        if code == run.INVALID:
-            raise ValueError(message)
+        ending = _ending(future)
+        if ending.code == UNUSABLE:
+            raise StoreError(ending.message)
+        if ending.code == INVALID:
+            raise ValueError(ending.message)
         left = [
             config
             for config in group
-            if not (
-                store.finished(config.key()) or _cancelled(store, config.key(), request["since"])
-            )
+            if not store.finished(config.key())
+            and not cancelled(store.folder(config.key()), request["since"])
         ]
-        if code == BUSY:
+        if ending.code == BUSY:
             waiting.append(left)
         elif left:
             name = left[0].key()
-            spent[name] = 0 if step > reached.get(name, -1) else spent[name] + (code != run.PAUSED)
-            reached[name] = step
-            if spent[name] <= retries and code != run.CHANGED:
+            further = ending.step > reached.get(name, -1)
+            spent[name] = 0 if further else spent[name] + (ending.code != PAUSED)
+            reached[name] = ending.step
+            if spent[name] <= retries and ending.code != CHANGED:
                 waiting.appendleft(left)
             else:
+                last = ending.message.rpartition("\n")[2]
+                said = f"{spent[name]} failed attempts; the last: {last}\n\n{ending.message}"
                 for config in left:
-                    last = message.rpartition("\n")[2]
-                    store.mark(
-                        config,
-                        "FAILED",
-                        f"{spent[name]} failed attempts; the last: {last}\n\n{message}".strip(),
-                    )
+                    mark(store.folder(config.key()), config, "FAILED", said.strip())
                 report.failed += len(left)
         report(waiting, running)
 
 
 def _ending(future):
-    """(exit code, message, step reached) of a task."""
     from distributed import KilledWorker
 
     try:
         return future.result()
     except KilledWorker as error:
-        return run.FAILED, str(error), -1
+        return Ending(FAILED, str(error))
 
 
-BUSY = "busy"  # instead of an exit code: another process trains this run
-
-
-def _work(values, request):
+def work(values, request):
     """On a worker: one attempt at a group of runs in a child process.
 
     The child is asked to stop, and killed if it does not, when a run of its group is cancelled,
     when the sweep gave the task up and when the worker closes; it ends by itself when this process
     dies.
 
+    Parameters
+    ----------
+    values : list of dict
+        Configurations.
+    request : dict
+        As `lib.runs.attempt.run_request`, and ``since``, when the sweep began.
+
     Returns
     -------
-    tuple
-        Exit code of `lib.runs.run` (negative for a signal) or `BUSY`, the end of what it printed,
-        the newest checkpoint's step.
+    Ending
     """
-    from distributed import get_worker
-
-    store, configs = Store(request["results"]), [RunConfig.from_dict(value) for value in values]
-    configs = [
-        config for config in configs if not _cancelled(store, config.key(), request["since"])
-    ]
-    if not configs:
-        return run.DONE, "", -1
-    if any((store.status(config.key()) or {}).get("state") == "RUNNING" for config in configs):
+    store, since = Store(request["results"]), request["since"]
+    configs = [RunConfig.from_dict(value) for value in values]
+    runs = {store.folder(config.key()): config for config in configs}
+    runs = {run: config for run, config in runs.items() if not cancelled(run, since)}
+    if not runs:
+        return Ending(DONE)
+    if any((unfinished(run) or {}).get("state") == "RUNNING" for run in runs):
         time.sleep(1)
-        return BUSY, "", -1
-    threads = request["threads"]
-    idle = vars(get_worker()).setdefault(
-        f"_idle_{threads}", []
-    )  # servers of this worker whose child has ended
-    server = idle.pop() if idle else Server(threads)
-    try:
-        server.start({**request, "configs": [config.to_dict() for config in configs]})
+        return Ending(BUSY)
+    request = {**request, "configs": [config.to_dict() for config in runs.values()]}
+    with children.SERVERS.one(request["threads"]) as server:
+        try:
+            server.start(request)
+        except OSError as error:  # the server was killed
+            return Ending(FAILED, str(error))
         while (code := server.wait(POLL)) is None and _wanted():
-            if any(_cancelled(store, config.key(), request["since"]) for config in configs):
+            if any(cancelled(run, since) for run in runs):
                 break
         if code is None:
-            server.send(signal.SIGTERM)
+            server.stop()
             if (code := server.wait(GRACE)) is None:
-                server.send(signal.SIGKILL)
+                server.kill()
                 code = server.wait()
-    except OSError as error:  # the server was killed
-        return run.FAILED, str(error), -1
-    if server.alive:
-        idle.append(server)
-    return (
-        code,
-        server.errors() or f"ended by signal {-code}",
-        next(iter(checkpoint.found(store.folder(configs[0].key()))), (-1,))[0],
-    )
+        message = server.errors() or f"ended by signal {-code}"
+    saved = files.checkpoints(next(iter(runs)))
+    return Ending(code, message, saved[0][0] if saved else -1)
 
 
 def _wanted():
@@ -729,43 +549,49 @@ def _wanted():
 
     worker = get_worker()
     task = worker.state.tasks.get(worker.get_current_task())
-    return (
-        worker.status in (Status.running, Status.paused)
-        and task is not None
-        and task.state == "executing"
-    )
+    goes_on = worker.status in (Status.running, Status.paused)
+    return goes_on and task is not None and task.state == "executing"
 
 
-def _cancelled(store, key, since):
-    mark = read_json(store.folder(key) / "status.json")
-    return mark is not None and mark["state"] == "CANCELLED" and mark["started"] > since
+class Report:
+    """Says how far a sweep is and the time left: a bar, or without a terminal a line a minute."""
 
+    def __init__(self, configs, store, shown):
+        from tqdm.auto import tqdm
 
-class _Report:
-    """Moves the bar of a sweep and says the time left."""
-
-    def __init__(self, configs, store, bar):
-        self.store, self.bar, self.failed, self.rows = (
-            store,
-            bar,
-            0,
-            {config.key(): describe(config) for config in configs},
+        self.store, self.shown, self.failed = store, shown, 0
+        self.rows = {config.key(): describe(config) for config in configs}
+        self.known = store.rows(state="DONE").to_dict("records") if shown else []
+        self._said = time.monotonic()
+        notebook = "ipykernel" in sys.modules
+        self.bar = tqdm(
+            total=len(configs),
+            unit="run",
+            disable=not shown or not (notebook or sys.stderr.isatty()),
         )
-        self.known = [] if bar.disable else store.runs(state="DONE").to_dict("records")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
 
     def __call__(self, waiting, running):
-        if self.bar.disable:
+        if not self.shown:
             return
-        open_ = {
-            config.key()
-            for group in (*waiting, *(group for _, group in running.values()))
-            for config in group
-        }
-        for key in self.rows.keys() - open_:
+        groups = [*waiting, *(group for _, group in running.values())]
+        left = {config.key() for group in groups for config in group}
+        for key in self.rows.keys() - left:
             row = self.store.status(key)
             if row and row["state"] == "DONE":
                 self.known.append(row)
             del self.rows[key]
-        self.bar.update(self.bar.total - len(self.rows) - self.bar.n)
         seconds = _seconds(self.rows.values(), self.known) / max(1, len(running))
-        self.bar.set_postfix_str(f"{self.failed} failed, time left: {duration(seconds)}")
+        said = f"{self.failed} failed, time left: {duration(seconds)}"
+        done = self.bar.total - len(self.rows)
+        if not self.bar.disable:
+            self.bar.update(done - self.bar.n)
+            self.bar.set_postfix_str(said)
+        elif time.monotonic() - self._said > LINE:
+            self._said = time.monotonic()
+            print(f"{done} of {self.bar.total} runs, {said}", file=sys.stderr, flush=True)

@@ -16,8 +16,8 @@ from safetensors.numpy import save
 from lib import cells, datasets, train, windows
 from lib.config import RunConfig
 from lib.recurrence import SequenceClassifier
-from lib.runs import checkpoint
-from lib.runs.checkpoint import StoreError, digest
+from lib.runs import files
+from lib.runs.files import StoreError, digest
 from lib.runs.store import Store
 
 LIMIT = 256 * 2**20  # bytes that one recording may take
@@ -326,9 +326,9 @@ def _run(model, config, data, images, units, about):
 def _stored(arrays, about, path):
     if path is None:
         return Trace(arrays, about)
-    with checkpoint.explained(path.parent):
+    with files.explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(
+    files.write(
         path,
         save(
             {name: np.ascontiguousarray(values) for name, values in arrays.items()},

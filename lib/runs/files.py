@@ -1,0 +1,291 @@
+"""Files that survive a kill: atomic writes, manifests, checkpoints that carry their checksum, and
+the code that made them.
+"""
+
+import ast
+import contextlib
+import errno
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lib.runs import system
+
+# Modules whose code defines a result; a checkpoint made by other code is not continued.
+RESULT_MODULES = "config datasets windows cells recurrence compiled measures train".split()
+KEPT = 2  # checkpoints of an attempt: the newest, and one to fall back on
+MANIFEST, BUNDLE = "MANIFEST.json", "BUNDLE.json"  # of a result, of a bundle
+REMEDY = {
+    MANIFEST: "move {} away and run again.",
+    BUNDLE: "restore {} (git checkout), or move it away.",
+}
+
+
+class StoreError(RuntimeError):
+    """The results folder cannot be used or trusted; the sentence says what to do."""
+
+
+class DiskFull(StoreError):
+    """No room for a file; what was there before is intact."""
+
+
+class CodeChanged(StoreError):
+    """A checkpoint comes from other code or another torch than the one that runs now."""
+
+
+@contextlib.contextmanager
+def explained(folder):
+    """Turn what the file system refuses below `folder` into one sentence.
+
+    Raises
+    ------
+    DiskFull
+        There is no room.
+    StoreError
+        The folder is gone or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"The disk of {folder} is full; make room and start again: "
+                "runs go on from their checkpoints."
+            ) from error
+        raise StoreError(
+            f"{folder} cannot be written ({error.strerror}); bring it back and start again."
+        ) from error
+
+
+def write(path, data, sync=True):
+    """Replace a file in one step: a reader, or a rerun after a kill, finds the old or the new
+    content, never a part.
+
+    Raises
+    ------
+    StoreError
+        As `explained`; the old content stays.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with explained(path.parent):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            system.replace(temporary, path)
+            if sync:
+                system.sync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def check_writable(root):
+    """Refuse a results folder that cannot be written, before any training (StoreError)."""
+    probe = root / "runs" / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"The results folder {root} cannot be written ({error.strerror}); make it writable, "
+            "make room, or name another one in the environment variable WORKBOOK_RESULTS."
+        ) from error
+
+
+# Formats
+
+
+def digest(data):
+    """sha256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_json(value):
+    """Bytes of strict JSON, the same for the same content; what is not finite becomes null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return (json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def read_json(path):
+    """Content of a small JSON file; None when it is missing or was cut short by a power failure."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def to_parquet(rows, schema=None):
+    """Bytes of a parquet file of a list of dicts, a dict of columns, or an arrow table."""
+    if isinstance(rows, dict):
+        rows = pa.Table.from_pydict(rows, schema)
+    elif not isinstance(rows, pa.Table):
+        rows = pa.Table.from_pylist(rows, schema)
+    encoding = {}
+    if "image" in rows.column_names:  # counts up: its differences take no space
+        encoding["use_dictionary"] = [name for name in rows.column_names if name != "image"]
+        encoding["column_encoding"] = {"image": "DELTA_BINARY_PACKED"}
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd", **encoding)
+    return buffer.getvalue()
+
+
+def from_parquet(data):
+    """Arrow table of the bytes of a small parquet file, for which threads would only wait."""
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+
+
+# Manifests
+
+
+class Verified:
+    """A folder whose manifest holds the sha256 of every file.
+
+    Raises
+    ------
+    StoreError
+        The manifest, or a file that is asked for, is missing or not what was written.
+    """
+
+    def __init__(self, folder, manifest=MANIFEST):
+        self.folder, self._remedy = folder, REMEDY[manifest].format(folder)
+        try:
+            self.sums = dict(json.loads((folder / manifest).read_bytes())["files"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder / manifest} is damaged ({error}); {self._remedy}") from error
+
+    def read(self, name):
+        """Bytes of a file, checked."""
+        path = self.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path} is damaged ({error}); {self._remedy}") from error
+        if digest(data) != self.sums.get(name):
+            raise StoreError(
+                f"{path} does not match its manifest: it was changed or damaged; {self._remedy}"
+            )
+        return data
+
+    def json(self, name):
+        """Content of a JSON file, checked."""
+        return json.loads(self.read(name))
+
+    def damaged(self):
+        """Names of the files that do not match."""
+        names = []
+        for name in self.sums:
+            try:
+                self.read(name)
+            except StoreError:
+                names.append(name)
+        return names
+
+
+# Checkpoints
+
+
+def save_checkpoint(folder, step, content):
+    """Write a checkpoint under a name with its step and sha256, so that no second file can
+    disagree; drop all but the newest two.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    with explained(folder):
+        folder.mkdir(exist_ok=True)
+    write(folder / f"{step:010d}-{digest(data)}.pt", data)
+    for old in sorted(folder.glob("[0-9]*.pt"), reverse=True)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def checkpoints(run):
+    """(step, path) of the checkpoints of all attempts at a run, newest first."""
+    paths = run.glob("attempt-*/checkpoints/[0-9]*.pt")
+    return sorted(((int(path.name.split("-")[0]), path) for path in paths), reverse=True)
+
+
+def load_checkpoint(path):
+    """Content of a checkpoint; only plain values and tensors are ever unpickled, and only after the
+    checksum agreed.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or holds something other than plain values and tensors.
+    """
+    import torch
+
+    data = path.read_bytes()
+    if digest(data) != path.stem.split("-")[1]:
+        raise ValueError(f"{path.name} is damaged: it does not match its sha256")
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:  # whatever a forged file provokes in the reader
+        raise ValueError(f"{path.name} is refused: {str(error).splitlines()[0][:200]}") from error
+
+
+@functools.cache
+def fingerprint():
+    """Version of torch and sha256 of each result-defining module, without comments, docstrings and
+    layout.
+    """
+    import torch
+
+    lib = Path(__file__).parents[1]
+    marks = {"torch": str(torch.__version__)}  # a plain string, which a checkpoint may hold
+    for module in RESULT_MODULES:
+        for path in [lib / f"{module}.py", *sorted((lib / module).rglob("*.py"))]:
+            if path.exists():
+                marks[path.relative_to(lib.parent).as_posix()] = _digest_of_code(path)
+    return marks
+
+
+def _digest_of_code(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        holds = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if holds and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return digest(ast.dump(tree).encode())
+
+
+def check_fingerprint(made, where):
+    """Refuse to go on from what other code made.
+
+    Raises
+    ------
+    CodeChanged
+        Names what differs and what to do.
+    """
+    now = fingerprint()
+    changed = [name for name in {**now, **made} if made.get(name) != now.get(name)]
+    if changed:
+        torch = f"torch {made.get('torch')} -> {now['torch']}"
+        named = ", ".join(torch if name == "torch" else name for name in changed)
+        raise CodeChanged(
+            f"{where} was interrupted under other code ({named}), and results must not be mixed; "
+            "restore that code to go on, or drop the unfinished attempts with "
+            "Store().prune(keys=[...], unfinished=True) to start again."
+        )

@@ -1,0 +1,196 @@
+"""Grids of runs, from arguments or from YAML files."""
+
+import inspect
+import itertools
+import re
+from pathlib import Path
+
+import yaml
+
+from lib import checks
+from lib.config import CellSpec, RunConfig, Task, Training, Window
+
+# torch and the cells are imported where they are needed.
+
+_TRAINING = Training()
+SEVERAL = ("input_length", "stride", "cells", "seeds")  # fields that take a list
+MAPPINGS = ("options", "learning_rate")  # fields that take a mapping
+EMPTY = ("last_rows", "first_rows", "options")  # fields that may be left empty
+
+
+def grid(
+    dataset="digits",
+    permuted=False,
+    last_rows=None,
+    first_rows=None,
+    delay=0,
+    data_seed=0,
+    input_length=(8,),
+    stride=(4,),
+    scan="raster",
+    cells="all",
+    hidden_size=48,
+    initialisation="balanced",
+    options=None,
+    seeds=(0, 1, 2),
+    epochs=_TRAINING.epochs,
+    learning_rate=_TRAINING.learning_rate,
+    batch_size=_TRAINING.batch_size,
+    clip_norm=_TRAINING.clip_norm,
+    validations_per_epoch=_TRAINING.validations_per_epoch,
+):
+    """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair
+    comparison.
+
+    All cells at the first window with the first seed come first, then the other seeds, then the
+    next window.
+
+    Parameters
+    ----------
+    input_length : int or sequence of int
+        Pixels.
+    stride : int, "fixed", "half" or sequence of these
+        Pixels, or a convention that is resolved for each input length; a window that comes up twice
+        counts once.
+    cells : str or sequence of str
+        As `lib.cells.names`; a cell of the user's own takes its text along.
+    options : dict, optional
+        Options of cells, given to those cells that have them.
+    learning_rate : float or dict
+        One for all cells, or cell -> rate, with "default" for those not named.
+    dataset, permuted, last_rows, first_rows, delay, data_seed, scan, hidden_size, epochs, ... :
+        As the fields of `lib.config`, the same for all runs.
+
+    Returns
+    -------
+    list of RunConfig
+
+    Raises
+    ------
+    ValueError
+        A value is of the wrong kind, or one that `lib.train.check` refuses.
+    """
+    given = locals().items()
+    for name, value in given:
+        _check_kind(name, value)
+
+    from lib import cells as registry
+    from lib import datasets, recurrence, train, windows
+
+    chosen = registry.names(cells if isinstance(cells, str) else ",".join(map(str, cells)))
+    options = options or {}
+    known = {option for name in chosen for option in registry.get(name).defaults}
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"options name {option!r}, which none of the cells {', '.join(chosen)} has; "
+                f"their options are: {', '.join(sorted(known)) or 'none'}."
+            )
+    rates = learning_rate if isinstance(learning_rate, dict) else {"default": learning_rate}
+    for name in rates:
+        if name not in (*chosen, "default"):
+            raise ValueError(
+                f"learning_rate names {name!r}, which is not among the cells: "
+                f"{', '.join(chosen)}, or default."
+            )
+    for name in chosen:
+        if name not in rates and "default" not in rates:
+            raise ValueError(f"learning_rate has no value for {name!r}; add one, or a default.")
+    pairs = [
+        (length, windows.resolve_stride(step, length))
+        for length in _several(input_length)
+        for step in _several(stride)
+    ]
+    recurrence.check_seeds(seeds)
+    source = datasets.SOURCES.get(dataset)
+    task = Task(dataset, permuted, last_rows, data_seed, source, first_rows, delay)
+    configs = []
+    for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
+        kind = registry.get(name)
+        own = {option: value for option, value in options.items() if option in kind.defaults}
+        own = kind.changed_options(own)
+        cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
+        rate = rates[name] if name in rates else rates["default"]
+        training = Training(epochs, batch_size, rate, clip_norm, validations_per_epoch)
+        configs.append(RunConfig(task, Window(length, step, scan), cell, training, seed))
+        train.check(configs[-1])
+    return unique(configs)
+
+
+def unique(configs):
+    """These configurations in their order, each once."""
+    return list({config.key(): config for config in configs}.values())
+
+
+def _several(value):
+    return list(value) if isinstance(value, list | tuple | range) else [value]
+
+
+def _check_kind(name, value):
+    """Refuse lists and mappings where one value is meant, and what was left empty."""
+    if isinstance(value, dict):
+        checks.require(name in MAPPINGS, name, value, "one value", "write it without a mapping")
+        for key, inner in value.items():
+            _check_value(f"{name}: {key}", inner)
+    elif name == "seeds":
+        holds = isinstance(value, list | tuple | range) and len(value) > 0
+        checks.require(holds, name, value, "a list, such as [0, 1, 2]")
+    elif isinstance(value, list | tuple | range):
+        rule = "a mapping, such as {'dt': 0.3}" if name == "options" else "one value"
+        several = "write several grids, as a list of them, to vary it"
+        checks.require(name in SEVERAL, name, value, rule, "" if name == "options" else several)
+        checks.require(len(value) > 0, name, value, "one value or more")
+        for inner in value:
+            _check_value(name, inner)
+    elif not (value is None and name in EMPTY):
+        _check_value(name, value)
+
+
+def _check_value(name, value):
+    plain = value is not None and not isinstance(value, list | tuple | dict | set)
+    checks.require(plain, name, value, "one value")
+
+
+# Files
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everywhere but in YAML 1.1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path, kind):
+    """Content of a YAML file of some kind; what is none is refused (ValueError)."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        return yaml.load(text, _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no {kind}: {' '.join(str(error).split())}.") from error
+
+
+def read_grid(path):
+    """Runs of a grid file: YAML with the arguments of `grid`, or a list of such mappings; a refusal
+    names file, field and value.
+    """
+    known = inspect.signature(grid).parameters
+    content = read_yaml(path, "grid file")
+    configs = []
+    for values in content if isinstance(content, list) else [content]:
+        if not isinstance(values, dict) or not values:
+            raise ValueError(
+                f"{path}: {values!r} is no grid; write one field a line, such as 'cells: all'."
+            )
+        for name in values:
+            if name not in known:
+                raise ValueError(
+                    f"{path}: unknown field {name!r}; known fields are {', '.join(known)}."
+                )
+        try:
+            configs += grid(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return unique(configs)
