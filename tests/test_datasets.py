@@ -19,7 +19,7 @@ from lib import datasets, explore
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.figures import plots
 from lib.paths import data_dir, project_root
-from lib.runs import run
+from lib.runs import attempt
 from lib.runs.store import Store
 
 
@@ -590,7 +590,7 @@ def trained(tmp_path, monkeypatch):
         Task("signals", source=SIGNALS), Window(), CellSpec("cb", 2), Training(1, 20)
     )
     (tmp_path / "signals").mkdir()
-    run.execute(config, Store(tmp_path), data=tmp_path / "signals", backend="reference")
+    attempt.execute(config, Store(tmp_path), data=tmp_path / "signals", backend="reference")
     del datasets.DATASETS["signals"], datasets.SOURCES["signals"]
     return Store(tmp_path)
 
