@@ -13,7 +13,7 @@ MOVED = {
     **{"sweep": "runs.sweep", "traces": "runs.traces", "audit": "runs.audit"},
     **{"plots": "figures.plots", "paper": "figures.paper", "export": "figures.export"},
     **{"report": "figures.report", "style": "figures.style", "live": "explore.live"},
-    **{"explorer": "explore.explorer", "controls": "explore.controls"},
+    "explorer": "explore",
 }
 
 

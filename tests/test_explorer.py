@@ -17,7 +17,7 @@ from lib import analysis, explore
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
 from lib.figures import plots
-from lib.runs import run
+from lib.runs import attempt
 from lib.runs.store import Store
 
 
@@ -33,7 +33,7 @@ def store(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("results"))
     configs = [_config(cell, seed) for cell in ("cb", "stp_dale_cb") for seed in (0, 1)]
     for config in [*configs, _config("cb", window=(8, 4))]:
-        run.execute(config, store, backend="reference")
+        attempt.execute(config, store, backend="reference")
     return store
 
 

@@ -296,7 +296,6 @@ class Runner:
             kernel.io_loop.add_callback(self._ended)
 
     def _ended(self):
-        self.button.disabled = False
         note = ""
         try:
             runs = self.started.wait()
@@ -306,6 +305,7 @@ class Runner:
         except EXPECTED as error:
             note = str(error)
         self._done()
+        self.button.disabled = False
         if note:
             self.widget.layout.display = None
             self.text.value = say(note.partition("\n")[0])
