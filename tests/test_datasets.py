@@ -633,6 +633,6 @@ def test_explorers_open_on_narrow_images(tmp_path, monkeypatch):
         Task("narrow", source=narrow), Window(4, 2), CellSpec("rnn", 2), Training(1, 20)
     )
     (tmp_path / "narrow").mkdir()
-    run.execute(config, Store(tmp_path), data=tmp_path / "narrow", backend="reference")
+    attempt.execute(config, Store(tmp_path), data=tmp_path / "narrow", backend="reference")
     opened = explore.CurveExplorer(Store(tmp_path))
     assert opened.controls["input_length"].value == 4
