@@ -42,9 +42,27 @@ SETTINGS = {
         "autoStartDefaultKernel": True,
     },
 }
-IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-PLOTTED = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
-    plot => JSON.stringify(plot._fullData.map(trace => [trace.visible, trace.x, trace.y, trace.z])))"""
+IDLE = """() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel
+    ?.status === 'idle'"""
+DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
+    traces: plot._fullData.map(({type, name, fill, x, y, z, source}) => ({
+        type, name, source, fill: fill ?? 'none', x: [...x ?? []], y: [...y ?? []],
+        z: [...z ?? []].map(row => [...row])})),
+    x: plot._fullLayout.xaxis.range, y: plot._fullLayout.yaxis.range,
+    notes: plot._fullLayout.annotations.map(note => note.text),
+    shapes: plot._fullLayout.shapes.map(({x0, y0}) => [x0, y0]),
+    width: plot.offsetWidth, ground: plot._fullLayout.paper_bgcolor,
+    ink: plot._fullLayout.font.color,
+}))"""
+PAGES = {  # notebooks of these tests alone
+    "board": "explore.Board(store)",
+    "recording": "explore.RecordingExplorer(store, cell='STPDaleCB', input_length=8)",
+    "choice": """from lib.config import CellSpec, RunConfig, Training
+configs = [RunConfig(cell=CellSpec(cell, 8), training=Training(1)) for cell in ("cb", "gru")]
+choice = explore.WindowControls(store, configs)
+choice.widget
+explore.CurveExplorer(choice.cache, choice)""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +89,12 @@ def jupyterlab(folder, theme="JupyterLab Light"):
     (folder / "notebooks").mkdir(exist_ok=True)
     for path in NOTEBOOKS.glob("*.ipynb"):
         nbformat.write(_shrunk(nbformat.read(path, 4)), folder / "notebooks" / path.name)
+    start = "from lib import explore\nfrom lib.runs.store import Store\nstore = Store()\n"
+    for name, source in PAGES.items():
+        cells = [nbformat.v4.new_code_cell(part) for part in (start, *_parts(source))]
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb"
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -115,6 +139,12 @@ def jupyterlab(folder, theme="JupyterLab Light"):
             lab.wait()
 
 
+def _parts(source):
+    """Cells: a line that shows a widget ends one."""
+    *above, last = source.rsplit("\nchoice.widget\n", 1)
+    return [*(f"{part}\nchoice.widget" for part in above), last]
+
+
 def _shrunk(notebook):
     """The notebook with the settings that its metadata names for tests."""
     for cell in notebook.cells:
@@ -136,68 +166,228 @@ def _wait(condition, seconds):
         time.sleep(0.2)
 
 
-@contextmanager
-def opened(url, name, width=1280, height=1000):
-    """A notebook that was run from top to bottom: its page, and the errors its console showed."""
+@pytest.fixture(scope="module")
+def browser():
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": width, "height": height})
-        errors = []
-        page.on(
-            "console",
-            lambda message: errors.append(message.text) if message.type == "error" else None,
-        )
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.add_init_script(
-            "AbortSignal.timeout = (timeout => () => timeout.call(AbortSignal, 0))(AbortSignal.timeout)"
-        )
-        page.set_default_timeout(120_000)
-        page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
-        page.wait_for_function(
-            IDLE
-        )  # the indicator in the toolbar says idle before there is a kernel
-        page.wait_for_timeout(500)
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_function("""() => {
-            const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText);
-            return prompts.length && prompts.every(prompt => /\\[\\d+\\]/.test(prompt));
-        }""")
-        page.wait_for_selector(".js-plotly-plot .main-svg")
-        yield page, errors
+        yield browser
         browser.close()
 
 
+@contextmanager
+def opened(browser, url, name, width=1280, height=1000, run=True):
+    """A notebook, run from top to bottom: its page, and the errors its console showed."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    errors = []
+    page.on(
+        "console",
+        lambda message: errors.append(message.text) if message.type == "error" else None,
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(120_000)
+    page.goto(f"{url}/lab/tree/{name}.ipynb?reset")
+    page.wait_for_function(IDLE)  # the toolbar says idle before there is a kernel
+    page.wait_for_timeout(500)
+    if run:
+        run_all(page)
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    yield page, errors
+    page.close()
+
+
+def run_all(page):
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function("""() => {
+        const prompts = [...document.querySelectorAll(
+            '.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText);
+        return prompts.length && prompts.every(prompt => /\\[\\d+\\]/.test(prompt));
+    }""")
+
+
+def control(page, label):
+    """The last drop-down with a label, an explorer's own."""
+    found = page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).last
+    return found.locator("select")
+
+
+def drawn(page, change=None):
+    """What the plots draw, after a change of the last of them if one is made."""
+    if change is None:
+        return page.evaluate(DRAWN)
+    text = f"JSON.stringify(({DRAWN})())"
+    before = page.evaluate(text)
+    change()
+    page.wait_for_function(f"before => {text} !== before", arg=before)
+    page.wait_for_timeout(700)
+    return page.evaluate(DRAWN)
+
+
 def choose(page, label, option):
-    """Choose in the last drop-down with a label, an explorer's own; returns what the plots show
-    once its own changed.
-    """
-    before = page.evaluate(PLOTTED)
-    page.locator(".widget-dropdown", has_text=re.compile(f"^{label}")).last.locator(
-        "select"
-    ).select_option(label=option)
-    page.wait_for_function(f"before => ({PLOTTED})().at(-1) !== before", arg=before[-1])
-    return page.evaluate(PLOTTED)
+    return drawn(page, lambda: control(page, label).select_option(label=option))
 
 
 def failed_cells(page):
     return page.locator(
-        ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText[data-mime-type*=stderr]"
+        ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error'], "
+        ".jp-RenderedText[data-mime-type*=stderr]"
     )
 
 
+def without_size(plots):
+    return [{k: v for k, v in plot.items() if k not in ("width", "x")} for plot in plots]
+
+
 @pytest.mark.parametrize("name", ["01_sequences", "07_conductance_over_time", "08_compare"])
-def test_widgets_change_what_is_plotted(server, name):
-    with opened(server, name) as (page, errors):
+def test_widgets_change_what_is_plotted(browser, server, name):
+    with opened(browser, server, name) as (page, errors):
         assert failed_cells(page).count() == 0
         page.locator(".js-plotly-plot").last.scroll_into_view_if_needed()
         ARTIFACTS.mkdir(exist_ok=True)
         page.screenshot(path=ARTIFACTS / f"{name}.png")
-        at_start = page.evaluate(PLOTTED)
+        at_start = drawn(page)
         shorter = choose(page, "Input length", "4 pixels")
         slower = choose(page, "Stride", "half the input length")
         assert at_start[-1] != shorter[-1] != slower[-1]
         page.screenshot(path=ARTIFACTS / f"{name}-4-2.png")
+        assert errors == []
+
+
+def test_after_a_heat_map_lines_rise_and_are_not_filled(browser, server):
+    with opened(browser, server, "recording") as (page, errors):
+        start = drawn(page)[-1]
+        assert start["traces"][0]["type"] == "heatmap" and start["y"][0] > start["y"][1]
+        for show in ("quantiles", "single units"):
+            plot = choose(page, "Show", show)[-1]
+            assert plot["y"][0] < plot["y"][1]
+        assert [trace["fill"] for trace in plot["traces"]] == ["none"] * 6
+        choose(page, "Show", "heat map")
+        plot = choose(page, "View", "parameters over training")[-1]
+        assert plot["y"][0] < plot["y"][1]
+        assert len([trace for trace in plot["traces"] if trace["fill"] == "toself"]) == 2
+        assert errors == []
+
+
+def test_a_variable_grows_over_the_image_with_the_steps(browser, server):
+    with opened(browser, server, "recording") as (page, errors):
+        choose(page, "Over the image", "Conductance z (per step)")
+
+        def pixels(plots):
+            (heat,) = [t for plot in plots[1:2] for t in plot["traces"] if t["type"] == "heatmap"]
+            return sum(value == value for row in heat["z"] for value in row)
+
+        before = pixels(drawn(page))
+        slider = page.locator(".widget-slider", has_text="Step").last.locator(".noUi-handle")
+        slider.focus()
+        after = drawn(page, lambda: slider.press("PageUp"))
+        assert pixels(after) > before == 8
+        assert errors == []
+
+
+def test_a_page_loaded_again_and_a_second_tab_show_the_same(browser, server):
+    with opened(browser, server, "board") as (page, errors):
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
+        choose(page, "Metric", "loss")
+        before = without_size(drawn(page))
+        assert all(plot["traces"] for plot in before)
+        page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+        page.wait_for_timeout(1000)
+        with opened(browser, server, "board", run=False) as (again, _):
+            again.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
+            again.wait_for_timeout(1000)
+            assert without_size(drawn(again)) == before
+            changed = choose(again, "Metric", "accuracy")
+            page.wait_for_timeout(2000)
+            assert without_size(drawn(page)) == without_size(changed)
+        assert errors == []
+
+
+@pytest.mark.parametrize("width", [900, 1440, 1920])
+def test_figures_take_the_width_of_the_page(browser, server, width):
+    with opened(browser, server, "board", width) as (page, _):
+        page.wait_for_timeout(1500)
+        area = page.locator(".jp-OutputArea-child").last.bounding_box()
+        plots = [box.bounding_box() for box in page.locator(".js-plotly-plot").all()]
+        right = max(box["x"] + box["width"] for box in plots)
+        end = area["x"] + area["width"]
+        assert end - 60 < right <= end + 1
+
+
+def test_figures_are_dark_on_a_dark_page(browser, server):
+    with opened(browser, server, "board") as (page, _):
+        light = drawn(page)[0]
+        page.evaluate(
+            "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+        )
+        page.wait_for_function(f"ink => ({DRAWN})()[0].ink !== ink", arg=light["ink"])
+        dark = drawn(page)[0]
+        assert light["ground"] == dark["ground"] == "rgba(0, 0, 0, 0)"
+        assert int(light["ink"][1:3], 16) < 80 and int(dark["ink"][1:3], 16) > 180
+        page.evaluate(
+            "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+        )
+
+
+def click(page, plot, selector, number=0, along=0.5):
+    """Click on a mark of a plot, at a share of its width."""
+    page.locator(".js-plotly-plot").nth(plot).scroll_into_view_if_needed()
+    box = page.locator(".js-plotly-plot").nth(plot).locator(selector).nth(number).bounding_box()
+    at = box["x"] + along * box["width"], box["y"] + box["height"] / 2
+    page.mouse.move(*at)
+    page.wait_for_timeout(300)
+    page.mouse.click(*at)
+
+
+def test_the_board_follows_clicks(browser, server):
+    with opened(browser, server, "board") as (page, errors):
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
+        curves = drawn(page)[0]
+        assert set(curves["notes"]) == {"chance", "CB", "DaleCB", "STPDaleCB"}
+        curves = drawn(page, lambda: click(page, 1, ".bars path", 1))[0]
+        assert set(curves["notes"]) == {"chance", "DaleCB"}
+        assert control(page, "Highlight").input_value() == "DaleCB"
+        drawn(page, lambda: click(page, 2, ".heatmaplayer image", along=0.1))
+        assert control(page, "Input length").input_value() == "4 pixels"
+        click(page, 1, ".scatterlayer .points path", 0)
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length >= 6")
+        assert drawn(page)[-1]["traces"][0]["type"] == "heatmap"
+        assert errors == []
+
+
+def test_what_was_not_run_is_run_by_the_button_and_the_window_stays(browser, server):
+    with opened(browser, server, "choice") as (page, errors):
+        assert set(drawn(page)[-1]["notes"]) == {"chance", "CB", "DaleCB", "STPDaleCB"}
+        page.get_by_role("button", name="Run 1 run").click()
+        page.wait_for_function(f"({DRAWN})().at(-1).notes.includes('full GRU')")
+        assert not page.get_by_role("button", name="Run 1 run").is_visible()
+        choose(page, "Input length", "4 pixels")
+        run_all(page)
+        assert control(page, "Input length").input_value() == "4 pixels"
+        assert page.get_by_role("button", name="Run 1 run").is_visible()
+        assert errors == []
+
+
+def test_one_change_is_one_redraw(browser, server):
+    with opened(browser, server, "board") as (page, _):
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
+        page.wait_for_timeout(1000)
+        page.evaluate("""() => {
+            window.redraws = 0;
+            document.querySelector('.js-plotly-plot').on('plotly_afterplot', () => redraws++);
+        }""")
+        choose(page, "Input length", "4 pixels")
+        assert page.evaluate("window.redraws") == 1
+
+
+def test_an_export_is_offered_for_download(browser, server):
+    with opened(browser, server, "recording") as (page, errors):
+        page.get_by_role("button", name="Export").last.click()
+        page.get_by_role("button", name="Write").last.click()
+        link = page.locator("a[download$='.pdf']")
+        link.wait_for()
+        with page.expect_download() as download:
+            link.click()
+        assert Path(download.value.path()).read_bytes().startswith(b"%PDF")
         assert errors == []

@@ -24,7 +24,7 @@ LENGTHS = (4, 8, 16)  # pixels
 
 
 class Cache:
-    """The runs and curves of a store, read once; `reload` reads them again.
+    """The runs and curves of a store, read once; `reload` reads them again and tells the listeners.
 
     Attributes
     ----------
@@ -38,10 +38,15 @@ class Cache:
     """
 
     def __init__(self, store=None):
-        self.store = store or Store()
-        self.reload()
+        self.store, self.listeners = store or Store(), []
+        self._read()
 
     def reload(self):
+        self._read()
+        for listener in self.listeners:
+            listener()
+
+    def _read(self):
         self._kept, self.tasks = {}, {}
         self.store.reload()
         runs = self.store.runs()
@@ -175,6 +180,7 @@ class WindowControls:
         self._report()
         for control in self.controls.values():
             control.observe(self._changed, "value")
+        self.cache.listeners.append(self._follow)
 
     def _offered(self):
         return [length for _, length in self.controls["input_length"].options]
@@ -238,6 +244,8 @@ class WindowControls:
     def reload(self):
         """Read the store again, for example after training."""
         self.cache.reload()
+
+    def _follow(self):
         self._held = True
         self._find_tasks()
         self._held = False

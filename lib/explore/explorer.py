@@ -86,6 +86,9 @@ class Explorer:
         """
         raise NotImplementedError
 
+    def clicked(self, number, point):
+        """Follow a click on the figure of a number; see `Figure.on_click`."""
+
     @property
     def frame(self):
         """The data shown; None when nothing is."""
@@ -113,6 +116,8 @@ class Explorer:
         """Draw (traces, layout) of each panel; figures are made once, and those beyond hidden."""
         while len(self.figures) < len(drawn):
             self.figures.append(Figure())
+            number = len(self.figures) - 1
+            self.figures[-1].on_click(lambda point, number=number: self.clicked(number, point))
         for figure, panel in zip(self.figures, drawn, strict=False):
             figure.show(*panel)
         self.canvas.children = self.figures[: len(drawn)]

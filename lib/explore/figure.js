@@ -39,7 +39,7 @@ function onDark(colour) {
   const light = (high + low) / 2;
   const saturation = high === low ? 0 : (high - low) / (1 - Math.abs(2 * light - 1));
   if (saturation > 0.4) return colour;
-  const shift = 0.95 - 0.78 * light - light;
+  const shift = 0.96 - 0.74 * light - light;
   const byte = (part) => Math.round(255 * Math.min(1, Math.max(0, part + shift)));
   return "#" + rgb.map((part) => byte(part).toString(16).padStart(2, "0")).join("");
 }
@@ -72,8 +72,8 @@ async function render({ model, el }) {
   }
   await draw();
   plot.on("plotly_click", ({ points: [point] }) => {
-    const { curveNumber, pointNumber, x, y, customdata } = point;
-    model.send({ trace: curveNumber, point: pointNumber, x, y, customdata });
+    const { x, y, customdata, data } = point;
+    model.send({ name: data.name, x, y, customdata });
   });
   model.on("change:traces change:axes", ask);
   const sized = new ResizeObserver(() => plot.offsetWidth && Plotly.Plots.resize(plot));

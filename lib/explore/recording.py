@@ -496,9 +496,8 @@ class RecordingExplorer(Explorer):
         unit = f"log10 of {unit}" if control["over"] == "tau" else unit
         panels = []
         for place, one in enumerate(runs):
-            last = place == len(runs) - 1
             over = [
-                Heat(z, (low, high), f"median {unit}", alpha=0.72, bar=last, hover="%{z:.4g}")
+                Heat(z, (low, high), f"median {unit}", alpha=0.72, bar="bottom", hover="%{z:.4g}")
                 for z, _ in heats[place : place + 1]
             ]
             title = one.label if control["over"] else ""

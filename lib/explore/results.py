@@ -202,7 +202,7 @@ def heat(cache, task, metric, looks):
         z,
         (np.nanmin(z), np.nanmax(z)),
         text=printed,
-        bar=False,
+        bar="",
         hover="%{customdata[0]} at %{customdata[1]}: %{z:.4g}",
         data=np.dstack([groups, places]),
     )
@@ -256,7 +256,7 @@ def offer_cells(checks, frame):
     checks.offer(groups["group"], groups["group"] if few else plain["group"])
 
 
-class _RunsExplorer(Explorer):
+class RunsExplorer(Explorer):
     """An explorer of finished runs: the cells to show, a family to highlight."""
 
     def __init__(self, store, choice, state, metrics, **controls):
@@ -280,7 +280,9 @@ class _RunsExplorer(Explorer):
     def refresh(self):
         if len(self.choice.runs):
             cache, task, window = self.place
-            offer_cells(self.controls["cells"], cache.finished(task, window))
+            frame = cache.finished(task, window)
+            offer_cells(self.controls["cells"], frame)
+            offer(self.controls["highlight"], [*FAMILIES, *frame["group"].unique()])
 
     def chosen(self, *also):
         """Looks of the chosen groups, and those of them that stand in front."""
@@ -289,11 +291,12 @@ class _RunsExplorer(Explorer):
         cache, task, window = self.place
         chosen = (*self.controls["cells"].value, *also)
         looks = looks_of(cache.finished(task, window), chosen)
-        family = FAMILIES[self.controls["highlight"].value]
-        return looks, [group for group, look in looks.items() if family(look)]
+        front = self.controls["highlight"].value
+        family = FAMILIES.get(front, lambda look: False)
+        return looks, [group for group, look in looks.items() if family(look) or group == front]
 
 
-class CurveExplorer(_RunsExplorer):
+class CurveExplorer(RunsExplorer):
     """Learning curves of the cells at one window: mean, interval, seeds as thin lines.
 
     Controls: task, input_length, stride, metric, highlight, cells.
@@ -306,7 +309,7 @@ class CurveExplorer(_RunsExplorer):
         return curves(*self.place, self.controls["metric"].value, *self.chosen())
 
 
-class BarExplorer(_RunsExplorer):
+class BarExplorer(RunsExplorer):
     """Results of the cells at one window: bars from 0, sorted dots with intervals, or paired
     differences from a baseline; seeds as dots.
 

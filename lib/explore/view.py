@@ -16,7 +16,7 @@ from lib.figures import plots, style
 FRAME = "#D55E00"  # the window being read
 GROUND = "#FFFFFF"
 GREY = "#808080"
-LEFT, TOP, BOTTOM = 68, 26, 56  # pixels around a panel
+LEFT, TOP, BOTTOM = 68, 28, 48  # pixels around a panel
 GAP = 16  # pixels between names beside lines
 
 
@@ -153,11 +153,16 @@ class Heat:
     diverging: bool = False
     text: object = None
     alpha: float = 1.0
-    bar: bool = True
+    bar: str = "right"  # or "bottom", or "" for none
     hover: str = ""
     data: object = None
 
     def plotly(self):
+        bar = {"title": {"text": plain(self.title), "side": "right"}, "thickness": 10}
+        if self.bar == "bottom":
+            bar |= {"orientation": "h", "y": -0.16, "yanchor": "top"}
+            bar["title"]["side"] = "bottom"
+        bar["title"]["font"] = {"size": 13}
         yield {
             "type": "heatmap",
             "z": self.z,
@@ -165,8 +170,8 @@ class Heat:
             "zmin": self.limits[0],
             "zmax": self.limits[1],
             "colorscale": "RdBu" if self.diverging else "Viridis",
-            "colorbar": {"title": {"text": plain(self.title), "side": "right"}, "thickness": 10},
-            "showscale": self.bar,
+            "colorbar": bar,
+            "showscale": bool(self.bar),
             "opacity": self.alpha,
             "xgap": 2 * (self.text is not None),
             "ygap": 2 * (self.text is not None),
@@ -188,7 +193,7 @@ class Heat:
             rasterized=True,
         )
         if self.bar:
-            ax.figure.colorbar(mesh, ax=ax, label=self.title, pad=0.02)
+            ax.figure.colorbar(mesh, ax=ax, label=self.title, pad=0.02, location=self.bar)
         small = mpl.rcParams["xtick.labelsize"]
         for (row, column), words in np.ndenumerate([] if self.text is None else self.text):
             light = sum(mesh.cmap(mesh.norm(self.z[row, column]))[:3]) / 3
@@ -307,7 +312,8 @@ class Axis:
     grid: bool = True
 
     def plotly(self):
-        axis = {"title": {"text": plain(self.title)}, "type": "log" if self.log else "linear"}
+        title = {"text": plain(self.title), "standoff": 8, "font": {"size": 13}}
+        axis = {"title": title, "type": "log" if self.log else "linear"}
         axis |= {"showgrid": self.grid, "automargin": True}
         if self.range is not None:
             axis["range"] = list(np.log10(self.range) if self.log else self.range)
@@ -381,11 +387,11 @@ class Panel:
         x, y = self.x.plotly(), self.y.plotly()
         if self.square:
             x["constrain"] = "domain"
-            y |= {"scaleanchor": "x", "constrain": "domain"}
+            y |= {"scaleanchor": "x", "constrain": "domain", "constraintoward": "top"}
         layout = {
             "template": TEMPLATE,
             "height": height,
-            "title": {"text": self.title, "font": {"size": 14}, "x": 0.5, "y": 0.99},
+            "title": {"text": self.title, "font": {"size": 13}, "x": 0.5, "y": 0.995},
             "margin": {"l": LEFT, "r": 24 + 7.4 * longest, "t": TOP, "b": BOTTOM},
             "xaxis": x,
             "yaxis": y,
