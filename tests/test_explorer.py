@@ -16,7 +16,7 @@ import pytest
 from lib import analysis, explore
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
-from lib.figures import plots
+from lib.figures import plots, select
 from lib.runs import attempt
 from lib.runs.store import Store
 
@@ -83,7 +83,7 @@ def lines(view):
 def test_curves_show_the_numbers_of_the_store(store):
     view = explore.CurveExplorer(store, stride=8)
     table = plots.summary(
-        plots.grouped(store.curves(window="8/8")), "validation_accuracy", ("group", "epoch")
+        select.grouped(store.curves(window="8/8")), "validation_accuracy", ("group", "epoch")
     )
     means = lines(view)
     assert set(means) == {"CB", "STPDaleCB"}

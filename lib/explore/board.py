@@ -13,7 +13,7 @@ from lib.explore.recording import RecordingExplorer
 from lib.explore.results import RunsExplorer, curves, heat, results
 from lib.explore.view import View
 from lib.explore.widgets import TEXT, row
-from lib.figures import plots
+from lib.figures import plots, select
 
 # what is chosen -> the metric over training, and that of the results
 METRICS = {
@@ -118,7 +118,7 @@ def _result(found):
 
 def _difference(runs, group, baseline):
     """A sentence on the paired difference of two groups."""
-    pairs = plots.differences(runs[runs["group"].isin([group, baseline])], baseline)
+    pairs = select.differences(runs[runs["group"].isin([group, baseline])], baseline)
     found = plots.summary(pairs, "test_accuracy").iloc[0]
     apart = found["low"] > 0 or found["high"] < 0
     side = "above" if found["mean"] > 0 else "below"

@@ -57,7 +57,7 @@ class Cache:
 
     def finished(self, task, window=None):
         """Finished runs of one task, at one window or all, without a scan, in the groups of
-        `plots.grouped`.
+        `select.grouped`.
         """
         here = self.done["task"] == task
         if window is not None:

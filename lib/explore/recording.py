@@ -67,7 +67,7 @@ class Recorded:
     def variables(self):
         held = self.trace.variables
         also = {"tau": "z" in held, "UX": "U" in held}
-        return [name for name in plots.VARIABLES if name in held or also.get(name)]
+        return [name for name in style.VARIABLES if name in held or also.get(name)]
 
     def values(self, variable, images, trace=None):
         """A recorded or derived variable (images, time, units); time constants in pixels."""
@@ -151,9 +151,9 @@ def recording(cache, key, data, count, which="best"):
 def heat_map(run, variable, number, units, steps, **_):
     """Every unit at every step."""
     values = run.values(variable, number)[steps][:, units]
-    z, unit = values.T, plots.VARIABLES[variable]
+    z, unit = values.T, style.VARIABLES[variable]
     if variable == "tau":
-        z, unit = np.log10(z), f"log10 of {plots.VARIABLES['tau']}"
+        z, unit = np.log10(z), f"log10 of {style.VARIABLES['tau']}"
     reach = float(np.abs(z).max())
     limits = {
         "z": (0, getattr(run.model.cell, "z_max", 1)),
@@ -283,7 +283,7 @@ def _levels(run, variable):
 def _y(variable, *values):
     low = min(float(np.min(part)) for part in values)
     high = max(float(np.max(part)) for part in values)
-    title = plots.VARIABLES[variable]
+    title = style.VARIABLES[variable]
     if variable == "tau":
         return Axis(title, (low / 1.2, high * 1.2), log=True)
     margin = 0.04 * (high - low) or 0.01
@@ -314,7 +314,7 @@ def over_training(history, variable, run, label, colour):
     wide = own.pivot_table(index="epoch", columns="statistic", values="value")[plots.QUANTILES]
     x, bounds = wide.index.to_numpy(), wide.to_numpy().T
     margin = 0.04 * (bounds.max() - bounds.min()) or 0.01
-    y = Axis(plots.VARIABLES[variable], (bounds.min() - margin, bounds.max() + margin))
+    y = Axis(style.VARIABLES[variable], (bounds.min() - margin, bounds.max() + margin))
     panel = Panel(fan(x, bounds, colour), Axis("Training (epochs)", (0, x.max())), y)
     note = f"{label}, seed {run.seed}, run {run.key}: 5, 25, 50, 75 and 95 % quantiles."
     return View([panel], own[["key", "step", "epoch", "variable", "statistic", "value"]], note)
@@ -394,7 +394,7 @@ class RecordingExplorer(Explorer):
             )
             quantiles = self.history[self.history["statistic"].isin(plots.QUANTILES)]
             held = set(quantiles["variable"])
-            return self._offer_variables([name for name in plots.VARIABLES if name in held])
+            return self._offer_variables([name for name in style.VARIABLES if name in held])
         self.run = self._recorded(self.key, control["cell"].value)
         offer(control["beside"], [("no other cell", ""), *zip(groups, groups, strict=True)])
         self._offer_variables(self.run.variables)
@@ -492,7 +492,7 @@ class RecordingExplorer(Explorer):
                 heats.append(over_image(one, *given))
         low = min((limits[0] for _, limits in heats), default=0)
         high = max((limits[1] for _, limits in heats), default=1)
-        unit = plots.VARIABLES.get(control["over"], "")
+        unit = style.VARIABLES.get(control["over"], "")
         unit = f"log10 of {unit}" if control["over"] == "tau" else unit
         panels = []
         for place, one in enumerate(runs):
@@ -559,4 +559,4 @@ class RecordingExplorer(Explorer):
 
 def named(variable):
     """A variable's axis label as plain text."""
-    return plain(plots.VARIABLES[variable])
+    return plain(style.VARIABLES[variable])

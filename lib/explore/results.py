@@ -6,7 +6,7 @@ import pandas as pd
 from lib.explore.explorer import Explorer, placed
 from lib.explore.view import Axis, Band, Bars, Heat, Line, Panel, Points, Rule, View, plain
 from lib.explore.widgets import Checks, dropdown, offer, row
-from lib.figures import plots, style
+from lib.figures import plots, select, style
 
 FAMILIES = {
     "all": lambda look: True,
@@ -40,14 +40,14 @@ def curves(cache, task, window, metric, looks, front):
     cache : Cache
     task, window : str
     metric : str
-        A column in `plots.METRICS`.
+        A column in `style.METRICS`.
     looks : dict of group -> Look
     front : collection of str
         Groups in colour; the others stand back in grey.
     """
     frame = cache.curves(task, window)
     frame = frame[frame["group"].isin(list(looks))]
-    (unit, factor, *_), place = plots.METRICS[metric], ("curves", task, window)
+    shown, place = style.METRICS[metric], ("curves", task, window)
     table = cache.summary(place, frame, metric, ("group", "epoch"), looks)
     parts, seeds = dict(list(table.groupby("group"))), dict(list(frame.groupby("group")))
     marks = [
@@ -55,13 +55,13 @@ def curves(cache, task, window, metric, looks, front):
         for group in sorted(parts, key=lambda group: group in front)  # grey ones lie below
         for mark in _curve(group, looks[group], group in front, parts[group], seeds[group], metric)
     ]
-    if metric.endswith("accuracy"):
+    if shown.accuracy:
         marks.append(Rule(plots.chance(frame), "y", "chance"))
-    low, high = frame[metric].min() * factor, frame[metric].max() * factor
-    if metric.endswith("accuracy"):
+    low, high = frame[metric].min() * shown.factor, frame[metric].max() * shown.factor
+    if shown.accuracy:
         low = min(low, plots.chance(frame))
     margin = 0.04 * (high - low) or 1
-    y = Axis(unit, (low - margin, high + margin))
+    y = Axis(shown.axis, (low - margin, high + margin))
     x = Axis("Training (epochs)", (0, table["epoch"].max()))
     panel = Panel(marks, x, y, zoom=f"{task} {window} {metric}")
     columns = ["group", "seed", "key", "step", "epoch", metric]
@@ -70,7 +70,7 @@ def curves(cache, task, window, metric, looks, front):
 
 
 def _curve(group, look, front, part, seeds, metric):
-    factor = plots.METRICS[metric][1]
+    factor = style.METRICS[metric].factor
     x, mean = part["epoch"].to_numpy(), part["mean"].to_numpy()
     if not front:
         return [Line(x, mean, style.CONTEXT, group, look.stp, 1.2, hover=group)]
@@ -108,20 +108,18 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     """
     frame = cache.finished(task, window)
     frame = frame[frame["group"].isin([*looks, baseline] if baseline else list(looks))]
-    unit, factor, *_ = plots.METRICS[metric]
-    title = unit
+    shown = style.METRICS[metric]
+    title = shown.axis
     if kind == "paired differences":
-        frame = plots.differences(frame, baseline, metric)
+        frame = select.differences(frame, baseline, metric)
         table = plots.summary(frame, metric)
-        unit = f"percentage points, {unit.partition('(% of ')[2]}" if factor == 100 else f"{unit})"
-        title = f"Difference from {baseline} ({unit.strip(')')})"
+        title = f"Difference from {baseline} ({shown.points})"
     else:
         table = cache.summary(("runs", task, window), frame, metric, ("group",), looks)
     table = table.set_index("group")
     table = table.loc[[group for group in looks if group in table.index]]
     if kind == "sorted dots":
-        falls = not metric.endswith(("loss", "step"))
-        table = table.sort_values("mean", ascending=not falls, kind="stable")
+        table = table.sort_values("mean", ascending=shown.better == "lower", kind="stable")
     rows = dict(zip(table.index, range(len(table))[::-1], strict=True))
     y, means = np.array(list(rows.values())), table["mean"].to_numpy()
     colours = [looks[group].colour if group in front else style.CONTEXT for group in rows]
@@ -146,7 +144,7 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     marks.append(seeds)
     if kind == "paired differences":
         marks.append(Rule(0, "x"))
-    elif metric.endswith("accuracy") and kind == "bars":
+    elif shown.accuracy and kind == "bars":
         marks.append(Rule(plots.chance(frame), "x", "chance"))
     reach = _reach(table, seeds.x, 0 if kind == "bars" else None)
     y = Axis(range=(-0.7, len(rows) - 0.3), ticks=(y, list(rows)), grid=False)
@@ -162,7 +160,7 @@ def _seeds(frame, rows, looks, front, metric):
     frame = frame[frame["group"].isin(list(rows))]
     groups = frame["group"].tolist()
     return Points(
-        frame[metric].to_numpy() * plots.METRICS[metric][1],
+        frame[metric].to_numpy() * style.METRICS[metric].factor,
         np.array([rows[group] for group in groups]) - 0.38,
         [looks[group].colour if group in front else style.CONTEXT for group in groups],
         ["circle"] * len(groups),
@@ -217,7 +215,7 @@ def heat(cache, task, metric, looks):
         ticks=(np.arange(len(wide)), list(wide.index)),
         grid=False,
     )
-    panel = Panel([mark], x, y, title=plain(plots.METRICS[metric][0]))
+    panel = Panel([mark], x, y, title=plain(style.METRICS[metric].axis))
     note = f"{task}: means over seeds; empty fields were not run."
     return View([panel], table[["group", "window", "mean", "low", "high", "n"]], note)
 
