@@ -102,18 +102,23 @@ class SequenceClassifier(nn.Module):
         Parameters
         ----------
         x : Tensor (batch, time, features), or (seeds, batch, time, features)
-        record : bool
-            Also return the trace, a dict of variable to (batch, time, hidden).
+        record : bool or Tensor of int
+            Also return the trace, a dict of variable to (batch, time, hidden); of these steps, if
+            they are named.
 
         Returns
         -------
         Tensor (batch, classes), or the pair of it and the trace; all with a leading seed axis if
         the model has seeds.
         """
-        final, tape = self._run(x, keep=record)
+        some = isinstance(record, torch.Tensor)
+        final, tape = self._run(x, keep=some or record)
         y = self.cell.output(final)
         logits = y @ self.readout.weight.mT + self.readout.bias.unsqueeze(-2)
-        return (logits, self._trace(tape)) if record else logits
+        if not tape.keep:
+            return logits
+        steps = record if some else torch.arange(len(tape.x), device=x.device)
+        return logits, self._trace(tape, steps)
 
     @torch.no_grad()
     def states(self, x):
@@ -208,14 +213,13 @@ class SequenceClassifier(nn.Module):
         )
 
     @torch.no_grad()
-    def _trace(self, tape):
-        previous = type(tape.states)(
-            *(torch.cat((s[None], f[:-1])) for s, f in zip(tape.initial, tape.states, strict=True))
-        )
+    def _trace(self, tape, steps):
+        before = (torch.cat((s[None], f)) for s, f in zip(tape.initial, tape.states, strict=True))
+        previous = type(tape.states)(*(field[steps] for field in before))
+        states = type(tape.states)(*(field[steps] for field in tape.states))
         a = _products(self.cell.presynaptic(previous, tape.theta), tape.weights)
-        observed = self.cell.observe(
-            previous, tape.states, a, _project(tape.x, tape.P, tape.b), tape.theta
-        )
+        g = _project(tape.x[steps], tape.P, tape.b)
+        observed = self.cell.observe(previous, states, a, g, tape.theta)
         return {name: _batch_first(observed[name]) for name in self.cell.variables}
 
 
