@@ -267,12 +267,11 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(s
         and not main["permuted"].any()
     )
     assert len(main) == 9 * 5 * 3 + 3
-    monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
 
     class Mine(cells.get("cb")):
         name, label = "mine_export", "mine"
 
-    cells.register(Mine)
+    monkeypatch.setitem(cells.CELLS, Mine.name, Mine)
     part, full = (
         select.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)]))
         for s in (["8/4"], frames.WINDOWS)
@@ -614,12 +613,10 @@ def test_without_controls_two_pages_hold_everything(study, tmp_path):
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 @pytest.mark.parametrize("journal, pgf", [("neurips", False), ("icml", True), ("article", False)])
 def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, journal, pgf):
-    monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
-
     class Mine(cells.get("dale_cb")):
         name, label = "mine_2", NASTY
 
-    cells.register(Mine)
+    monkeypatch.setitem(cells.CELLS, Mine.name, Mine)
     runs = pd.concat(
         [
             frames.runs([*frames.NINE, "mine_2"], ["8/4", "4/4", "16/8", "4/2", "16/4"]),

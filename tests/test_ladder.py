@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import cells, recurrence
+from lib import cells, compiled
 from lib.config import CellSpec
 from lib.recurrence import SequenceClassifier
 from lib.runs import sweep
@@ -97,7 +97,7 @@ def test_derivative_by_hand_equals_the_automatic_one(options):
 
 
 def test_compiled_equals_reference(monkeypatch):
-    monkeypatch.setattr(recurrence, "CHUNK", 2)
+    monkeypatch.setattr(compiled, "CHUNK", 2)
     x, found = torch.randn(2, 5, 5, dtype=torch.float64), []
     for backend in ("reference", "fast"):
         m = model("cb_gru_bridge", backend, **SIMPLE)

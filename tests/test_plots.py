@@ -184,12 +184,10 @@ def test_colours_of_one_panel_differ_in_greyscale():
 
 
 def test_own_cells_have_a_look_of_their_kind(monkeypatch):
-    monkeypatch.setattr(cells, "CELLS", dict(cells.CELLS))
-
     class Mine(cells.get("stp_dale_cb")):
         name, label = "mine_test", "my cell"
 
-    cells.register(Mine)
+    monkeypatch.setitem(cells.CELLS, Mine.name, Mine)
     own, twin = style.look("mine_test"), style.look("stp_dale_cb")
     assert own == style.look("mine_test") and own.label == "my cell"
     assert (own.line, own.marker) == (twin.line, twin.marker) and own.colour != twin.colour

@@ -461,7 +461,7 @@ def test_5_a_crash_is_recorded_with_its_reason(root):
 
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"lib/cells.py": "0"}, r"lib/cells\.py"), ({"torch": "2.0"}, r"torch .* -> 2\.0")],
+    [({"lib/cells/base.py": "0"}, r"lib/cells/base\.py"), ({"torch": "2.0"}, r"torch .* -> 2\.0")],
 )
 def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monkeypatch):
     config = tiny.config("gru")

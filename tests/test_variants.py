@@ -99,7 +99,8 @@ def test_the_bridge_moves_as_a_simple_gru():
 
 def test_sizes_of_the_grid_match_the_parameters_of_cb():
     features, classes = 3 * 8, 10
-    target = cells._count(cells.get("cb")(features, 48), classes)["total"]
+    cb = SequenceClassifier("cb", features, 48, classes, 255)
+    target = cells.parameter_count(cb)["total"]
     expected = {
         name: cells.matching_hidden_size(name, target, features, classes)
         for name in (*cells.ALL, "dale")

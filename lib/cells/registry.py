@@ -1,0 +1,261 @@
+"""Cells by name: those of this package, and a user's own, whose text enters the key of their runs."""
+
+import ast
+import contextlib
+import inspect
+import symtable
+import sys
+import textwrap
+from dataclasses import dataclass, field
+
+from lib import checks, datasets
+
+CELLS = {}
+SOURCES = {}  # text of the user's own cells, by name
+ALL = ("rnn", "simple_gru", "gru", "cb", "cb_gru", "dale_cb", "stp", "stp_dale", "stp_dale_cb")
+# W (free, sign, reversal potentials) x STP (no, yes)
+DESIGN = ("cb", "dale", "dale_cb", "stp", "stp_dale", "stp_dale_cb")
+
+
+def register(cell):
+    """Make a cell class known under ``cell.name``; usable as a decorator. The last registration of
+    a name counts. A class without a ``label`` of its own is called by its name.
+
+    Raises
+    ------
+    ValueError
+        The class lacks a name, takes the name of a built-in cell, or its text is not at hand.
+    """
+    name = cell.__dict__.get("name")
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(
+            f"{cell.__name__}.name is {name!r}, but a cell needs a name that is a plain word; "
+            "add name = 'my_cell'."
+        )
+    if not _built_in(cell):
+        if name in CELLS and _built_in(CELLS[name]):
+            raise ValueError(
+                f"The name {name!r} belongs to a built-in cell; choose another name for "
+                f"{cell.__name__}."
+            )
+        if "label" not in cell.__dict__:
+            cell.label = name
+        if cell.__module__ != USER:
+            SOURCES[name] = _text(cell)
+    CELLS[name] = cell
+    return cell
+
+
+USER = "user_cells"  # the module that `register_source` runs a text as
+
+
+def _built_in(cell):
+    return cell.__module__.startswith(f"{__package__}.")
+
+
+def register_source(text):
+    """Run the text of a user's file, in which cells (and data sets) register themselves; ``torch``,
+    ``nn``, ``NamedTuple`` and the public names of `lib.cells` are at hand.
+
+    Returns
+    -------
+    list of str
+        Names of the cells the text registered.
+
+    Raises
+    ------
+    ValueError
+        The text does not run, or registers nothing.
+    """
+    cells, sets = dict(CELLS), dict(datasets.DATASETS)
+    try:
+        exec(compile(text, "<user's cells>", "exec"), {**_at_hand(), "__name__": USER})
+    except Exception as error:
+        raise ValueError(
+            f"The file of the user's own cells does not run: {type(error).__name__}: {error}."
+        ) from error
+    found = [name for name, cell in CELLS.items() if cells.get(name) is not cell]
+    found_sets = [name for name, one in datasets.DATASETS.items() if sets.get(name) is not one]
+    if not found + found_sets:
+        raise ValueError(
+            "The file of the user's own cells registers no cell; put @register above the class."
+        )
+    SOURCES.update(dict.fromkeys(found, text))
+    datasets.SOURCES.update(dict.fromkeys(found_sets, text))
+    return found
+
+
+def _at_hand():
+    """The names that a user's text may use without importing them."""
+    package = sys.modules[__package__]
+    return {name: getattr(package, name) for name in package.__all__}
+
+
+@dataclass(eq=False)
+class _Statement:
+    """A statement at the top level of a file or notebook cell: its text, and the names of the
+    module that it binds and that it uses.
+    """
+
+    node: ast.stmt | None
+    text: str
+    binds: set = field(default_factory=set)
+    uses: set = field(default_factory=set)
+
+    def __post_init__(self):
+        top = symtable.symtable(self.text, "<user's cells>", "exec")
+        for name in top.get_symbols():
+            if name.is_assigned() or name.is_imported():
+                self.binds.add(name.get_name())
+            if name.is_referenced():
+                self.uses.add(name.get_name())
+        inner = top.get_children()
+        while inner:
+            table = inner.pop()
+            inner += table.get_children()
+            self.uses |= {name.get_name() for name in table.get_symbols() if name.is_global()}
+
+
+def _text(cell):
+    """Text that registers a class typed into a notebook or a file: the class, after what it needs
+    of the module around it (classes, functions, assignments, imports), in the order written.
+    """
+    module, at_hand = sys.modules.get(cell.__module__), _at_hand()
+    written = _written(module)
+    own = None
+    for one in written:
+        if isinstance(one.node, ast.ClassDef) and one.node.name == cell.__name__:
+            own = one
+    if own is None:  # within a function, of which nothing more can be told
+        own = _Statement(None, _dedented(cell))
+    last = {name: one for one in written for name in one.binds}
+    needed, waiting = {own}, [own]
+    while waiting:
+        for name in waiting.pop().uses & last.keys():
+            provided = name in at_hand and getattr(module, name, None) is at_hand[name]
+            if not provided and last[name] not in needed:
+                needed.add(last[name])
+                waiting.append(last[name])
+    parts = [one.text for one in written if one in needed and one is not own] + [own.text]
+    if not own.text.startswith("@"):
+        parts[-1] += f"\nregister({cell.__name__})\n"
+    return "\n\n".join(parts)
+
+
+def _dedented(cell):
+    try:
+        return textwrap.dedent(inspect.getsource(cell))
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"The text of class {cell.__name__} is not at hand, but enters the key of its runs; "
+            "define it in a notebook or a file."
+        ) from error
+
+
+def _written(module):
+    """The statements of a notebook, in the order in which its cells ran, or of a module's file."""
+    try:
+        notebook = vars(module).get("In") if "get_ipython" in vars(module) else None
+        texts = notebook or [inspect.getsource(module)]
+    except (OSError, TypeError):
+        return []
+    statements = []
+    for text in texts:
+        lines = text.splitlines(keepends=True)
+        with contextlib.suppress(SyntaxError):  # a notebook cell that never ran
+            for node in ast.parse(text).body:
+                first = min(part.lineno for part in (node, *getattr(node, "decorator_list", ())))
+                part = "".join(lines[first - 1 : node.end_lineno]).rstrip() + "\n"
+                statements.append(_Statement(node, part))
+    return statements
+
+
+def get(name):
+    """Class of a registered cell.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown; the sentence lists the known ones.
+    """
+    if name not in CELLS:
+        raise ValueError(f"Unknown cell {name!r}; known cells are {', '.join(CELLS)}.")
+    return CELLS[name]
+
+
+def names(selection="all"):
+    """Cell names of a selection: ``"all"`` (the nine of the notes), ``"design"`` (W x STP), or
+    names joined by commas.
+
+    Raises
+    ------
+    ValueError
+        A name is unknown or stands twice.
+    """
+    groups = {"all": ALL, "design": DESIGN}
+    parts = [part.strip() for part in selection.split(",")]
+    chosen = [name for part in parts for name in groups.get(part, (part,))]
+    for name in chosen:
+        get(name)
+        if chosen.count(name) > 1:
+            raise ValueError(
+                f"Cell {name!r} is named {chosen.count(name)} times; name each cell once."
+            )
+    return chosen
+
+
+def check_cell(spec):
+    """Refuse a `lib.config.CellSpec` that cannot be built, before any work starts.
+
+    Raises
+    ------
+    ValueError
+        Unknown cell, initialisation or option, a hidden size that is no positive integer, or a
+        value out of range.
+    """
+    cell = get(spec.name)
+    checks.whole("hidden_size", spec.hidden_size, 1)
+    cell.check_options(spec.hidden_size, spec.options)
+    cell.check_initialisation(spec.initialisation, spec.options)
+
+
+def parameter_count(model):
+    """Trainable parameters by role.
+
+    Parameters
+    ----------
+    model : SequenceClassifier
+        For one seed.
+
+    Returns
+    -------
+    dict
+        ``gate``, ``drive``, ``input``, ``plasticity``, ``readout`` and ``total``. K counts as gate
+        also where the drive shares it.
+    """
+    count = model.cell.parameters_by_role()
+    count["readout"] = sum(parameter.numel() for parameter in model.readout.parameters())
+    return {**count, "total": sum(count.values())}
+
+
+def matching_hidden_size(name, target, input_size, classes, **options):
+    """Hidden size at which cell ``name`` with its read-out comes closest to ``target`` trainable
+    parameters; the smaller of two equals.
+    """
+
+    def total(hidden_size):
+        cell = get(name)(input_size, hidden_size, **options)
+        readout = classes * (cell.readout_size + 1)
+        return sum(parameter.numel() for parameter in cell.parameters()) + readout
+
+    low = 2 if get(name).weights in ("sign", "reversal") else 1
+    high = 2
+    while total(high) < target:
+        high *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if total(middle) <= target:
+            low = middle
+        else:
+            high = middle
+    return min((low, high), key=lambda size: abs(total(size) - target))

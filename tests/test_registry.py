@@ -1,0 +1,153 @@
+"""A user's own cells: what their stored text holds, from a notebook and from a file, and the names
+that such texts may use.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lib import cells
+from lib.paths import project_root
+from lib.recurrence import SequenceClassifier
+
+README = (project_root() / "README.md").read_text("utf-8")
+(LEAKY,) = re.findall(r"```python\n(class State.*?)```", README, re.S)
+HELPERS = """
+import math as m
+
+SCALE = m.pi / 4
+weights = "a variable of the notebook that no cell needs"
+
+
+def squash(x):
+    return SCALE * torch.tanh(x)
+
+
+class Pair(NamedTuple):
+    h: torch.Tensor
+"""
+EARLIER = '''
+@register
+class Earlier(RNN):
+    """Needs what stands in an earlier notebook cell, and that needs more."""
+
+    name = "earlier"
+
+    def initial_state(self, batch, theta):
+        return Pair(self.W.new_zeros(batch, self.hidden_size))
+
+    def update(self, state, a, g, theta):
+        weights = a[0] + g
+        return Pair(squash(weights))
+'''
+CHANGED = """
+SCALE = 0.25
+
+
+class Plain(Earlier):
+    name, label = "plain", "in the plain"
+
+
+register(Plain)
+"""
+RUN = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+for cell in ["from lib.cells import *", *json.loads(sys.argv[1])]:
+    shell.run_cell(cell, store_history=True).raise_error()
+import lib.cells
+print(json.dumps(lib.cells.SOURCES))
+"""
+
+
+def texts(folder, *notebook):
+    """`SOURCES` of a process of its own after the cells of a notebook ran."""
+    command = [sys.executable, "-c", RUN, json.dumps(notebook)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "mine.py").write_text(f"from lib.cells import *\n{HELPERS}\n{EARLIER}", "utf-8")
+    in_file = "import sys; sys.path.insert(0, '.')\nimport mine\nfile_text = SOURCES.pop('earlier')"
+    kept = "SOURCES['file'] = file_text"
+    return texts(folder, LEAKY, in_file, HELPERS, EARLIER, CHANGED, kept)
+
+
+@pytest.fixture(autouse=True)
+def unregistered(monkeypatch):
+    monkeypatch.setattr(cells.registry, "CELLS", dict(cells.CELLS))
+    monkeypatch.setattr(cells.registry, "SOURCES", {})
+    for name in ("CELLS", "SOURCES"):
+        monkeypatch.setattr(cells, name, getattr(cells.registry, name))
+
+
+def logits(name, text):
+    assert name in cells.register_source(text)
+    model = SequenceClassifier(name, 3, 4, 2, 5)
+    return model(torch.ones(2, 5, 3))
+
+
+@pytest.mark.parametrize("source", ["notebook", "file"])
+def test_the_cell_of_the_readme_runs_from_notebook_and_file(source, stored):
+    text = stored["leaky"] if source == "notebook" else LEAKY
+    assert logits("leaky", text).isfinite().all()
+    assert cells.get("leaky").label == "leaky RNN"
+
+
+@pytest.mark.parametrize("key", ["earlier", "file"])
+def test_the_text_holds_what_the_class_needs_and_no_more(key, stored):
+    text = stored[key]
+    order = ("import math as m", "SCALE = m.pi / 4", "def squash", "class Pair", "class Earlier")
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "variable of the notebook" not in text and "from lib.cells" not in text
+    assert logits("earlier", text).isfinite().all()
+    assert cells.get("earlier").label == "earlier"  # a class without a label
+
+
+def test_a_name_means_what_it_was_set_to_last(stored):
+    assert "SCALE = 0.25" in stored["plain"] and "m.pi" not in stored["plain"]
+    assert not torch.equal(logits("plain", stored["plain"]), logits("earlier", stored["earlier"]))
+    assert cells.get("plain").label == "in the plain"
+
+
+def test_a_text_alone_is_stored_as_it_stands(stored):
+    """The keys of runs of cells that need nothing beside `lib.cells` stay as they were."""
+    own = '@register\nclass Same(RNN):\n    name, label = "same", "same"\n'
+    assert texts(project_root(), own)["same"] == own
+
+
+def test_a_class_without_text_is_refused():
+    with pytest.raises(ValueError, match="text of class Hidden is not at hand"):
+        cells.register(type("Hidden", (cells.RNN,), {"name": "hidden", "__module__": "nowhere"}))
+
+
+def test_what_registers_nothing_or_takes_a_name_is_refused():
+    with pytest.raises(ValueError, match="registers no cell; put @register above the class"):
+        cells.register_source("x = 1")
+    with pytest.raises(ValueError, match="does not run: NameError: name 'State' is not defined"):
+        cells.register_source("State")
+    with pytest.raises(ValueError, match="name 'rnn' belongs to a built-in cell"):
+        cells.register_source("@register\nclass Mine(RNN):\n    name = 'rnn'\n")
+    with pytest.raises(ValueError, match="name is None, but a cell needs a name"):
+        cells.register_source("@register\nclass Mine(RNN):\n    pass\n")
+
+
+def test_names_that_texts_of_cells_may_use_stay():
+    frozen = """ALL CB CBGRU CELLS Cell ConductanceCell DESIGN Dale DaleCB GRU INITIALISATIONS
+    NamedTuple PlasticState RNN RateState SOURCES SPREAD STP STPDale STPDaleCB SimpleGRU
+    VoltageState ast check_cell datasets get inspect matching_hidden_size math names nn
+    parameter_count register register_source torch""".split()
+    assert set(frozen) <= set(cells.__all__)
+    own = "\n".join(f"assert {name} is not None" for name in frozen)
+    cells.register_source(f"{own}\n@register\nclass Uses(CB):\n    name = 'uses'\n")
