@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from lib import analysis, cells
 from lib.config import Window
-from lib.figures import plots, style
+from lib.figures import plots, select, style
 
 mpl.use("Agg")
 
@@ -521,3 +521,19 @@ def test_an_interval_of_two_seeds_does_not_widen_the_axis_of_more():
     low, high = plots.dot_and_interval(few).get_xlim()
     widest = plots.summary(plots.grouped(few)).query("n == 2").iloc[0]
     assert widest["low"] < low and high < widest["high"]
+
+
+def test_runs_with_a_delay_are_variants_and_say_so():
+    held = frames.runs(["gru", "cb"], ["8/4"])
+    waiting = frames.runs(["gru", "cb"], ["8/4"]).assign(delay=512, first_rows=8)
+    waiting["key"] = "w" + waiting["key"]
+    both = pd.concat([held, waiting])
+    assert set(select.comparison(both)["key"]) == set(held["key"])
+    groups = set(select.grouped(both)["group"])
+    assert groups == {
+        "full GRU",
+        "full GRU, first 8 rows, delay 512 pixels",
+        "CB",
+        "CB, first 8 rows, delay 512 pixels",
+    }
+    assert "sequential CIFAR-10, first 8 rows, delay 512 pixels" in plots.caption(waiting)

@@ -23,10 +23,12 @@ from lib.config import CellSpec
 from lib.figures import style
 from lib.figures.select import (
     FIXED,
+    IMAGE_PARTS,
     differences,
     families,
     grouped,
     one,
+    what_is_read,
     window_columns,
 )
 from lib.figures.style import METRICS, VARIABLES
@@ -65,7 +67,7 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     seeds and interval.
     """
     frame = frame if "group" in frame else grouped(frame)
-    tasks = frame.drop_duplicates(["dataset", "permuted", "last_rows"]).apply(task_name, axis=1)
+    tasks = frame.drop_duplicates(["dataset", "permuted", *IMAGE_PARTS]).apply(task_name, axis=1)
     shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
     shapes = list(shapes.sort_values(["input_length", "stride"])["window"])
     counts = frame.groupby(["group", "window"])["seed"].nunique()
@@ -104,9 +106,7 @@ def task_name(run) -> str:
         name = f"permuted {name}"
     if datasets.is_demonstration(run["dataset"]):
         name += ", demonstration"
-    if pd.notna(run["last_rows"]):
-        name += f", last {run['last_rows']:.0f} rows"
-    return name
+    return ", ".join([name, *what_is_read(run)])
 
 
 def ranged(values) -> str:

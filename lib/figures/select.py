@@ -21,6 +21,12 @@ WINDOW = "8/4"
 # Columns of a run in which its group may differ from most runs of the same cell, and their short
 # names.
 SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
+# Columns that say what of an image a run reads, and after what delay; in words
+IMAGE_PARTS = {
+    "last_rows": "last {:.0f} rows",
+    "first_rows": "first {:.0f} rows",
+    "delay": "delay {:.0f} pixels",
+}
 FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
 
 
@@ -89,8 +95,8 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     runs = frame.drop_duplicates("key")
     usual = {column: _usual(runs, column) for column in SHORT}
     orders = runs["permuted"].nunique() > 1
-    cuts = runs["last_rows"].nunique(dropna=False) > 1
-    names = {run.key: _group_name(run, usual, orders, cuts) for run in runs.itertuples()}
+    several = [name for name in IMAGE_PARTS if runs[name].nunique(dropna=False) > 1]
+    names = {run.key: _group_name(run, usual, orders, several) for run in runs.itertuples()}
 
     def place(run):
         name = names[run.key]
@@ -102,7 +108,7 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("key", key=lambda keys: keys.map(position), kind="stable")
 
 
-def _group_name(run, usual, orders, cuts):
+def _group_name(run, usual, orders, several):
     parts = [run.label]
     for option, value in json.loads(run.options).items():
         parts.append(f"{option.replace('_', ' ')} {value}")
@@ -110,8 +116,7 @@ def _group_name(run, usual, orders, cuts):
         parts.append(run.initialisation)
     if orders and run.permuted:
         parts.append("permuted")
-    if cuts and pd.notna(run.last_rows):
-        parts.append(f"last {run.last_rows:.0f} rows")
+    parts += what_is_read({name: getattr(run, name) for name in several})
     for column, short in SHORT.items():
         value = getattr(run, column)
         if value != usual[column].get((run.dataset, run.cell)):
@@ -265,17 +270,32 @@ def _beside(main, others):
 
 
 def _other_images(runs):
-    return runs["permuted"].astype(bool) | runs["last_rows"].notna()
+    cut = runs["last_rows"].notna() | runs["first_rows"].notna()
+    return runs["permuted"].astype(bool) | cut | (runs["delay"] > 0)
+
+
+def what_is_read(run) -> list[str]:
+    """What of an image a run reads, and after what delay, in words; nothing of whole images.
+
+    Parameters
+    ----------
+    run : mapping
+        Any of the columns last_rows, first_rows and delay.
+    """
+    parts = []
+    for name, words in IMAGE_PARTS.items():
+        value = run.get(name)
+        if pd.notna(value) and value > 0:
+            parts.append(words.format(value))
+    return parts
 
 
 def scanned(runs: pd.DataFrame) -> pd.Series:
     """Whether a run is of a learning-rate scan: a seed that one configuration ran at several
     rates.
     """
-    columns = (
-        "dataset permuted last_rows window cell hidden_size initialisation options epochs seed"
-    )
-    same = runs.groupby(columns.split(), dropna=False)
+    columns = "dataset permuted window cell hidden_size initialisation options epochs seed"
+    same = runs.groupby([*columns.split(), *IMAGE_PARTS], dropna=False)
     return same["learning_rate"].transform("nunique") > 1
 
 
