@@ -142,6 +142,29 @@ def test_bars_dots_and_differences(store):
     assert "Difference from CB" in drawn(view)[1]["xaxis"]["title"]["text"]
 
 
+def test_the_board_says_what_was_found_and_follows_clicks(store):
+    view = explore.Board(store, stride=8)
+    runs = store.runs(window="8/8")
+    means = 100 * runs.groupby("label")["test_accuracy"].mean()
+    assert f"window 8/8, {means.idxmax()} ({means.max():.1f} %" in view.headline.value
+    assert [len(drawn(view, panel)[0]) > 0 for panel in range(3)] == [True] * 3
+    heat = drawn(view, 2)[0][0]
+    assert heat["customdata"][0] == [["CB", "8/4"], ["CB", "8/8"]]
+    assert heat["z"][:, 1] == pytest.approx(means[["CB", "STPDaleCB"]], rel=1e-6)
+    assert np.isnan(heat["z"][1, 0])  # never run
+    view.clicked(1, {"name": "mean", "customdata": ["CB", 0.0, 0.0, 2]})
+    assert view.controls["highlight"].value == "CB"
+    grey = [trace["line"]["color"] for trace in drawn(view, 0)[0] if trace["name"] == "STPDaleCB"]
+    assert grey == ["#D5D8DC"]
+    view.clicked(0, {"name": "CB", "customdata": [0.0, 0.0, 2]})
+    assert view.controls["highlight"].value == "all"
+    key = _config("stp_dale_cb", 1).key()
+    view.clicked(1, {"name": "seeds", "customdata": ["STPDaleCB", 1, key, 1]})
+    assert view.recording.key == key and drawn(view.recording)[0]
+    view.clicked(2, {"customdata": ["CB", "8/4"]})
+    assert view.choice.window == Window(8, 4) and "window 8/4" in view.headline.value
+
+
 def test_a_window_that_was_never_run_says_so_and_offers_it(store):
     for make in (explore.CurveExplorer, explore.BarExplorer, explore.RecordingExplorer):
         view = make(store, stride=8)

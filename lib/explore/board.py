@@ -51,15 +51,18 @@ class Board(RunsExplorer):
     def look(self):
         looks, front = self.chosen()
         over, final = METRICS[self.controls["metric"].value]
-        curve = curves(*self.place, over, looks, front)
-        result = results(*self.place, final, looks, front)
-        every = heat(self.choice.cache, self.choice.task, final, looks)
-        panels = [*curve.panels, *result.panels, *every.panels]
-        for panel, share in zip(panels, (1.1, 1.0, 0.9), strict=True):
+        shown = [
+            curves(*self.place, over, looks, front),
+            results(*self.place, final, looks, front),
+        ]
+        if len(self.choice.cache.finished(self.choice.task)["window"].unique()) > 1:
+            shown.append(heat(self.choice.cache, self.choice.task, final, looks))
+        panels = [panel for view in shown for panel in view.panels]
+        for panel, share in zip(panels, (1.1, 1.0, 0.9), strict=False):
             panel.share = share
         self.headline.value = _large(headline(*self.place, looks))
-        height = max(curve.height, result.height)
-        return View(panels, result.frame, result.note, height)
+        height = max(view.height for view in shown)
+        return View(panels, shown[1].frame, shown[1].note, height)
 
     def clicked(self, number, point):
         """Follow a click on the curves (0), the results (1) or the heat map (2)."""

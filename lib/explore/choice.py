@@ -159,20 +159,14 @@ class WindowControls:
             layout={"width": "100%"},
         )
         self._find_tasks()
-        first = self.templates[0].window if self.templates else Window()
-        named = (*windows.conventions(first.input_length, first.stride), first.stride)
-        asked = {"input_length": first.input_length, "stride": named[0], **state}
-        if self.templates:
-            task = task_label(self.templates[0].task, first.scan)
-            asked = {"task": task, **asked}
+        if "task" in state:
+            assign(self.controls, {"task": state["task"]}, self.refresh)
+        asked = {**self._usual(), **state}
         made_with = (
             str(self.cache.store.root),
             *(config.key() for config in self.templates),
             *asked.items(),
         )
-        self.refresh()
-        if "input_length" not in state and first.input_length not in self._offered():
-            del asked["input_length"]  # the usual one does not fit narrow images
         assign(self.controls, asked, self.refresh)
         if self.templates and made_with in self.kept:
             assign(self.controls, self.kept[made_with], self.refresh)
@@ -182,8 +176,20 @@ class WindowControls:
             control.observe(self._changed, "value")
         self.cache.listeners.append(self._follow)
 
-    def _offered(self):
-        return [length for _, length in self.controls["input_length"].options]
+    def _usual(self):
+        """The place that a notebook trains; else the main window of what the store holds."""
+        window = Window()
+        if self.templates:
+            task, window = self.templates[0].task, self.templates[0].window
+            self.controls["task"].value = task_label(task, window.scan)
+        else:
+            done = self.cache.done[self.cache.done["task"] == self.task]
+            if len(done):
+                here = done[done["window"] == select.main_window(done)].iloc[0]
+                window = Window(int(here["input_length"]), int(here["stride"]))
+        length, stride = window.input_length, window.stride
+        named = (*windows.conventions(length, stride), stride)
+        return {"task": self.task, "input_length": length, "stride": named[0]}
 
     def _find_tasks(self):
         self.tasks = {

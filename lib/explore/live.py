@@ -232,8 +232,9 @@ def load_or_run(configs, store=None, **options):
     try:
         if not sweep.plan(configs, store):
             return sweep.load_or_run(configs, store, **options)
-        with Watch(store, configs):
-            return sweep.load_or_run(configs, store, **options)
+        with Watch(store, configs) as watch:
+            plain = watch.view.figure is None  # else the view says what a bar would
+            return sweep.load_or_run(configs, store, **{"progress": plain, **options})
     except KeyboardInterrupt:
         raise Interrupted(
             "Interrupted. Finished runs stay; the others go on from their last validation when "
