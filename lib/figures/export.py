@@ -1,14 +1,18 @@
 """Figures, tables and quoted numbers as files that LaTeX takes.
 
 The same input gives the same bytes (nothing holds a time stamp), so that git shows a change only
-where a result changed.
+where a result changed. A file is replaced in one step: where it cannot be written, the old one
+stays.
 """
 
 import logging
 import re
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
+import jinja2
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.text import Text
@@ -17,25 +21,32 @@ from pylatexenc.latexencode import UnicodeToLatexEncoder
 
 from lib import paths
 from lib.figures import style
+from lib.runs import checkpoint
 
+TEMPLATES = Path(__file__).parent / "templates"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    "–": "--",
-}
-SPECIAL |= {sign: f"\\{sign}" for sign in "&%#_"} | {
-    "$": r"\textdollar{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": r"\textbar{}",
-    '"': "''",
-}
-ESCAPED = str.maketrans(SPECIAL)
+# Each with the metadata that would change the bytes.
+FORMATS = {"pdf": {"CreationDate": None}, "pgf": {}, "png": {"Software": None}}
+ESCAPED = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "−": "$-$",
+        "–": "--",
+        "&": r"\&",
+        "%": r"\%",
+        "#": r"\#",
+        "_": r"\_",
+        "$": r"\textdollar{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": r"\textbar{}",
+        '"': "''",
+    }
+)
 BEYOND_ASCII = UnicodeToLatexEncoder(
     non_ascii_only=True, unknown_char_policy="unihex", unknown_char_warning=False
 )
@@ -44,15 +55,15 @@ DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"
 # any that a document has defined.
 COMMAND = re.compile(r"[A-Z][A-Za-z]{2,}")
 TAKEN = set(
-    "Alph Arrowvert Big Bigg Biggl Biggr Bigl Bigr Delta Downarrow Gamma Huge LARGE LaTeX LaTeXe Lambda Large Leftarrow".split()
+    """Alph Arrowvert Big Bigg Biggl Biggr Bigl Bigr Delta Downarrow Gamma Huge LARGE LaTeX LaTeXe
+    Lambda Large Leftarrow Leftrightarrow Longleftarrow Longleftrightarrow Longrightarrow Omega Phi
+    Psi Rightarrow Roman Sigma TeX Theta Uparrow Updownarrow Upsilon Vert""".split()
 )
-TAKEN |= set(
-    "Leftrightarrow Longleftarrow Longleftrightarrow Longrightarrow Omega Phi Psi Rightarrow Roman Sigma TeX Theta".split()
-)
-TAKEN |= set("Uparrow Updownarrow Upsilon Vert".split())
+# Decimals of a column by its name; 1 for others, 3 for p values.
+DECIMALS = {"n": 0, "H": 0, "Parameters": 0, "Last epoch": 2, "rate": 4}
 
 
-# ---- single files
+# ---- text
 
 
 def tex(text) -> str:
@@ -60,13 +71,82 @@ def tex(text) -> str:
     pair of dollars stays mathematics.
     """
     parts = re.split(r"(\$[^$]+\$)", str(text))
-    shown = "".join(
-        part if number % 2 else BEYOND_ASCII.unicode_to_latex(part.translate(ESCAPED))
-        for number, part in enumerate(parts)
+    for number in range(0, len(parts), 2):
+        parts[number] = BEYOND_ASCII.unicode_to_latex(parts[number].translate(ESCAPED))
+    shown = "".join(parts)
+    # The end of a row would take a bracket for its option.
+    return "{[}" + shown[1:] if shown.startswith("[") else shown
+
+
+@cache
+def _environment(for_tex):
+    marks = {}
+    if for_tex:  # braces are LaTeX's own
+        marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
+        marks |= {"block_start_string": "<%", "block_end_string": "%>"}
+        marks |= {"comment_start_string": "<#", "comment_end_string": "#>"}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **marks,
     )
-    return (
-        "{[}" + shown[1:] if shown.startswith("[") else shown
-    )  # a row's end would take it for its option
+    environment.filters["tex"] = tex
+    return environment
+
+
+def render(template, **values) -> str:
+    """A Jinja2 template of `TEMPLATES`, or one at a path, with its values put in; where it makes
+    LaTeX (``.tex.j2``), its marks are ``<< >>`` and ``<% %>``.
+
+    Raises
+    ------
+    ValueError
+        The template names what there is not, or cannot be read as one.
+    """
+    path = TEMPLATES / template
+    environment = _environment(path.name.endswith(".tex.j2"))
+    try:
+        return environment.from_string(path.read_text("utf-8")).render(values)
+    except jinja2.TemplateError as error:
+        raise ValueError(
+            f"The template {path} cannot be filled in: {error}; "
+            "take out what these runs do not have, or add the runs."
+        ) from error
+
+
+def write(path, data: str | bytes):
+    """Replace a file in one step, its folder made where there is none; StoreError where it cannot
+    be written, and the old file stays.
+    """
+    path = Path(path)
+    with checkpoint.explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    data = data.encode() if isinstance(data, str) else data
+    checkpoint.write(path, data, sync=False)
+    return path
+
+
+def number(value, decimals=1) -> str:
+    """A number as a text shows it; a dash where there is none."""
+    return "–" if pd.isna(value) else f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def bracket(low, high, decimals=1) -> str:
+    """An interval as a text shows it; nothing where there is none."""
+    if pd.isna(low):
+        return ""
+    return f"[{low:.{decimals}f}, {high:.{decimals}f}]".replace("-", "−")
+
+
+def p_value(value) -> str:
+    """A p value, never shown as 0."""
+    shown = number(value, 3)
+    return "<0.001" if shown == "0.000" else shown
+
+
+# ---- figures
 
 
 def has_tex() -> bool:
@@ -101,66 +181,70 @@ def export_figure(
     ------
     ValueError
         Bad name, width, journal or format.
+    StoreError
+        The folder cannot be written; the figures before stay.
     """
-    folder, page = _target(name, folder, "figures"), style.journal_page(journal)
-    if unknown := set(formats) - {"pdf", "pgf", "png"}:
+    folder = _folder(name, folder, "figures")
+    style.width_of(journal, width)
+    if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"Unknown format {sorted(unknown)[0]!r}; known are pdf, pgf, png.")
     if "pgf" in formats and not has_tex():
         print("PGF is left out, since pdflatex is not installed; the PDF is complete without it.")
         formats = [kind for kind in formats if kind != "pgf"]
+    with checkpoint.explained(tempfile.gettempdir()), tempfile.TemporaryDirectory() as made:
+        _save(fig, Path(made) / name, width, journal, formats)
+        files = {path.name: path.read_bytes() for path in sorted(Path(made).iterdir())}
+    written = [write(folder / file, data) for file, data in files.items()]
+    earlier = [folder / f"{name}.{kind}" for kind in FORMATS]
+    for path in (*earlier, *folder.glob(f"{name}-img*.png")):
+        if path not in written:
+            path.unlink(missing_ok=True)
+    return written
+
+
+def _save(fig, stem, width, journal, formats):
+    """Save the figure in each format; its own size of text and fonts come back."""
+    page = style.journal_page(journal)
     texts = [
         (item, item.get_text(), item.get_fontfamily(), item.get_fontsize())
         for item in fig.findobj(Text)
     ]
-    formatters = {
-        id(axis.major): axis.get_major_formatter()
-        for ax in fig.axes
-        for axis in (ax.xaxis, ax.yaxis)
-    }  # once where axes share
-    named = [
-        (item, item.func) for item in formatters.values() if isinstance(item, FuncFormatter)
-    ]  # names as ticks, made anew at every drawing
+    # Names of ticks are made anew at every drawing; shared axes share what makes them.
+    formatters = {}
+    for ax in fig.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(axis.get_major_formatter(), FuncFormatter):
+                formatters[id(axis.major)] = axis.get_major_formatter()
+    named = [(item, item.func) for item in formatters.values()]
     fig.set_size_inches(style.width_of(journal, width), fig.get_figheight())
-    for path in (
-        *folder.glob(f"{name}-img*.png"),
-        *(folder / f"{name}.{kind}" for kind in FORMATS),
-    ):
-        path.unlink(missing_ok=True)
-    quiet, level = logging.getLogger("fontTools"), logging.getLogger("fontTools").level
+    quiet = logging.getLogger("fontTools")
+    level = quiet.level
     try:
         quiet.setLevel(logging.ERROR)  # it finds the bundled fonts' dates odd
         with mpl.rc_context(style.rc(journal, width)):
             for kind in formats:
+                pgf = kind == "pgf"
                 for item, text, _, size in texts:
-                    item.set(
-                        text=tex(text) if kind == "pgf" else text,
-                        fontfamily="serif" if kind == "pgf" else list(page.family),
-                    )
+                    family = "serif" if pgf else list(page.family)
+                    item.set(text=tex(text) if pgf else text, fontfamily=family)
                     item.set_fontsize(min(max(size, page.size - 3), page.size - 2))
                 for item, name_of in named:
-                    item.func = (
-                        (lambda *tick, name_of=name_of: tex(name_of(*tick)))
-                        if kind == "pgf"
-                        else name_of
-                    )
-                options = {"backend": "pgf"} if kind == "pgf" else {"metadata": FORMATS[kind]}
-                fig.savefig(folder / f"{name}.{kind}", dpi=200 if kind == "png" else 300, **options)
+                    item.func = _in_tex(name_of) if pgf else name_of
+                options = {"backend": "pgf"} if pgf else {"metadata": FORMATS[kind]}
+                fig.savefig(f"{stem}.{kind}", dpi=200 if kind == "png" else 300, **options)
     finally:
         quiet.setLevel(level)
         for item, text, family, size in texts:
             item.set(text=text, fontfamily=family, fontsize=size)
         for item, name_of in named:
             item.func = name_of
-    return sorted(
-        [*(folder / f"{name}.{kind}" for kind in formats), *folder.glob(f"{name}-img*.png")]
-    )
 
 
-FORMATS = {
-    "pdf": {"CreationDate": None},
-    "pgf": {},
-    "png": {"Software": None},
-}  # and the metadata that would change the bytes
+def _in_tex(name_of):
+    return lambda *tick: tex(name_of(*tick))
+
+
+# ---- tables and numbers
 
 
 def export_table(frame, name, caption, label, *, best=(), wide=False, folder=None) -> Path:
@@ -179,8 +263,10 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
     ------
     ValueError
         Bad name or label, an unknown column in ``best``, or a frame without rows.
+    StoreError
+        The folder cannot be written; the table before stays.
     """
-    path = _target(name, folder, "tables") / f"{name}.tex"
+    path = _folder(name, folder, "tables") / f"{name}.tex"
     if not len(frame):
         raise ValueError(f"Table {name!r} would have no row; run what it compares first.")
     if not re.fullmatch(r"[A-Za-z0-9:_-]+", label):
@@ -189,43 +275,37 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
         )
     if unknown := {column.lstrip("-") for column in best} - set(frame.columns):
         raise ValueError(
-            f"Unknown column {sorted(unknown)[0]!r} in best; columns are {', '.join(map(str, frame.columns))}."
+            f"Unknown column {sorted(unknown)[0]!r} in best; "
+            f"columns are {', '.join(map(str, frame.columns))}."
         )
     shown = formatted(frame).map(tex)
     bold = is_best(frame, shown, best).replace({True: "textbf:--rwrap;", False: ""})
-    styler = (
-        shown.rename(columns=tex)
-        .style.apply(lambda _: bold.to_numpy(), axis=None)
-        .hide(axis="index")
-    )
     letters = [max(len(str(column)), *map(len, shown[column])) for column in shown]
-    first = (
-        "l" if letters[0] <= 24 else "p{4cm}" if wide else "p{3.2cm}"
-    )  # a long name takes several lines
-    size = (
-        "footnotesize"
-        if min(letters[0], 24) + sum(letters[1:]) <= (85 if wide else 48)
-        else "scriptsize"
-    )
-    layout = {
-        "column_format": first + "r" * (len(letters) - 1),
-        "position_float": "centering",
-        "hrules": True,
-    }
-    text = styler.to_latex(
+    first = "l"
+    if letters[0] > 24:  # a long name takes several lines
+        first = "p{4cm}" if wide else "p{3.2cm}"
+    fits = min(letters[0], 24) + sum(letters[1:]) <= (85 if wide else 48)
+    styler = shown.rename(columns=tex).style.apply(lambda _: bold.to_numpy(), axis=None)
+    text = styler.hide(axis="index").to_latex(
         caption=tex(caption),
         label=label,
         position="t",
         environment="table*" if wide else "table",
-        **layout,
+        column_format=first + "r" * (len(letters) - 1),
+        position_float="centering",
+        hrules=True,
     )
-    path.write_text(
-        text.replace(
-            "\\centering\n", f"\\centering\n\\{size}\n\\setlength{{\\tabcolsep}}{{3pt}}\n", 1
-        ),
-        "utf-8",
-    )
-    return path
+    size = "footnotesize" if fits else "scriptsize"
+    smaller = f"\\centering\n\\{size}\n\\setlength{{\\tabcolsep}}{{3pt}}\n"
+    return write(path, text.replace("\\centering\n", smaller, 1))
+
+
+def markdown(frame, caption, best=()) -> str:
+    """The same table in Markdown."""
+    shown = formatted(frame).map(lambda text: text.replace("|", r"\|"))
+    shown = shown.mask(is_best(frame, shown, best), "**" + shown + "**")
+    rows = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    return "\n".join([f"| {' | '.join(row)} |" for row in rows] + ["", caption, ""])
 
 
 def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
@@ -234,10 +314,9 @@ def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
     """
     found = pd.DataFrame(False, shown.index, shown.columns)
     for column in best:
-        values = frame[column.lstrip("-")] * (-1 if column.startswith("-") else 1)
-        found.loc[
-            values == values.max(), [c for c in shown if c.split(" [")[0] == column.lstrip("-")]
-        ] = True
+        title = column.lstrip("-")
+        values = -frame[title] if column.startswith("-") else frame[title]
+        found.loc[values == values.max(), _title(frame, title)] = True
     return found
 
 
@@ -245,42 +324,29 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """A table's numbers as text: mean and interval in one column, decimals by `DECIMALS`, a dash
     where nothing was run.
 
-    Columns whose name starts with "p (" hold p values, which are never shown as 0.
+    Columns whose name starts with "p (" hold p values.
     """
     shown = {}
-    for column in frame:
-        is_p = str(column).startswith("p (")
-        decimals = DECIMALS.get(column, 3 if is_p else 1)
-        if pd.api.types.is_numeric_dtype(frame[column]) and not str(column).endswith(
-            (" low", " high")
-        ):
-            shown[column] = frame[column].map(
-                lambda v, d=decimals: "–" if pd.isna(v) else f"{v:,.{d}f}".replace("-", "−")
-            )
-            shown[column] = shown[column].replace("0.000", "<0.001") if is_p else shown[column]
-        elif not pd.api.types.is_numeric_dtype(frame[column]):
-            shown[column] = frame[column].astype(str)
+    ends = {f"{column} {end}" for column in frame for end in ("low", "high")}
+    for column in (column for column in frame if column not in ends):
+        values = frame[column]
+        decimals = DECIMALS.get(column, 1)
+        if not pd.api.types.is_numeric_dtype(values):
+            texts = values.astype(str)
+        elif str(column).startswith("p ("):
+            texts = values.map(p_value)
+        else:
+            texts = values.map(lambda value, d=decimals: number(value, d))
         if f"{column} low" in frame:
-            ends = zip(
-                shown.pop(column), frame[f"{column} low"], frame[f"{column} high"], strict=True
-            )
-            interval = [
-                m
-                if pd.isna(low)
-                else f"{m} [{low:.{decimals}f}, {high:.{decimals}f}]".replace("-", "−")
-                for m, low, high in ends
-            ]
-            shown[f"{column} [95 %]"] = pd.Series(interval, frame.index)
+            pairs = zip(frame[f"{column} low"], frame[f"{column} high"], strict=True)
+            intervals = [bracket(low, high, decimals) for low, high in pairs]
+            texts = (texts + " " + pd.Series(intervals, frame.index)).str.rstrip()
+        shown[_title(frame, column)] = texts
     return pd.DataFrame(shown)
 
 
-DECIMALS = {
-    "n": 0,
-    "H": 0,
-    "Parameters": 0,
-    "Last epoch": 2,
-    "rate": 4,
-}  # of a column by its name; 1 for others
+def _title(frame, column):
+    return f"{column} [95 %]" if f"{column} low" in frame else column
 
 
 def export_numbers(mapping, *, folder=None) -> Path:
@@ -296,27 +362,21 @@ def export_numbers(mapping, *, folder=None) -> Path:
     ------
     ValueError
         A name is no command name, or belongs to LaTeX.
+    StoreError
+        The folder cannot be written; the numbers before stay.
     """
     for name in mapping:
-        if not COMMAND.fullmatch(name) or name in TAKEN:
-            why = (
-                "belongs to LaTeX"
-                if name in TAKEN
-                else "must start with a capital and hold at least three letters and nothing else"
-            )
+        why = ""
+        if name in TAKEN:
+            why = "belongs to LaTeX"
+        elif not COMMAND.fullmatch(name):
+            why = "must start with a capital and hold at least three letters and nothing else"
+        if why:
             raise ValueError(
                 f"The number's name {name!r} {why}; rename it, for example to 'GruAccuracy'."
             )
-    lines = [f"\\newcommand{{\\{name}}}{{{tex(value)}}}" for name, value in mapping.items()]
-    path = Path(folder or paths.results_dir() / "tables") / "numbers.tex"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "\n".join(
-            ["% Every number that the text quotes; written by lib.export, do not edit.", *lines, ""]
-        ),
-        "utf-8",
-    )
-    return path
+    folder = Path(folder or paths.results_dir() / "tables")
+    return write(folder / "numbers.tex", render("numbers.tex.j2", numbers=mapping))
 
 
 def command_name(text: str) -> str:
@@ -327,11 +387,10 @@ def command_name(text: str) -> str:
     return "".join(word[0].upper() + word[1:] for word in re.findall(r"[A-Za-z]+", spelled))
 
 
-def _target(name, folder, default):
+def _folder(name, folder, default):
     if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
         raise ValueError(
-            f"The name {name!r} is no plain file name; use letters, digits, hyphens and underscores, without an ending."
+            f"The name {name!r} is no plain file name; "
+            "use letters, digits, hyphens and underscores, without an ending."
         )
-    folder = Path(folder or paths.results_dir() / default)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(folder or paths.results_dir() / default)
