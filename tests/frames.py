@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lib import cells, windows
+from lib.figures import select
+from lib.runs.status import CONFIGURATION, RESULTS
 
 NINE = cells.ALL
 TEN = (*cells.ALL, "dale")
@@ -27,6 +29,17 @@ LEVEL = dict(
     stp_dale_cb=0.415,
 )
 BATCHES = 200  # of an epoch
+COMMIT = "0123abc"
+
+CONTROLS = (
+    {"options": '{"excitatory_fraction": 0.8}'},
+    {"options": '{"stp_dt": 0.1}'},
+    {"permuted": True},
+    {"last_rows": 8},
+    {"hidden_size": 61},
+)
+
+LONGER = ("rnn", "gru", "cb", "dale_cb")
 
 
 def runs(names=NINE, shapes=WINDOWS, seeds=(0, 1, 2), **changed) -> pd.DataFrame:
@@ -124,6 +137,43 @@ def history(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def study(seeds=(0, 1, 2), extra=()) -> select.Frames:
+    """The runs of a whole study: nine cells in five windows, `dale` in one, a learning-rate scan,
+    controls.
+    """
+    parts = [
+        runs(NINE, seeds=seeds),
+        runs(["dale"], ["8/4"], seeds),
+        scan(),
+        *extra,
+    ]
+    parts += [runs(["cb", "dale_cb"], ["8/4"], seeds, initialisation="notes")]
+    parts += [runs(["stp_dale_cb", "gru"], ["8/4"], seeds, **change) for change in CONTROLS]
+    parts += [runs(LONGER, ["8/4"], seeds, epochs=20)]
+    every = pd.concat(parts, ignore_index=True)
+    main = select.comparison(every)
+    main = main[main["window"] == "8/4"]
+    made = {
+        "commit": COMMIT,
+        "python": "3.11.2",
+        "numpy": "2.3.0",
+        "backend": "fast",
+        "fingerprint": {"torch": "2.13.0"},
+    }
+    return select.Frames(every, curves(main), history(main), dict.fromkeys(every["key"], made))
+
+
+def few(names=cells.DESIGN) -> select.Frames:
+    """One seed of some cells at one window."""
+    return only(runs(names, ["8/4"], [0]))
+
+
+def only(own) -> select.Frames:
+    """Some runs with their curves, without history."""
+    nothing = history(own.iloc[:0]).reindex(columns=["key", "variable", "statistic"])
+    return select.Frames(own, curves(own), nothing, {})
+
+
 def trace(steps=64, hidden=24, stp=True, seed=0) -> dict:
     """One image's recording, variable -> (time, hidden), with z inside [0, 0.1]."""
     noise = np.random.default_rng(seed)
@@ -137,38 +187,6 @@ def trace(steps=64, hidden=24, stp=True, seed=0) -> dict:
         )
         found["U"] = 0.4 + 0.3 * (1 - np.exp(-np.arange(steps)[:, None] / 9)) * found["r"]
     return found
-
-
-CONFIGURATION = (
-    *(
-        "key",
-        "dataset",
-        "permuted",
-        "last_rows",
-        "first_rows",
-        "delay",
-        "data_seed",
-        "input_length",
-        "stride",
-        "scan",
-        "convention",
-        "window",
-        "sequence_length",
-        "image_shape",
-        "class_names",
-    ),
-    *(
-        "cell",
-        "label",
-        "hidden_size",
-        "initialisation",
-        "options",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "seed",
-    ),
-)
 
 
 def _run(name, shape, seed, changed):
@@ -207,12 +225,16 @@ def _run(name, shape, seed, changed):
         + noise.normal(0, 0.008)
     )
     hidden = same["hidden_size"]
-    return {
+    matrices = {"rnn": 1, "gru": 3, "dale_cb": 3, "stp_dale_cb": 3}.get(name, 2)
+    row = {
         "key": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "state": "DONE",
-        **same,
         "first_rows": None,
         "delay": 0,
+        "source": "",
+        "clip_norm": 1.0,
+        "validations_per_epoch": 2,
+        **same,
         "convention": ", ".join(windows.conventions(length, stride)),
         "window": shape,
         "sequence_length": (1024 - length) // stride + 1,
@@ -225,13 +247,12 @@ def _run(name, shape, seed, changed):
         "validation_accuracy": accuracy + noise.normal(0.004, 0.003),
         "test_accuracy": accuracy,
         "test_loss": 2.3 - 1.6 * accuracy,
-        "parameters": hidden
-        * hidden
-        * (1 if name == "rnn" else 3 if name in ("gru", "dale_cb", "stp_dale_cb") else 2)
-        + hidden * 40,
+        "parameters": hidden * hidden * matrices + hidden * 40,
         "seconds": 300.0,
         "ms_per_step": 8.0 + 4.0 * ("stp" in name) + noise.random(),
         "backend": "fast",
         "progress": 1.0,
         "message": "",
     }
+    # Those of the store, all of them and no other.
+    return {column: row.pop(column) for column in ("key", "state", *CONFIGURATION[1:], *RESULTS)}

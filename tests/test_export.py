@@ -2,6 +2,7 @@
 said in a sentence.
 """
 
+import errno
 import json
 import os
 import re
@@ -23,64 +24,18 @@ from scipy import stats
 
 from lib import analysis, cells, paths
 from lib.figures import export, paper, plots, select, style
+from lib.runs import files
 from lib.runs.store import Store
 
 mpl.use("Agg")
 
 TESTS = Path(__file__).parent
 NASTY = r"a_b & 50% #1 ~^ {x} \ $2 σ é ≥"
-COMMIT = "0123abc"
-CONTROLS = (
-    {"options": '{"excitatory_fraction": 0.8}'},
-    {"options": '{"stp_dt": 0.1}'},
-    {"permuted": True},
-    {"last_rows": 8},
-    {"hidden_size": 61},
-)
-LONGER = ("rnn", "gru", "cb", "dale_cb")
-
-
-def complete(seeds=(0, 1, 2), extra=()) -> select.Frames:
-    """The runs of a whole study: nine cells in five windows, `dale` in one, a learning-rate scan,
-    controls.
-    """
-    parts = [
-        frames.runs(frames.NINE, seeds=seeds),
-        frames.runs(["dale"], ["8/4"], seeds),
-        frames.scan(),
-        *extra,
-    ]
-    parts += [frames.runs(["cb", "dale_cb"], ["8/4"], seeds, initialisation="notes")]
-    parts += [frames.runs(["stp_dale_cb", "gru"], ["8/4"], seeds, **change) for change in CONTROLS]
-    parts += [frames.runs(LONGER, ["8/4"], seeds, epochs=20)]
-    runs = pd.concat(parts, ignore_index=True)
-    main = select.comparison(runs)
-    main = main[main["window"] == "8/4"]
-    made = {
-        "commit": COMMIT,
-        "python": "3.11.2",
-        "numpy": "2.3.0",
-        "backend": "fast",
-        "fingerprint": {"torch": "2.13.0"},
-    }
-    return select.Frames(
-        runs, frames.curves(main), frames.history(main), dict.fromkeys(runs["key"], made)
-    )
-
-
-def small(names=cells.DESIGN) -> select.Frames:
-    runs = frames.runs(names, ["8/4"], [0])
-    return select.Frames(
-        runs,
-        frames.curves(runs),
-        frames.history(runs.iloc[:0]).reindex(columns=["key", "variable", "statistic"]),
-        {},
-    )
 
 
 @pytest.fixture(scope="module")
 def study():
-    return complete()
+    return frames.study()
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +116,7 @@ def test_without_tex_everything_but_pgf_works_and_one_line_says_so(tmp_path, mon
     assert [path.name for path in written] == ["bars.pdf"]
     said = capsys.readouterr().out.strip().splitlines()
     assert len(said) == 1 and "PGF is left out" in said[0]
-    left_out = paper.write(small(["gru"]), tmp_path / "all", formats=("pdf", "pgf"))
+    left_out = paper.write(frames.few(["gru"]), tmp_path / "all", formats=("pdf", "pgf"))
     assert [line for line in left_out if "pdflatex is not installed" in line] and not list(
         tmp_path.rglob("*.pgf")
     )
@@ -258,69 +213,6 @@ def test_names_of_commands_are_letters():
 # ---- which runs are shown
 
 
-def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(study, monkeypatch):
-    main = select.comparison(study.runs)
-    assert set(main["cell"]) == set(frames.TEN) and set(main["seed"]) == {0, 1, 2}
-    assert (
-        set(main["options"]) == {"{}"}
-        and set(main["initialisation"]) == {"balanced"}
-        and not main["permuted"].any()
-    )
-    assert len(main) == 9 * 5 * 3 + 3
-
-    class Mine(cells.get("cb")):
-        name, label = "mine_export", "mine"
-
-    monkeypatch.setitem(cells.CELLS, Mine.name, Mine)
-    part, full = (
-        select.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)]))
-        for s in (["8/4"], frames.WINDOWS)
-    )
-    assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
-    assert set(select.variants(study.runs)) == set(select.VARIANTS)
-    shown, own = select.variants(study.runs)["controls"]
-    assert len(shown) == (8 + 4) * 3 and 100 not in set(
-        shown["seed"]
-    )  # beside the four cells they vary
-    assert (
-        own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
-        and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
-    )
-    images, longer = (
-        select.variants(study.runs)["tasks"][0],
-        select.variants(study.runs)["epochs"][0],
-    )
-    assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
-    assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(LONGER)
-    assert set(select.scan(study.runs)["seed"]) == {100}
-
-
-def test_a_rate_of_its_own_for_each_cell_is_kept():
-    runs = pd.concat(
-        [
-            frames.runs(["cb"], ["8/4"], learning_rate=0.01),
-            frames.runs(["gru"], ["8/4"]),
-            frames.scan(["cb", "gru"]),
-        ]
-    )
-    main = select.comparison(runs)
-    assert {"cb": 0.01, "gru": 0.003} == main.groupby("cell")["learning_rate"].unique().map(
-        lambda rates: rates[0]
-    ).to_dict()
-    assert set(main["group"]) == {"CB", "full GRU"}
-    both = [
-        frames.runs(["gru"], ["8/4"]),
-        frames.runs(["gru"], ["8/4"], learning_rate=0.01),
-        frames.runs(["gru"], ["8/4"], [3]),
-    ]
-    assert set(select.comparison(pd.concat([runs, *both[:2]]).drop_duplicates("key"))["cell"]) == {
-        "cb"
-    }  # gru was only scanned
-    assert set(select.comparison(pd.concat(both))["seed"]) == {3} and set(
-        select.comparison(pd.concat(both[:2]))["seed"]
-    ) == {0, 1, 2}
-
-
 def test_missing_runs_and_an_empty_store_are_said(tmp_path):
     few = frames.runs(["gru"], ["8/4"], [0])
     left_out = paper.write(
@@ -338,59 +230,6 @@ def test_missing_runs_and_an_empty_store_are_said(tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
-def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
-    found = paper.numbers(study)
-    main = select.comparison(study.runs)
-    for window, title in (("8/4", "Accuracy"), ("16/8", "AtOneSixEight")):
-        table = analysis.summarise(main[main["window"] == window], "cell").set_index("cell") * [
-            1,
-            1,
-            *[100] * 4,
-            1,
-        ]
-        assert found[f"Gru{title}"] == f"{table.at['gru', 'mean']:.1f}"
-        assert (
-            found[f"StpDaleCb{title}Interval"]
-            == f"[{table.at['stp_dale_cb', 'low']:.1f}, {table.at['stp_dale_cb', 'high']:.1f}]"
-        )
-    gate = analysis.contrasts(main[main["window"] == "8/4"]).set_index("contrast").loc["gate"]
-    assert (
-        found["GateDifference"] == f"{gate['mean'] * 100:.1f}"
-        and float(found["GateP"]) == round(gate["p_holm"], 3) > 0
-    )
-    assert all(export.COMMAND.fullmatch(name) for name in found)
-    summary = {item.name: item.frame for item in paper.tables(study)}["summary"].set_index("Cell")
-    assert summary.at["full GRU", "Accuracy (%)"] == pytest.approx(
-        100 * main.query("cell == 'gru' and window == '8/4'").test_accuracy.mean()
-    )
-
-
-def test_order_after_longer_training_is_of_the_same_seeds(study):
-    wide = study.runs[
-        (study.runs["window"] == "8/4")
-        & study.runs["cell"].isin(LONGER)
-        & (study.runs["learning_rate"] == 0.003)
-    ]
-    wide = wide[
-        (wide["initialisation"] == "balanced")
-        & (wide["options"] == "{}")
-        & (wide["hidden_size"] == 48)
-        & (wide["seed"] < 3)
-    ]
-    wide = wide[~wide["permuted"] & wide["last_rows"].isna()].pivot_table(
-        index="cell", columns="epochs", values="test_accuracy"
-    )
-    found = paper.numbers(study)
-    assert (
-        wide.shape == (4, 2)
-        and found["LongerOrder"] == f"{stats.spearmanr(wide[10], wide[20])[0]:.2f}"
-    )
-    assert (found["LongerEpochs"], found["LongerCells"], found["LongerSeeds"]) == ("20", "4", "3")
-    assert found["LongerBestCell"] == cells.get(wide[20].idxmax()).label
-    assert found["EpochsRows"] == "4" and found["EpochsUp"] == str((wide[20] > wide[10]).sum())
-    assert found["FullGRUEpochsTwoZeroBestEpoch"] == "19.5"
-
-
 def test_diverged_runs_are_said_and_enter_no_mean(study):
     lost = frames.runs(["cb"], ["8/4"], [3]).assign(state="DIVERGED", test_accuracy=np.nan)
     found = paper.numbers(study._replace(runs=pd.concat([study.runs, lost], ignore_index=True)))
@@ -400,35 +239,104 @@ def test_diverged_runs_are_said_and_enter_no_mean(study):
     ] and "Diverged" not in paper.numbers(study)
 
 
-def test_findings_say_what_was_run_and_no_more(study):
-    text, quoted = paper.readme(study, "cifar10"), paper.numbers(study)
-    best = f"**full GRU has the highest mean at 8/4: {quoted['GruAccuracy']} % {quoted['GruAccuracyInterval']}.**"
-    assert best in text and "{" not in text
-    said = re.findall(r"−?\d+\.\d+", " ".join(re.findall(r"\*\*(.*?)\*\*", text, re.DOTALL)))
-    known = set(re.findall(r"−?\d+\.\d+", " ".join(quoted.values())))
-    assert len(said) > 30 and set(said) <= known
-    assert all(
-        f"cifar10/figures/{item.name}.png" in text
-        for item in paper.figures(study)[0]
-        if item.name in (*select.VARIANTS, "effects")
-    )
-    few = paper.readme(small(["gru", "rnn"]), "cifar10")
-    assert "## Which cell is best" in few and "one seed, no interval" in few
-    assert not any(
-        word in few
-        for word in ("DaleCB", "Does the window matter", "ingredient", "standard deviation", "{")
-    )
+def test_quoted_numbers_and_tables_are_those_of_the_statistics(study):
+    found = paper.numbers(study)
+    main = select.comparison(study.runs).query("window == '8/4'")
+    table = analysis.summarise(main, "cell").set_index("cell")[["mean", "low", "high"]] * 100
+    mean, low, high = table.loc["stp_dale_cb"]
+    assert found["StpDaleCbAccuracy"] == f"{mean:.1f}"
+    assert found["StpDaleCbAccuracyInterval"] == f"[{low:.1f}, {high:.1f}]"
+    gate = analysis.contrasts(main).set_index("contrast").loc["gate"]
+    assert found["GateDifference"] == f"{gate['mean'] * 100:.1f}"
+    assert float(found["GateP"]) == round(gate["p_holm"], 3) > 0
+    tables = {item.name: item for item in paper.tables(study)}
+    rows = tables["contrasts"].quoted()
+    assert rows["gate"]["p"] == f"p = {found['GateP']}" and rows["gate"]["Pair"].startswith("CB − ")
+    summary = tables["summary"].frame.set_index("Cell")
+    expected = 100 * main.query("cell == 'gru'")["test_accuracy"].mean()
+    assert summary.at["full GRU", "Accuracy (%)"] == pytest.approx(expected)
+
+
+def test_every_number_is_a_command_and_most_are_quoted(study):
+    """A document quotes what it wants of cells, contrasts and effects; all else a text quotes."""
+    found = paper.numbers(study)
+    assert all(export.COMMAND.fullmatch(name) for name in found)
+    texts = [*export.TEMPLATES.glob("*.j2"), paths.results_dir() / "cifar10/README.md.j2"]
+    quoted = " ".join(path.read_text() for path in texts)
+    stems = [
+        export.command_name(name)
+        for item in paper.tables(study)
+        if item.name in paper.COMMANDS
+        for name in item.names
+    ]
+    rest = [name for name in found if not any(name.startswith(stem) for stem in stems)]
+    assert not [name for name in rest if not re.search(rf"\b{name}\b", quoted)]
+
+
+def test_order_after_longer_training_is_of_the_same_seeds(study):
+    longer = select.variants(study.runs)["epochs"].runs
+    wide = longer.pivot_table(index="cell", columns="epochs", values="test_accuracy")
+    found = paper.numbers(study)
+    assert wide.shape == (4, 2)
+    assert found["LongerOrder"] == f"{stats.spearmanr(wide[10], wide[20])[0]:.2f}"
+    assert (found["LongerEpochs"], found["LongerCells"], found["LongerSeeds"]) == ("20", "4", "3")
+    assert found["LongerBestCell"] == cells.get(wide[20].idxmax()).label
+    assert found["EpochsRows"] == "4" and found["EpochsUp"] == str((wide[20] > wide[10]).sum())
 
 
 @pytest.mark.parametrize(
-    ("p", "mean", "says"), [(0.04, 1, "higher"), (0.04, -1, "lower"), (0.06, 1, "not told apart")]
+    ("gain", "says"), [(0.05, "higher"), (-0.05, "lower"), (0.0, "not told apart")]
 )
-def test_direction_is_said_where_the_corrected_test_allows_it(p, mean, says):
-    table = pd.DataFrame({"mean": [mean], "low": [0], "high": [0], "n": [3], "p_holm": [p]})
-    assert paper._tested("Pair", ["a - b"], table)["Says"].tolist() == [says]
-    assert paper._tested("Pair", ["a - b"], table.assign(n=1, p_holm=np.nan))["Says"].tolist() == [
-        "one seed"
-    ]
+def test_direction_is_said_where_the_corrected_test_allows_it(gain, says):
+    runs = frames.runs(["cb", "rnn"], ["8/4"])
+    runs["test_accuracy"] = [0.4 + gain, 0.41 + gain, 0.42 + gain, 0.405, 0.408, 0.421]
+    table = {item.name: item for item in paper.tables(frames.only(runs))}["contrasts"]
+    assert table.frame["Says"].tolist() == [says]
+    one = runs[runs["seed"] == 0]
+    table = {item.name: item for item in paper.tables(frames.only(one))}["contrasts"]
+    assert table.frame["Says"].tolist() == ["one seed"]
+
+
+def test_findings_say_what_was_run_and_no_more(study):
+    quoted = paper.numbers(study)
+    text = paper.readme(study, figures_at="digits")
+    best = f"full GRU has the highest mean at 8/4: {quoted['GruAccuracy']} %"
+    assert f"**{best} {quoted['GruAccuracyInterval']}.**" in text and "{" not in text
+    for item in paper.figures(study)[0]:
+        assert f"![{item.lead}](digits/figures/{item.name}.png)" in text
+    assert all(item.markdown.rstrip() in text for item in paper.tables(study))
+    few = paper.readme(frames.few(["gru", "rnn"]))
+    assert "one seed, no interval" in few and "DaleCB" not in few and "diverged" not in few.lower()
+
+
+def test_a_text_that_quotes_what_was_not_run_is_refused_in_one_sentence(study, tmp_path):
+    own = tmp_path / "README.md.j2"
+    own.write_text("{{ rows.contrasts.gate.Difference }} points, {{ rows.contrasts.gate.p }}")
+    difference = paper.numbers(study)["GateDifference"]
+    assert paper.readme(study, own).startswith(f"{difference} points, p = 0.")
+    with pytest.raises(ValueError, match=r"README.md.j2 cannot be filled in: .*contrasts.*\.$"):
+        paper.readme(frames.few(["gru", "cb"]), own)
+
+
+@pytest.mark.parametrize("reason", ["full", "read-only"])
+def test_a_folder_that_takes_no_file_keeps_what_it_had(tmp_path, monkeypatch, reason):
+    few = frames.few(["gru"])
+    paper.write(few, tmp_path)
+    before = digests(tmp_path)
+    error = errno.ENOSPC if reason == "full" else errno.EROFS
+    taken = []
+
+    def refuse(path, *arguments):
+        taken.append(path)
+        if len(taken) > 3:
+            raise OSError(error, os.strerror(error))
+        return replace(path, *arguments)
+
+    replace = files.system.replace
+    monkeypatch.setattr(files.system, "replace", refuse)
+    with pytest.raises(files.StoreError):
+        paper.write(few, tmp_path)
+    assert digests(tmp_path) == before
 
 
 # ---- committed results
@@ -439,21 +347,12 @@ def rebuilt(folder, seed="0"):
     process.
     """
     environment = {**os.environ, "PYTHONHASHSEED": seed, "WORKBOOK_RESULTS": str(folder.parent)}
-    subprocess.run(
-        [sys.executable, "-m", "lib", "compare", "--from", str(folder)],
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
-    written = [folder / name for name in ("figures", "tables", "numbers.tex", "MANIFEST.json")] + [
-        folder.parent / "README.md"
-    ]
-    return {
-        str(path.relative_to(folder.parent)): path.read_bytes()
-        for top in written
-        for path in (top, *top.rglob("*"))
-        if path.is_file()
-    }
+    command = [sys.executable, "-m", "lib", "compare", "--from", str(folder)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    names = ("figures", "tables", "numbers.tex", "MANIFEST.json", "README.md", "../README.md")
+    tops = [folder / name for name in names]
+    written = [path for top in tops for path in (top, *top.rglob("*")) if path.is_file()]
+    return {os.path.relpath(path, folder): path.read_bytes() for path in written}
 
 
 def test_a_bundle_rebuilds_every_byte_without_training(tmp_path):
@@ -463,38 +362,30 @@ def test_a_bundle_rebuilds_every_byte_without_training(tmp_path):
     live, keys = Store(tmp_path / "live"), [config.key() for config in configs]
     bundle = shutil.copytree(live.pack(keys, "digits"), tmp_path / "results" / "digits")
     first = rebuilt(bundle)
-    assert {
-        "digits/figures/accuracy_bars.png",
-        "digits/tables/summary.tex",
-        "digits/numbers.tex",
-        "README.md",
-    } <= set(first)
+    expected = {"figures/accuracy_bars.png", "tables/summary.tex", "numbers.tex", "README.md"}
+    assert expected <= set(first) and "../README.md" not in first
     for name in first:
-        (tmp_path / "results" / name).unlink()
+        (bundle / name).unlink()
     assert rebuilt(bundle, "7") == first and not (bundle / "runs").exists()
-    paper.write(paper.collect(live, key=keys), tmp_path / "again")
-    again = {
-        f"digits/{name}": (tmp_path / "again" / name).read_bytes()
-        for name in digests(tmp_path / "again")
-    }
+    paper.write(select.collect(live, key=keys), tmp_path / "again")
+    again = {name: (tmp_path / "again" / name).read_bytes() for name in digests(tmp_path / "again")}
     assert again == {name: data for name, data in first.items() if name != "README.md"}
     values = [live.status(config.key())["test_accuracy"] * 100 for config in configs[:2]]
-    half = (
-        12.706205 * abs(values[0] - values[1]) / 2
-    )  # t(0.975, df 1) from a table, times the standard error
-    assert f"| full GRU | {np.mean(values):.1f} [{np.mean(values) - half:.1f}, ".replace(
-        "-", "−"
-    ) in first["README.md"].decode().replace("**", "")
+    # t(0.975, df 1) from a table, times the standard error
+    half = 12.706205 * abs(values[0] - values[1]) / 2
+    row = f"| full GRU | {np.mean(values):.1f} [{np.mean(values) - half:.1f}, ".replace("-", "−")
+    assert row in first["README.md"].decode().replace("**", "")
 
 
-COMMITTED = sorted({path.parent.parent for path in paths.results_dir().glob("*/*/BUNDLE.json")})
+# The folders that hold figures and the bundles they were made from.
+COMMITTED = sorted(path.parent for path in paths.results_dir().glob("*/MANIFEST.json"))
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=[folder.name for folder in COMMITTED])
 def test_committed_figures_and_tables_are_those_of_the_committed_runs(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "results" / folder.name)
-    committed = {name: (folder.parent / name).read_bytes() for name in rebuilt(copy)}
-    assert rebuilt(copy) == committed
+    again = rebuilt(copy)
+    assert again == {name: (folder / name).read_bytes() for name in again}
 
 
 # ---- the folder and the zip
@@ -509,7 +400,7 @@ def test_overleaf_folder_is_complete_and_its_manifest_true(overleaf, study):
     for name, entry in manifest.items():
         assert entry["sha256"] == files[name]
         assert (
-            entry["commit"] == [COMMIT]
+            entry["commit"] == [frames.COMMIT]
             and entry["torch"] == ["2.13.0"]
             and set(entry["runs"]) <= set(study.runs["key"])
         )
@@ -538,20 +429,22 @@ def test_overleaf_folder_is_complete_and_its_manifest_true(overleaf, study):
 
 
 def test_another_process_rebuilds_every_byte(overleaf, tmp_path):
-    code = "import sys; from test_export import complete; from lib.figures import paper; paper.overleaf(complete(), sys.argv[1])"
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=TESTS
+    code = (
+        "import sys, frames; from lib.figures import paper; "
+        "paper.overleaf(frames.study(), sys.argv[1])"
     )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, cwd=TESTS)
     assert digests(tmp_path / "overleaf") == digests(overleaf[2])
     assert (tmp_path / "overleaf.zip").read_bytes() == overleaf[0].read_bytes()
 
 
 def test_what_is_no_longer_exported_is_removed(tmp_path):
-    paper.write(small(), tmp_path)
+    paper.write(frames.few(), tmp_path)
     (tmp_path / "figures/mine.pdf").write_bytes(b"a person's own file stays")
     assert (tmp_path / "figures/effects.pdf").exists()
-    paper.write(small(["gru"]), tmp_path)
+    paper.write(frames.few(["gru"]), tmp_path)
     assert (
         not (tmp_path / "figures/effects.pdf").exists() and (tmp_path / "figures/mine.pdf").exists()
     )

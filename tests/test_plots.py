@@ -2,6 +2,8 @@
 everywhere.
 """
 
+import re
+
 import frames
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -81,15 +83,46 @@ def test_figure_has_the_width_units_and_text_of_a_paper(name):
     assert fig.get_figwidth() == style.width_of("report", FIGURES[name][0])
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     assert min(text.get_fontsize() for text in texts) >= 7
-    assert not fig.legends or name == "input_length"  # lines are labelled at their ends
-    above = " ".join(text.get_text() for text in (fig._supxlabel, fig._supylabel) if text)
+    legends = [*fig.legends, *(ax.get_legend() for ax in fig.axes if ax.get_legend())]
+    assert len(legends) == (name == "input_length")  # lines are labelled at their ends
     for ax in fig.axes:
-        said = " ".join(
-            [ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_title(loc="left"), above]
-        )
-        assert any(unit in said for unit in ("(", "How", "Image row", "per step")), (
-            f"{name}: an axis says only {said!r}"
-        )
+        for direction in "xy":
+            if has_numbers(ax, direction):
+                words = said(ax, direction)
+                assert UNIT.search(words), f"{name}: a {direction} axis says only {words!r}"
+
+
+UNIT = re.compile(r"\([^()]+\)")
+
+
+def has_numbers(ax, direction):
+    """Whether an axis counts something, rather than names it."""
+    axis = getattr(ax, f"{direction}axis")
+    ticks = [tick.get_text() for tick in axis.get_ticklabels() if tick.get_visible()]
+    ticks = [text.replace("mathdefault", "") for text in ticks if text]
+    return bool(ticks) and not any(re.search("[A-Za-z]{2}", text) for text in ticks)
+
+
+def said(ax, direction):
+    """What an axis, one that shares it, or the figure says of its values; of a stacked panel the
+    title.
+    """
+    shared = getattr(ax, f"get_shared_{direction}_axes")().get_siblings(ax)
+    labels = [getattr(other, f"get_{direction}label")() for other in shared]
+    above = getattr(ax.figure, f"_sup{direction}label")
+    labels += [above.get_text()] if above else []
+    if direction == "y" and not any(labels):
+        labels = [ax.get_title(loc="left")]
+    return " ".join(filter(None, labels))
+
+
+def test_an_axis_without_a_unit_is_found():
+    fig = drawn("bars")
+    ax = fig.axes[0]
+    assert has_numbers(ax, "x") and not has_numbers(ax, "y")
+    ax.set_xlabel("Accuracy")
+    ax.set_title("elsewhere (% of test set)", loc="left")
+    assert not UNIT.search(said(ax, "x"))
 
 
 @pytest.mark.parametrize("name", ["learning_curves", "scan", "effects", "saturation"])
@@ -234,28 +267,6 @@ def test_spread_keeps_order_gap_and_bounds(positions, gap):
         assert np.allclose(moved, np.clip(positions, 0, 100))
 
 
-def test_groups_say_what_differs():
-    parts = [frames.runs(["cb"], ["8/4"]), frames.runs(["cb"], ["8/4"], options='{"dt": 0.3}')]
-    parts += [
-        frames.runs(["dale_cb"], ["8/4"], initialisation="notes"),
-        frames.runs(["gru"], ["8/4"], permuted=True),
-    ]
-    parts += [
-        frames.runs(["gru"], ["8/4"], last_rows=8),
-        frames.runs(["rnn"], ["8/4"], hidden_size=48),
-    ]
-    parts += [
-        frames.runs(["rnn"], ["8/4"], hidden_size=61),
-        frames.runs(["cb"], ["8/4"], seeds=[3], state="FAILED"),
-    ]
-    found = plots.grouped(pd.concat(parts))
-    assert list(found["group"].unique()) == [
-        *("vanilla RNN, H 48", "vanilla RNN, H 61", "full GRU, permuted", "full GRU, last 8 rows"),
-        *("CB", "CB, dt 0.3", "DaleCB, notes"),
-    ]
-    assert 3 not in set(found["seed"])
-
-
 def test_nothing_to_show_is_one_sentence():
     for frame in (RUNS.iloc[:0], RUNS.assign(state="FAILED")):
         with pytest.raises(ValueError, match="No finished run to show"):
@@ -361,20 +372,6 @@ def test_dots_are_sorted_and_zoomed():
     assert ax.get_xlim()[0] > 10
 
 
-def test_paired_differences_are_those_of_the_statistics():
-    frame = plots.differences(MAIN, "cb")
-    table = plots.summary(frame).set_index("cell")
-    expected = analysis.differences(MAIN, "cb").set_index("cell")
-    for name in ("mean", "low", "high"):
-        assert np.allclose(table[name], expected.loc[table.index, name] * 100)
-    with pytest.raises(ValueError, match="baseline 'lstm' has no finished run"):
-        plots.paired_differences(MAIN, "lstm")
-    with pytest.raises(ValueError, match="pairs need the same seeds"):
-        plots.differences(
-            pd.concat([frames.runs(["cb"], ["8/4"], [0]), frames.runs(["gru"], ["8/4"], [1])]), "cb"
-        )
-
-
 def test_heatmap_prints_numbers_by_convention_and_says_not_run():
     lacking = RUNS[~((RUNS["cell"] == "gru") & (RUNS["window"] == "4/2"))]
     with style.context():
@@ -443,6 +440,25 @@ def test_time_constants_are_pixels_on_a_logarithmic_axis():
         assert len(plots.plasticity(frames.trace(STEPS, stp=False), WINDOW, 32).axes) == 1
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 12), (2, 4, 8), (3, 1, 10), (4, 6, 6), (5, 9)])
+def test_images_of_any_channels_and_few_pixels_are_drawn(shape):
+    image = np.random.default_rng(0).random(shape)
+    window, columns = Window(2, 1), shape[-1]
+    steps = shape[-2] * columns - 1
+    trace = frames.trace(steps, 5)
+    with style.context():
+        drawn = [
+            plots.conductance(trace, image, window, 0.1),
+            plots.units_over_sequence(trace, image, window, (0, 1), step=steps - 1),
+            plots.plasticity(trace, window, columns),
+        ]
+        for fig in drawn:
+            fig.draw_without_rendering()
+    pixels = drawn[0].axes[0].images[0].get_array()
+    coloured = len(shape) == 3 and shape[0] == 3
+    assert pixels.shape == (shape[-2], columns, *[3] * coloured)
+
+
 def test_single_units_frame_the_window_that_is_read():
     with style.context():
         picture = plots.units_over_sequence(TRACE, IMAGE, WINDOW, (0,), step=7).axes[0]
@@ -493,20 +509,6 @@ def test_before_and_after_are_the_ends_of_the_history():
         )  # one line a cell with a gate, none for the vanilla RNN
 
 
-def test_variants_are_compared_with_the_cell_they_are_named_after():
-    variants = frames.runs(["dale_cb_all"], ["8/4"]).assign(label="DaleCB, all")
-    frame = plots.grouped(pd.concat([frames.runs(["cb", "dale_cb"], ["8/4"]), variants]))
-    assert list(frame["group"].unique()) == ["CB", "DaleCB", "DaleCB, all"]
-    found = plots.differences(frame, {"CB": "CB", "DaleCB": "DaleCB", "DaleCB, all": "DaleCB"})
-    values = {cell: part.set_index("seed")["test_accuracy"] for cell, part in frame.groupby("cell")}
-    assert list(found["cell"].unique()) == ["dale_cb_all"]
-    pd.testing.assert_series_equal(
-        found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"]
-    )
-    own, parent = style.look("dale_cb_all"), style.look("dale_cb")
-    assert (own.weights, own.stp) == (parent.weights, parent.stp) and own.colour != parent.colour
-
-
 def test_names_keep_their_underscore_in_computer_modern():
     frame = frames.runs().assign(label=lambda runs: runs["cell"].replace({"cb": "CB, P_z free"}))
     axis = plots.bars(frame[frame["window"] == "8/4"])
@@ -519,7 +521,7 @@ def test_an_interval_of_two_seeds_does_not_widen_the_axis_of_more():
     few = runs[(runs["cell"] != "rnn") | runs["seed"].isin([0, 1])].copy()
     few.loc[(few["cell"] == "rnn") & (few["seed"] == 1), "test_accuracy"] += 0.1
     low, high = plots.dot_and_interval(few).get_xlim()
-    widest = plots.summary(plots.grouped(few)).query("n == 2").iloc[0]
+    widest = plots.summary(select.grouped(few)).query("n == 2").iloc[0]
     assert widest["low"] < low and high < widest["high"]
 
 

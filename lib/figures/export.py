@@ -21,7 +21,7 @@ from pylatexenc.latexencode import UnicodeToLatexEncoder
 
 from lib import paths
 from lib.figures import style
-from lib.runs import checkpoint
+from lib.runs import files
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -121,11 +121,17 @@ def write(path, data: str | bytes):
     be written, and the old file stays.
     """
     path = Path(path)
-    with checkpoint.explained(path.parent):
+    with files.explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data
-    checkpoint.write(path, data, sync=False)
+    files.write(path, data, sync=False)
     return path
+
+
+def remove(path):
+    """Remove a file, if it is there; StoreError where that is refused."""
+    with files.explained(path.parent):
+        path.unlink(missing_ok=True)
 
 
 def number(value, decimals=1) -> str:
@@ -191,14 +197,14 @@ def export_figure(
     if "pgf" in formats and not has_tex():
         print("PGF is left out, since pdflatex is not installed; the PDF is complete without it.")
         formats = [kind for kind in formats if kind != "pgf"]
-    with checkpoint.explained(tempfile.gettempdir()), tempfile.TemporaryDirectory() as made:
+    with files.explained(tempfile.gettempdir()), tempfile.TemporaryDirectory() as made:
         _save(fig, Path(made) / name, width, journal, formats)
-        files = {path.name: path.read_bytes() for path in sorted(Path(made).iterdir())}
-    written = [write(folder / file, data) for file, data in files.items()]
+        saved = {path.name: path.read_bytes() for path in sorted(Path(made).iterdir())}
+    written = [write(folder / file, data) for file, data in saved.items()]
     earlier = [folder / f"{name}.{kind}" for kind in FORMATS]
     for path in (*earlier, *folder.glob(f"{name}-img*.png")):
         if path not in written:
-            path.unlink(missing_ok=True)
+            remove(path)
     return written
 
 

@@ -570,10 +570,10 @@ def write(
             drawn = item.draw()
             figure = getattr(drawn, "figure", drawn)
             try:
-                files = export.export_figure(figure, item.name, item.width, journal, **target)
+                written = export.export_figure(figure, item.name, item.width, journal, **target)
             finally:
                 plt.close(figure)
-        found |= dict.fromkeys(files, item.runs)
+        found |= dict.fromkeys(written, item.runs)
     folder = out / "tables"
     for item in tables(frames):
         look = {"best": item.best, "wide": item.wide, "folder": folder}
@@ -592,7 +592,7 @@ def _remove_earlier(out, found):
     earlier = json.loads(manifest.read_text("utf-8"))["files"] if manifest.exists() else ()
     for name in earlier:
         if out / name not in found:
-            (out / name).unlink(missing_ok=True)
+            export.remove(out / name)
 
 
 def _manifest(out, found, environments):

@@ -20,15 +20,13 @@ from scipy.optimize import isotonic_regression
 
 from lib import analysis, cells, datasets, windows
 from lib.config import CellSpec
-from lib.figures import style
+from lib.figures import select, style
 from lib.figures.select import (
     FIXED,
-    IMAGE_PARTS,
     differences,
     families,
     grouped,
     one,
-    what_is_read,
     window_columns,
 )
 from lib.figures.style import METRICS, VARIABLES
@@ -67,7 +65,7 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     seeds and interval.
     """
     frame = frame if "group" in frame else grouped(frame)
-    tasks = frame.drop_duplicates(["dataset", "permuted", *IMAGE_PARTS]).apply(task_name, axis=1)
+    tasks = frame.drop_duplicates(["dataset", *select.IMAGES]).apply(task_name, axis=1)
     shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
     shapes = list(shapes.sort_values(["input_length", "stride"])["window"])
     counts = frame.groupby(["group", "window"])["seed"].nunique()
@@ -106,7 +104,8 @@ def task_name(run) -> str:
         name = f"permuted {name}"
     if datasets.is_demonstration(run["dataset"]):
         name += ", demonstration"
-    return ", ".join([name, *what_is_read(run)])
+    cuts = select.image_changes(run, ("last_rows", "first_rows", "delay"))
+    return ", ".join([name, *cuts])
 
 
 def ranged(values) -> str:

@@ -21,8 +21,9 @@ WINDOW = "8/4"
 # Columns of a run in which its group may differ from most runs of the same cell, and their short
 # names.
 SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
-# Columns that say what of an image a run reads, and after what delay; in words
-IMAGE_PARTS = {
+# Columns that change the images or their order, and how a name says so.
+IMAGES = {
+    "permuted": "permuted",
     "last_rows": "last {:.0f} rows",
     "first_rows": "first {:.0f} rows",
     "delay": "delay {:.0f} pixels",
@@ -94,9 +95,8 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
         )
     runs = frame.drop_duplicates("key")
     usual = {column: _usual(runs, column) for column in SHORT}
-    orders = runs["permuted"].nunique() > 1
-    several = [name for name in IMAGE_PARTS if runs[name].nunique(dropna=False) > 1]
-    names = {run.key: _group_name(run, usual, orders, several) for run in runs.itertuples()}
+    differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
+    names = {run.key: _group_name(run, usual, differing) for run in runs.itertuples()}
 
     def place(run):
         name = names[run.key]
@@ -108,20 +108,24 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("key", key=lambda keys: keys.map(position), kind="stable")
 
 
-def _group_name(run, usual, orders, several):
+def _group_name(run, usual, differing):
     parts = [run.label]
     for option, value in json.loads(run.options).items():
         parts.append(f"{option.replace('_', ' ')} {value}")
     if run.initialisation != CellSpec().initialisation:
         parts.append(run.initialisation)
-    if orders and run.permuted:
-        parts.append("permuted")
-    parts += what_is_read({name: getattr(run, name) for name in several})
+    parts += image_changes(run._asdict(), differing)
     for column, short in SHORT.items():
         value = getattr(run, column)
         if value != usual[column].get((run.dataset, run.cell)):
             parts.append(f"{short} {value:g}")
     return ", ".join(parts)
+
+
+def image_changes(run, columns=tuple(IMAGES)) -> list[str]:
+    """What a run changes of its images or their order, in words."""
+    values = {column: run[column] for column in columns}
+    return [IMAGES[column].format(v) for column, v in values.items() if pd.notna(v) and v]
 
 
 def _usual(runs, column):
@@ -270,32 +274,16 @@ def _beside(main, others):
 
 
 def _other_images(runs):
-    cut = runs["last_rows"].notna() | runs["first_rows"].notna()
-    return runs["permuted"].astype(bool) | cut | (runs["delay"] > 0)
-
-
-def what_is_read(run) -> list[str]:
-    """What of an image a run reads, and after what delay, in words; nothing of whole images.
-
-    Parameters
-    ----------
-    run : mapping
-        Any of the columns last_rows, first_rows and delay.
-    """
-    parts = []
-    for name, words in IMAGE_PARTS.items():
-        value = run.get(name)
-        if pd.notna(value) and value > 0:
-            parts.append(words.format(value))
-    return parts
+    changed = [runs[column].notna() & (runs[column] != 0) for column in IMAGES]
+    return pd.concat(changed, axis=1).any(axis=1)
 
 
 def scanned(runs: pd.DataFrame) -> pd.Series:
     """Whether a run is of a learning-rate scan: a seed that one configuration ran at several
     rates.
     """
-    columns = "dataset permuted window cell hidden_size initialisation options epochs seed"
-    same = runs.groupby([*columns.split(), *IMAGE_PARTS], dropna=False)
+    columns = ["dataset", *IMAGES, "window", "cell", "hidden_size", "initialisation", "options"]
+    same = runs.groupby([*columns, "epochs", "seed"], dropna=False)
     return same["learning_rate"].transform("nunique") > 1
 
 

@@ -1,0 +1,154 @@
+"""Which runs compare: groups and their names, the plain runs, variants, scans, windows."""
+
+import frames
+import pandas as pd
+import pytest
+
+from lib import analysis, cells
+from lib.figures import select, style
+
+
+def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(monkeypatch):
+    study = frames.study()
+    main = select.comparison(study.runs)
+    assert set(main["cell"]) == set(frames.TEN) and set(main["seed"]) == {0, 1, 2}
+    assert (
+        set(main["options"]) == {"{}"}
+        and set(main["initialisation"]) == {"balanced"}
+        and not main["permuted"].any()
+    )
+    assert len(main) == 9 * 5 * 3 + 3
+
+    class Mine(cells.get("cb")):
+        name, label = "mine_export", "mine"
+
+    monkeypatch.setitem(cells.CELLS, Mine.name, Mine)
+    part, full = (
+        select.comparison(pd.concat([study.runs, frames.runs(["mine_export"], s)]))
+        for s in (["8/4"], frames.WINDOWS)
+    )
+    assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
+    assert set(select.variants(study.runs)) == set(select.VARIANTS)
+    shown, own = select.variants(study.runs)["controls"]
+    assert len(shown) == (8 + 4) * 3 and 100 not in set(
+        shown["seed"]
+    )  # beside the four cells they vary
+    assert (
+        own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
+        and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
+    )
+    images, longer = (
+        select.variants(study.runs)["tasks"][0],
+        select.variants(study.runs)["epochs"][0],
+    )
+    assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
+    assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(frames.LONGER)
+    assert set(select.scan(study.runs)["seed"]) == {100}
+
+
+def test_a_rate_of_its_own_for_each_cell_is_kept():
+    runs = pd.concat(
+        [
+            frames.runs(["cb"], ["8/4"], learning_rate=0.01),
+            frames.runs(["gru"], ["8/4"]),
+            frames.scan(["cb", "gru"]),
+        ]
+    )
+    main = select.comparison(runs)
+    assert {"cb": 0.01, "gru": 0.003} == main.groupby("cell")["learning_rate"].unique().map(
+        lambda rates: rates[0]
+    ).to_dict()
+    assert set(main["group"]) == {"CB", "full GRU"}
+    both = [
+        frames.runs(["gru"], ["8/4"]),
+        frames.runs(["gru"], ["8/4"], learning_rate=0.01),
+        frames.runs(["gru"], ["8/4"], [3]),
+    ]
+    assert set(select.comparison(pd.concat([runs, *both[:2]]).drop_duplicates("key"))["cell"]) == {
+        "cb"
+    }  # gru was only scanned
+    assert set(select.comparison(pd.concat(both))["seed"]) == {3} and set(
+        select.comparison(pd.concat(both[:2]))["seed"]
+    ) == {0, 1, 2}
+
+
+def test_groups_say_what_differs():
+    parts = [frames.runs(["cb"], ["8/4"]), frames.runs(["cb"], ["8/4"], options='{"dt": 0.3}')]
+    parts += [
+        frames.runs(["dale_cb"], ["8/4"], initialisation="notes"),
+        frames.runs(["gru"], ["8/4"], permuted=True),
+    ]
+    parts += [
+        frames.runs(["gru"], ["8/4"], last_rows=8),
+        frames.runs(["rnn"], ["8/4"], hidden_size=48),
+    ]
+    parts += [
+        frames.runs(["rnn"], ["8/4"], hidden_size=61),
+        frames.runs(["cb"], ["8/4"], seeds=[3], state="FAILED"),
+    ]
+    found = select.grouped(pd.concat(parts))
+    assert list(found["group"].unique()) == [
+        *("vanilla RNN, H 48", "vanilla RNN, H 61", "full GRU, permuted", "full GRU, last 8 rows"),
+        *("CB", "CB, dt 0.3", "DaleCB, notes"),
+    ]
+    assert 3 not in set(found["seed"])
+
+
+def test_variants_are_compared_with_the_cell_they_are_named_after():
+    variants = frames.runs(["dale_cb_all"], ["8/4"]).assign(label="DaleCB, all")
+    frame = select.grouped(pd.concat([frames.runs(["cb", "dale_cb"], ["8/4"]), variants]))
+    assert list(frame["group"].unique()) == ["CB", "DaleCB", "DaleCB, all"]
+    found = select.differences(frame, {"CB": "CB", "DaleCB": "DaleCB", "DaleCB, all": "DaleCB"})
+    values = {cell: part.set_index("seed")["test_accuracy"] for cell, part in frame.groupby("cell")}
+    assert list(found["cell"].unique()) == ["dale_cb_all"]
+    pd.testing.assert_series_equal(
+        found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"]
+    )
+    own, parent = style.look("dale_cb_all"), style.look("dale_cb")
+    assert (own.weights, own.stp) == (parent.weights, parent.stp) and own.colour != parent.colour
+
+
+def test_runs_on_other_images_are_told_apart_and_do_not_compare():
+    changes = ({"delay": 64}, {"first_rows": 4}, {"last_rows": 8}, {"permuted": True})
+    parts = [frames.runs(["cb"], ["8/4"], **change) for change in ({}, *changes)]
+    runs = pd.concat(parts)
+    names = {"CB", "CB, delay 64 pixels", "CB, first 4 rows", "CB, last 8 rows", "CB, permuted"}
+    assert set(select.grouped(runs)["group"]) == names
+    assert select.comparison(runs)["key"].tolist() == parts[0]["key"].tolist()
+    assert set(select.variants(runs)["tasks"].plain) == names
+
+
+def test_families_are_those_of_the_looks():
+    groups = select.families(select.grouped(frames.runs(frames.TEN, ["8/4"])))
+    assert list(groups) == list(style.FAMILIES)
+    for family, members in groups.items():
+        assert {
+            style.look(cell).family for cell in style.ORDER if style.look(cell).label in members
+        }
+        assert len(members) == {"baselines": 3, "without STP": 4, "with STP": 3}[family]
+
+
+def test_differences_are_those_of_the_statistics():
+    main = frames.runs(frames.TEN, ["8/4"])
+    found = select.differences(main, "cb")
+    table = analysis.summarise(found, "cell").set_index("cell")
+    pairs = [(cell, "cb") for cell in table.index]
+    expected = analysis.contrasts(main, pairs).set_index("cell")
+    for name in ("mean", "low", "high"):
+        assert table[name].tolist() == pytest.approx(expected.loc[table.index, name].tolist())
+    with pytest.raises(ValueError, match="baseline 'lstm' has no finished run"):
+        select.differences(main, "lstm")
+    apart = [frames.runs(["cb"], ["8/4"], [0]), frames.runs(["gru"], ["8/4"], [1])]
+    with pytest.raises(ValueError, match="pairs need the same seeds"):
+        select.differences(pd.concat(apart), "cb")
+
+
+def test_a_window_of_both_conventions_stands_in_both():
+    shapes = ["4/4", "4/2", "8/4", "16/8", "8/1"]
+    columns = select.window_columns(frames.runs(["cb"], shapes))
+    assert columns == [
+        *((select.FIXED, "4/4"), (select.FIXED, "8/4")),
+        *((select.HALF, "4/2"), (select.HALF, "8/4"), (select.HALF, "16/8")),
+        (select.OTHER, "8/1"),
+    ]
+    assert select.window_columns(frames.runs(["cb"], ["8/4"])) == [(select.FIXED, "8/4")]
