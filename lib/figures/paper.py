@@ -426,7 +426,7 @@ def numbers(frames: Frames) -> dict[str, str]:
         found |= {f"{place}{column}": row[column] for column in columns}
     for kind in VARIANTS:
         if kind in made:
-            found |= _counts(kind.capitalize(), made[kind].frame)
+            found |= _counts(kind, made[kind].frame)
     if "slopes" in made:
         found |= _slope_counts(made["slopes"].frame)
     kinds = variants(frames.runs)
@@ -437,14 +437,15 @@ def numbers(frames: Frames) -> dict[str, str]:
     return found | _diverged(frames.runs) | _spread(main) | _run(frames.runs, every, main)
 
 
-def _counts(stem, frame):
-    """How many differences of a table are higher, lower, and above 0 at all."""
-    return {
-        f"{stem}Rows": str(len(frame)),
-        f"{stem}Higher": str((frame["Says"] == "higher").sum()),
-        f"{stem}Lower": str((frame["Says"] == "lower").sum()),
-        f"{stem}Up": str((frame["Difference"] > 0).sum()),
-    }
+def _counts(kind, frame):
+    """How many differences of a table are higher and lower, or, of longer training, above 0."""
+    found = {"Rows": len(frame)}
+    if kind == "epochs":
+        found["Up"] = (frame["Difference"] > 0).sum()
+    else:
+        found["Higher"] = (frame["Says"] == "higher").sum()
+        found["Lower"] = (frame["Says"] == "lower").sum()
+    return {f"{kind.capitalize()}{name}": str(count) for name, count in found.items()}
 
 
 def _slope_counts(frame):
@@ -454,7 +455,8 @@ def _slope_counts(frame):
             sure = frame.loc[frame[f"p ({title})"] < 0.05, title]
             found[f"{title}Up"] = str((sure > 0).sum())
             found[f"{title}Down"] = str((sure < 0).sum())
-            found[f"{title}Cells"] = str(frame[title].count())
+    if "Length" in frame:
+        found["LengthCells"] = str(frame["Length"].count())
     if "Last epoch" in frame:
         for name, value in (
             ("Low", frame["Last epoch"].min()),
@@ -473,7 +475,7 @@ def _best_change(varied, table, cell):
         return {}
     differences = table.frame.set_index("Cell")["Difference"]
     row = table.quoted()[differences[changed].idxmax()]
-    columns = ("Cell", "Difference", "DifferenceInterval", "P", "Says")
+    columns = ("Cell", "Difference", "DifferenceInterval", "Says")
     return {f"Fix{column}": row[column] for column in columns}
 
 
