@@ -204,7 +204,7 @@ def graphs(tape):
         with _explained():
             missing = [graph for graph in pair if not graph.load()]
             if missing and tape.x.device.type == "cpu":
-                _check_compiler(os.environ.get("CXX") or DEFAULT_COMPILER, folder())
+                check_compiler()
             while missing:
                 missing.sort(key=Graph.busy)
                 missing.pop(0).build()
@@ -229,6 +229,8 @@ def cached(tape):
 def _explained():
     try:
         yield
+    except Unavailable:
+        raise
     except Exception as error:
         # Compiler, linker, loader and file system fail in more ways than can be listed.
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
@@ -372,21 +374,35 @@ def processor():
     return f"{platform.machine()} {platform.processor()}"
 
 
-@functools.cache
-def _check_compiler(compiler, folder):
-    """Compile and load three lines: a compiler that fails shows at once, before torch's is loaded.
+def check_compiler():
+    """Compile and load three lines, once for a compiler: one that fails shows at once.
 
     Raises
     ------
-    OSError
+    Unavailable
         There is no compiler, it fails, or its result cannot be stored or loaded.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
-        source.write_text(TRIAL)
-        command = [compiler, "-std=c++20", "-fopenmp", "-shared", "-fPIC", source, "-o", library]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise OSError(f"{compiler} fails: {made.stderr.strip()}")
-        ctypes.CDLL(str(library))
+    compiler = os.environ.get("CXX") or DEFAULT_COMPILER
+    with _explained():
+        folder().mkdir(parents=True, exist_ok=True)
+        kept = folder() / f"trial-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}.so"
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=folder()) as scratch:
+                source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
+                source.write_text(TRIAL)
+                options = "-std=c++20", "-fopenmp", "-shared", "-fPIC"
+                command = [compiler, *options, source, "-o", library]
+                made = subprocess.run(command, capture_output=True, text=True, check=False)
+                if made.returncode:
+                    raise OSError(f"{compiler} fails: {made.stderr.strip()}")
+                library.replace(kept)
+        ctypes.CDLL(str(kept))
+
+
+def expect_to_compile():
+    """Import torch's compiler, which takes seconds, where a compiler was found and has compiled
+    nothing yet: the children that are forked from this process need not.
+    """
+    with contextlib.suppress(OSError):
+        if any(folder().glob("trial-*.so")) and not any(folder().glob("*.lock")):
+            from torch._inductor import compile_fx  # noqa: F401

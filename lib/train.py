@@ -111,7 +111,7 @@ def build(config, *, backend="reference", seeds=None, device="cpu"):
     ).to(device)
 
 
-def fit(configs, data=None, *, device="cpu", backend="auto", callbacks=(), resume=None):
+def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=(), resume=None):
     """Train one configuration, or several equal but for the seed side by side.
 
     Adam with the gradient norm of each seed clipped and a cosine schedule over all steps;
@@ -130,6 +130,8 @@ def fit(configs, data=None, *, device="cpu", backend="auto", callbacks=(), resum
         compiled already, so that a second run of a configuration may take the other path, whose
         result is equal to rounding only; with a backend that is named, and on one machine, it has
         the same bits.
+    alike : int
+        Runs that will use the same compiled graphs, this one included; "auto" counts them.
     callbacks : sequence of Callback
     resume : sequence of dict, optional
         `Trainer.snapshot` of each configuration, all of the same step; continues with the bits of a
@@ -163,7 +165,7 @@ def fit(configs, data=None, *, device="cpu", backend="auto", callbacks=(), resum
     # were.
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(_mix(configs[0].seed, -1))
-        return Trainer(configs, data, device, backend, callbacks, resume).run()
+        return Trainer(configs, data, device, backend, alike, callbacks, resume).run()
 
 
 def _mix(seed, epoch):
@@ -227,7 +229,9 @@ class Trainer:
     SHARED = ("step", "count")
     OWN = ("best_step", "diverged_step", "curves", "history")
 
-    def __init__(self, configs, data, device="cpu", backend="auto", callbacks=(), resume=None):
+    def __init__(
+        self, configs, data, device="cpu", backend="auto", alike=1, callbacks=(), resume=None
+    ):
         self.configs, self.data, self.device, self.callbacks = configs, data, device, callbacks
         self.training, seeds = configs[0].training, len(configs)
         self.steps_per_epoch = steps_per_epoch(configs[0], data)
@@ -237,7 +241,7 @@ class Trainer:
             round(k * self.steps_per_epoch / parts)
             for k in range(1, self.training.epochs * parts + 1)
         }
-        length = windows.task_length(configs[0].task, configs[0].window)
+        length = alike * windows.task_length(configs[0].task, configs[0].window)
         together = tuple(config.seed for config in configs) if seeds > 1 else None
         self.model = build(configs[0], seeds=together, device=device)
         self.backend = self.model.prepare(self.training.batch_size, backend, self.steps * length)

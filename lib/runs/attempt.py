@@ -188,7 +188,7 @@ def check_place(device, backend="auto", here=True):
         checks.require((asked.index or 0) < count, "device", str(device), rule)
 
 
-def execute(configs, store=None, *, data=None, device="cpu", backend="auto", callbacks=()):
+def execute(configs, store=None, *, data=None, device="cpu", backend="auto", alike=1, callbacks=()):
     """One attempt at these runs: resume from the newest valid checkpoints, train, publish the
     result of each seed.
 
@@ -200,6 +200,8 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
     data : Dataset, path or None
     device, backend : str
         A resumed run keeps the backend it began with, where that still can be compiled.
+    alike : int
+        As `lib.train.fit`.
     callbacks : sequence of lib.train.Callback
 
     Returns
@@ -231,11 +233,12 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", cal
     if pending:
         if not isinstance(data, datasets.Dataset):
             data = datasets.load(pending[0].task, data=data, device=device)
-        _train(pending, store, data, device, backend, callbacks)
+        place = {"device": device, "backend": backend, "alike": alike}
+        _train(pending, store, data, place, callbacks)
     return [store.status(config.key())["state"] for config in configs]
 
 
-def _train(configs, store, data, device, backend, callbacks):
+def _train(configs, store, data, place, callbacks):
     from lib import train
 
     notes = []
@@ -244,9 +247,9 @@ def _train(configs, store, data, device, backend, callbacks):
         for config, content in zip(configs, found, strict=True):
             made = content["environment"]["fingerprint"]
             files.check_fingerprint(made, f"Run {config.key()}")
-        backend = found[0]["environment"]["backend"]
+        place["backend"] = found[0]["environment"]["backend"]
     attempts = [Attempt(store.folder(config.key()), config) for config in configs]
-    recorder = Recorder(attempts, device, found)
+    recorder = Recorder(attempts, place["device"], found)
     with recorder:
         for attempt in attempts:
             for note in notes:
@@ -254,8 +257,7 @@ def _train(configs, store, data, device, backend, callbacks):
         outcomes = train.fit(
             configs,
             data,
-            device=device,
-            backend=backend,
+            **place,
             callbacks=(recorder, *callbacks),
             resume=[content["state"] for content in found] if found else None,
         )
@@ -418,7 +420,7 @@ def run_request(request, callbacks=()):
     ----------
     request : dict
         ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``, ``backend``,
-        ``threads``.
+        ``threads``, ``alike``.
     """
     try:
         import torch
@@ -430,7 +432,7 @@ def run_request(request, callbacks=()):
             # costs time, and no tensor is read before it is written
             torch.utils.deterministic.fill_uninitialized_memory = False
         configs = [RunConfig.from_dict(values) for values in request["configs"]]
-        names = [name for name in ("data", "device", "backend") if request.get(name)]
+        names = [name for name in ("data", "device", "backend", "alike") if request.get(name)]
         options = {name: request[name] for name in names}
         execute(configs, Store(request.get("results")), callbacks=callbacks, **options)
         return DONE

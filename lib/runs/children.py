@@ -150,7 +150,9 @@ def serve():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
-    import lib.train  # noqa: F401  so that the children need not
+    from lib import compiled, train  # noqa: F401  so that the children need not
+
+    compiled.expect_to_compile()
 
     while request := _line():
         pid = system.fork()

@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections import Counter, deque
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from lib import checks, paths
-from lib.config import RunConfig
+from lib.config import RunConfig, Training
 from lib.runs import attempt, children, files, places, system
 from lib.runs.attempt import BUSY, CHANGED, DONE, FAILED, INVALID, PAUSED, UNUSABLE
 from lib.runs.children import Ending
@@ -236,6 +238,7 @@ def sweep(
     device : str
         On "cuda" the seeds of one configuration are trained side by side in one child process.
     backend : str
+        As `lib.train.fit`, which counts the runs of the sweep that share compiled graphs.
     threads : int
         Threads of one child process; part of what its result depends on.
     retries : int
@@ -268,6 +271,8 @@ def sweep(
     files.check_writable(store.root)
     missing = plan(configs, store)
     if missing:
+        if where == "local":
+            backend = _available(backend, device)
         if "://" not in where:  # elsewhere the data may lie with the workers alone
             _check_data(missing, data)
         for config in missing:
@@ -419,6 +424,19 @@ def load_or_run(configs, store=None, confirm=False, progress=True, **options):
     return runs
 
 
+def _available(backend, device):
+    """The backend, or the reference where nothing compiles: said once here, not by every run."""
+    from lib import compiled
+
+    if backend != "reference" and device == "cpu":
+        try:
+            compiled.check_compiler()
+        except compiled.Unavailable as error:
+            warnings.warn(str(error), stacklevel=3)
+            return "reference"
+    return backend
+
+
 def _groups(configs, device):
     """Runs that share a child process: each alone on a CPU, equal but for the seed together on a
     GPU.
@@ -429,6 +447,12 @@ def _groups(configs, device):
     for config in configs:
         groups.setdefault(config.with_seed(0).key(), []).append(config)
     return list(groups.values())
+
+
+def _shape(config):
+    """Equal for runs that use the same compiled graphs."""
+    batch = Training(batch_size=config.training.batch_size)
+    return replace(config, seed=0, training=batch).key()
 
 
 def _slots(groups, device):
@@ -444,13 +468,15 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
     """
     waiting, running, finished = deque(groups), {}, queue.SimpleQueue()
     spent, reached = Counter(), {}
+    alike = Counter(_shape(config) for group in groups for config in group)
     while (waiting or running) and not (stop and stop.is_set()):
         renew()
         while waiting and len(running) < max(1, sum(client.nthreads().values())):
             group = [config for config in waiting.popleft() if not store.finished(config.key())]
             name = f"{group[0].key() if group else 'none'}-{uuid.uuid4().hex}"
             values = [config.to_dict() for config in group]
-            future = client.submit(work, values, request, key=name)
+            more = {"alike": alike[_shape(group[0])]} if group else {}
+            future = client.submit(work, values, request | more, key=name)
             running[future.key] = future, group
             future.add_done_callback(finished.put)
         try:
