@@ -283,6 +283,10 @@ def test_a_variable_grows_over_the_image_with_the_steps(browser, server):
         slider.focus()
         after = drawn(page, lambda: slider.press("PageUp"))
         assert pixels(after) > before == 8
+        picture = after[1]["traces"][0]["source"]
+        chosen = drawn(page, lambda: click(page, 0, ".imagelayer image", along=0.42))
+        assert chosen[1]["traces"][0]["source"] != picture
+        assert control(page, "Image").input_value().startswith("8: ")
         assert errors == []
 
 

@@ -163,6 +163,8 @@ def test_the_board_says_what_was_found_and_follows_clicks(store):
     assert view.recording.key == key and drawn(view.recording)[0]
     view.clicked(2, {"customdata": ["CB", "8/4"]})
     assert view.choice.window == Window(8, 4) and "window 8/4" in view.headline.value
+    view.set(input_length=4)
+    assert not drawn(view)[0] and view.headline.value == ""
 
 
 def test_a_window_that_was_never_run_says_so_and_offers_it(store):

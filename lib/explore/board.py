@@ -49,6 +49,7 @@ class Board(RunsExplorer):
         return [self.headline, narrow, self.controls["cells"]]
 
     def look(self):
+        self.headline.value = ""
         looks, front = self.chosen()
         over, final = METRICS[self.controls["metric"].value]
         shown = [

@@ -26,6 +26,7 @@ from lib.explore.view import (
     Rule,
     View,
     plain,
+    png,
 )
 from lib.explore.widgets import dropdown, offer, player, row, slider, span
 from lib.figures import plots, style
@@ -510,20 +511,22 @@ class RecordingExplorer(Explorer):
         best = int(chances.argmax())
         name = run.data.class_names[best]
         return (
-            f"test image {run.trace.images[number]}, {truth}. If it ended at step {step}, it would "
-            f"be read as {name} ({chances[best]:.0%})."
+            f"test image {run.trace.images[number]}, of class {truth}. If it ended at step {step}, "
+            f"it would be read as {name} ({chances[best]:.0%})."
         )
 
     def _show_album(self, number):
         """Thumbnails of the images to choose from, in rows."""
-        images = [self.run.picture(i) for i in self.among]
-        channels, rows, columns = images[0].shape
+        images = [Picture(self.run.picture(i)).array for i in self.among]
+        rows, columns, _ = images[0].shape
         wide, high = columns + 2, rows + 2
         count = -(-len(images) // ALBUM)
-        canvas = np.full((channels, count * high, ALBUM * wide), 255, np.uint8)
+        canvas = np.zeros((count * high, ALBUM * wide, 4), np.uint8)  # clear between the images
         for place, image in enumerate(images):
             top, left = high * (place // ALBUM) + 1, wide * (place % ALBUM) + 1
-            canvas[:, top : top + rows, left : left + columns] = image
+            spot = canvas[top : top + rows, left : left + columns]
+            spot[..., 3] = 255
+            spot[..., : image.shape[2]] = image
         place = int(np.flatnonzero(self.among == number)[0])
         top, left = high * (place // ALBUM), wide * (place % ALBUM)
         frame = {
@@ -534,15 +537,15 @@ class RecordingExplorer(Explorer):
             "y1": top + high - 0.5,
             "line": {"color": FRAME, "width": 2.5},
         }
-        trace = next(Picture(canvas).plotly())
-        trace["hovertemplate"] = "click to choose<extra></extra>"
-        hidden = {"visible": False, "fixedrange": True}
+        hover = "click to choose<extra></extra>"
+        trace = {"type": "image", "source": png(canvas), "hovertemplate": hover}
+        hidden = {"visible": False, "fixedrange": True, "constrain": "domain"}
         layout = {
             "template": TEMPLATE,
             "height": 20 + 52 * count,
             "margin": {"l": 4, "r": 4, "t": 4, "b": 4},
-            "xaxis": {**hidden, "range": [-0.5, ALBUM * wide - 0.5], "constrain": "domain"},
-            "yaxis": {**hidden, "range": [count * high - 0.5, -0.5], "constrain": "domain"},
+            "xaxis": {**hidden, "range": [-0.5, ALBUM * wide - 0.5], "constraintoward": "left"},
+            "yaxis": {**hidden, "range": [count * high - 0.5, -0.5], "constraintoward": "top"},
             "shapes": [frame],
         }
         layout["yaxis"]["scaleanchor"] = "x"

@@ -26,7 +26,7 @@ CURVES = (
 RESULTS = ("test_accuracy", "validation_accuracy", "test_loss", "ms_per_step", "parameters")
 KINDS = ("bars", "sorted dots", "paired differences")
 MANY = 12  # groups; where there are more, the variants of a cell are shown once they are ticked
-STEM = 18  # pixels a row of results is high
+STEM = 18  # pixels of a row of results where there are many
 
 
 # ---- views
@@ -151,7 +151,7 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     zoom = f"{task} {window} {metric} {kind}"
     panel = Panel(marks, Axis(title, reach), y, zoom=zoom)
     frame = frame[["group", "seed", "key", metric, *["baseline"] * (kind == KINDS[2])]]
-    height = max(420, 110 + STEM * len(rows))
+    height = 120 + 30 * min(len(rows), 10) + STEM * max(len(rows) - 10, 0)
     return View([panel], frame, _caption(cache, task, window, looks), height)
 
 

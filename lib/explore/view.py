@@ -215,14 +215,8 @@ class Picture:
         return pixels.mean(-1, keepdims=True).round().astype(np.uint8).repeat(3, -1)
 
     def plotly(self):
-        file = io.BytesIO()
-        plt.imsave(file, self.array)
-        source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        yield {
-            "type": "image",
-            "source": source,
-            "hovertemplate": "row %{y}, column %{x}<extra></extra>",
-        }
+        hover = "row %{y}, column %{x}<extra></extra>"
+        yield {"type": "image", "source": png(self.array), "hovertemplate": hover}
 
     def draw(self, ax):
         ax.imshow(self.array, interpolation="nearest")
@@ -392,7 +386,7 @@ class Panel:
             "template": TEMPLATE,
             "height": height,
             "title": {"text": self.title, "font": {"size": 13}, "x": 0.5, "y": 0.995},
-            "margin": {"l": LEFT, "r": 24 + 7.4 * longest, "t": TOP, "b": BOTTOM},
+            "margin": {"l": LEFT, "r": 24 + 8.2 * longest, "t": TOP, "b": BOTTOM},
             "xaxis": x,
             "yaxis": y,
             "shapes": [mark.shape() for mark in drawn],
@@ -463,6 +457,13 @@ def plain(label):
     for notation, without in {"$": "", r"\tau": "τ", r"\mathrm": "", "{": "", "}": ""}.items():
         label = label.replace(notation, without)
     return label
+
+
+def png(array):
+    """An image (rows, columns, 3 or 4) as an address that holds it."""
+    file = io.BytesIO()
+    plt.imsave(file, array)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _hover(mark):
