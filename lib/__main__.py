@@ -102,7 +102,7 @@ def compare(
 
     if from_ is not None:
         frames = _collect(Store(from_))
-        _figures(frames, from_)
+        _say(_figures(frames, from_))
         print(f"Findings: {paper.write_readme(frames, from_)}")
         return
     _own_cells(cells_from)
@@ -239,22 +239,27 @@ def cancel(key: str, results: Results = None):
 def export(results: Results = None, journal: str = "report"):
     """Write results/overleaf/ and results/overleaf.zip from the finished runs."""
     from lib.figures import paper
+    from lib.runs import files
     from lib.runs.store import Store
 
     store = Store(results)
-    path, left_out = paper.overleaf(_collect(store), store.root, journal=journal)
+    with files.staged(store.root) as folder:
+        path, left_out = paper.overleaf(_collect(store), folder, journal=journal)
     _say(left_out)
-    print(f"Upload {path} to Overleaf.")
+    print(f"Upload {store.root / path.name} to Overleaf.")
 
 
 @app.command()
 def report(results: Results = None):
     """Write results/report.html: the interactive comparison in one file."""
     from lib.figures import report
+    from lib.runs import files
     from lib.runs.store import Store
 
     store = Store(results)
-    print(f"Open {report.write(_collect(store), store.root / 'report.html')} in a browser.")
+    with files.staged(store.root) as folder:
+        path = report.write(_collect(store), folder / "report.html")
+    print(f"Open {store.root / path.name} in a browser.")
 
 
 def _own_cells(path):
@@ -318,12 +323,15 @@ def _collect(store, **filters):
 
 
 def _figures(frames, out):
+    """Write figures and tables; sentences on what the runs do not allow, for those who want all."""
     from lib.figures import paper
+    from lib.runs import files
 
-    left_out = paper.write(frames, out)
-    print((Path(out) / "tables" / "summary.md").read_text(encoding="utf-8"))
-    _say(left_out)
-    print(f"Figures: {Path(out) / 'figures'}  Tables: {Path(out) / 'tables'}")
+    with files.staged(out) as folder:
+        left_out = paper.write(frames, folder)
+    print((out / "tables" / "summary.md").read_text(encoding="utf-8"))
+    print(f"Figures: {out / 'figures'}  Tables: {out / 'tables'}")
+    return left_out
 
 
 def _say(sentences, before="Left out: "):

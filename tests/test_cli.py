@@ -11,8 +11,7 @@ import tomllib
 import bench
 import pytest
 import yaml
-from test_recurrence import OWN_CELL
-from tiny import config, contents
+from tiny import OWN_CELL, config, contents
 
 from lib import __main__ as command
 from lib import cells, paths

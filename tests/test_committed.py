@@ -5,7 +5,6 @@ import platform
 import numpy as np
 import pytest
 import torch
-from test_datasets import real_cifar10
 
 from lib import datasets, train
 from lib.paths import project_root
@@ -38,11 +37,7 @@ class First(train.Callback):
             raise Enough
 
 
-@pytest.mark.skipif(
-    real_cifar10() is None,
-    reason="needs the real CIFAR-10 in WORKBOOK_DATA, data/ or ../shared/data",
-)
-def test_a_run_of_the_grid_gives_the_committed_curve_again():
+def test_a_run_of_the_grid_gives_the_committed_curve_again(real_cifar10):
     store = Store(BUNDLE)
     (key,) = store.runs(cell="cb", window="16/8", seed=0)["key"]
     config, made_on, first = store.config(key), store.environment(key), First()
@@ -50,7 +45,7 @@ def test_a_run_of_the_grid_gives_the_committed_curve_again():
     with pytest.raises(Enough):
         train.fit(
             config,
-            datasets.load(config.task, data=real_cifar10()),
+            datasets.load(config.task, data=real_cifar10),
             backend=made_on["backend"],
             callbacks=[first],
         )

@@ -23,18 +23,6 @@ from lib.runs import attempt
 from lib.runs.store import Store
 
 
-def real_cifar10():
-    folders = [data_dir(), project_root().parent / "shared" / "data"]
-    return next(
-        (
-            folder
-            for folder in folders
-            if (folder / "cifar-10-batches-py" / "data_batch_1").exists()
-        ),
-        None,
-    )
-
-
 @pytest.fixture
 def offline(monkeypatch):
     """A download that fails as it does without a network."""
@@ -393,12 +381,8 @@ def test_missing_data_in_a_place_that_cannot_be_written(tmp_path, offline):
         datasets.load(Task("cifar10"), tmp_path / "file")
 
 
-@pytest.mark.skipif(
-    real_cifar10() is None,
-    reason="needs the real CIFAR-10 in WORKBOOK_DATA, data/ or ../shared/data",
-)
-def test_real_cifar10():
-    data = datasets.load(Task("cifar10"), real_cifar10())
+def test_real_cifar10(real_cifar10):
+    data = datasets.load(Task("cifar10"), real_cifar10)
     assert {split: len(x) for split, x in data.images.items()} == {
         "train": 45_000,
         "validation": 5_000,

@@ -4,17 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from lib import datasets, train, windows
-from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.config import Task
 from lib.runs import attempt, traces
 from lib.runs.files import StoreError
 from lib.runs.store import Store
 
-CONFIG = RunConfig(
-    window=Window(8, 8), cell=CellSpec("stp_dale_cb", 6), training=Training(epochs=1)
-)
+CONFIG = tiny.config("stp_dale_cb")
 
 
 @pytest.fixture(scope="module")

@@ -156,3 +156,42 @@ def checkpoint_and_publish(root, config, operations):
     one.metrics(outcome(config).curves, [])
     one.finish(outcome(config))
     publish(one.folder)
+
+
+# A cell of a user's own, with two presynaptic signals.
+OWN_CELL = '''
+class Pair(NamedTuple):
+    h: torch.Tensor
+    m: torch.Tensor
+
+
+@register
+class TwoSignals(Cell):
+    """h' = tanh(W h + V m + P x + b); m' = m + k (h - m)."""
+
+    name, label, variables = "two_signals", "two signals", ("h", "m")
+
+    def initialise(self, initialisation, generator):
+        for key in ("W", "V"):
+            setattr(self, key, self.uniform(self.hidden_size, self.hidden_size, generator=generator))
+        self.P = self.uniform(self.hidden_size, self.input_size, generator=generator)
+        self.b, self.k = (self.uniform(self.hidden_size, generator=generator) for _ in range(2))
+
+    def input_weights(self):
+        return self.P, self.b
+
+    def recurrent_weights(self):
+        return self.W, self.V
+
+    def pointwise(self):
+        return {"k": torch.sigmoid(self.k)}
+
+    def initial_state(self, batch, theta):
+        return Pair(self.b.new_zeros(batch, self.hidden_size), theta["k"].expand(batch, self.hidden_size))
+
+    def presynaptic(self, state, theta):
+        return state.h, state.m
+
+    def update(self, state, a, g, theta):
+        return Pair(torch.tanh(a[0] + a[1] + g), state.m + theta["k"] * (state.h - state.m))
+'''

@@ -109,7 +109,8 @@ class Server:
 
     def kill(self):
         """End the child at once."""
-        system.end(self.pid, at_once=True)
+        if self.pid is not None:
+            system.end(self.pid, at_once=True)
 
     def errors(self, length=1500):
         """The end of what the child printed to standard error."""

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -89,6 +90,33 @@ def write(path, data, sync=True):
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+@contextlib.contextmanager
+def staged(folder):
+    """A folder to write into whose files take the place of those of `folder` once all are there;
+    whatever fails before, the old ones stay. Of the files that a MANIFEST.json lists, those that a
+    new one leaves out are removed.
+
+    Raises
+    ------
+    StoreError
+        As `explained`.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+            new = Path(new)
+            yield new
+            if (new / MANIFEST).exists():
+                listed = [(read_json(place / MANIFEST) or {}) for place in (folder, new)]
+                old, kept = (set(manifest.get("files", {})) for manifest in listed)
+                for name in old - kept:
+                    (folder / name).unlink(missing_ok=True)
+            for path in sorted(path for path in new.rglob("*") if path.is_file()):
+                target = folder / path.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                system.replace(path, target)
 
 
 def check_writable(root):

@@ -1,0 +1,134 @@
+"""What stands in for the calls that an operating system or a file system lacks, by simulation."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.runs import children, files, system
+from lib.runs.files import StoreError
+
+
+def refuse(kind, code):
+    """An ``os.fsync`` that refuses files, or folders, with an error."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (kind == "folder"):
+            raise OSError(code, os.strerror(code))
+        return real(descriptor)
+
+    return fsync
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_synced_is_no_error_but_a_file_is(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse("folder", code))
+    files.write(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", refuse("file", code))
+    with pytest.raises(StoreError, match="cannot be written"):
+        files.write(tmp_path / "a", b"other")
+    assert (tmp_path / "a").read_bytes() == b"content"
+
+
+def test_a_folder_that_fails_to_sync_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse("folder", errno.EIO))
+    with pytest.raises(StoreError, match="cannot be written"):
+        files.write(tmp_path / "a", b"content")
+
+
+def test_windows_opens_no_folder_and_waits_for_readers(tmp_path, monkeypatch):
+    real, refusals = os.replace, [PermissionError(13, "in use")] * 2
+
+    def replace(source, target):
+        if refusals:
+            raise refusals.pop()
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError):
+        system.replace(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(sys, "platform", "win32")
+    refusals.append(PermissionError(13, "in use"))
+    monkeypatch.setattr(os, "open", refuse)  # nothing opens a folder
+    (tmp_path / "new").write_bytes(b"x")
+    system.replace(tmp_path / "new", tmp_path / "b")
+    system.sync_folder(tmp_path)
+    assert (tmp_path / "b").read_bytes() == b"x" and not refusals
+
+
+def test_no_fork_where_it_is_not_safe_or_refused(monkeypatch):
+    def no_fork():
+        raise OSError("fork is not safe here")
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    assert system.fork() is None
+    monkeypatch.setattr(system, "FORKS", False)
+    monkeypatch.delattr(os, "fork")
+    assert system.fork() is None
+
+
+def test_slots_follow_the_quota_and_need_no_affinity(monkeypatch):
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name, raising=False)
+    assert 1 <= system.cpus() <= os.cpu_count()
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # as the quota of a container does
+    assert system.cpus() == 1
+
+
+def test_a_processor_without_a_name_is_unknown(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    assert system.processor()
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(subprocess, "check_output", missing)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    for name in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", name)
+        assert system.processor() is None
+
+
+def test_a_process_id_alone_says_nothing():
+    born = system.born()
+    assert system.lives(os.getpid(), born) and system.lives(os.getpid())
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert not system.lives(other.pid, system.born(other.pid) - 60)
+        system.end(other.pid, system.born(other.pid) - 60)
+        assert system.lives(other.pid)
+        system.end(other.pid, system.born(other.pid), at_once=True)
+        other.wait(30)
+        assert system.born(other.pid) is None
+    finally:
+        other.kill()
+
+
+def test_children_without_a_fork_and_beyond_1024_descriptors(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\ndef fork():\n    raise OSError('not safe')\nos.fork = fork\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(2000, hard)), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        servers = children.Servers()
+        with servers.one(threads=1) as server:
+            server.start({"configs": [{"seed": -1}], "results": str(tmp_path)})
+            assert server.wait() == 2 and "seed is -1" in server.errors()
+            with pytest.raises(OSError, match="ended"):
+                server.start({})
+        with servers.one(threads=1) as other:
+            assert other is not server  # the one that trained has ended
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
