@@ -81,6 +81,7 @@ def slurm(slots, store, settings):
     """Jobs of SLURM, with a worker each."""
     from dask_jobqueue import SLURMCluster
     from dask_jobqueue.slurm import SLURMJob
+    from distributed import Status
 
     refused = []
 
@@ -88,9 +89,13 @@ def slurm(slots, store, settings):
         async def start(self):
             try:
                 await super().start()
-            except Exception as error:  # raised into a log otherwise
+            except Exception as error:  # raised here it would reach a log, and nobody else
                 refused.append(str(error))
-                raise
+                self.status = Status.running
+
+        async def close(self):
+            await super().close()
+            self.status = Status.closed
 
     # certificates; only its owner may read it
     with tempfile.TemporaryDirectory(prefix=".slurm-", dir=store.root) as folder:
