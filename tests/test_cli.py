@@ -2,6 +2,7 @@
 and environment say.
 """
 
+import io
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import tomllib
 
 import bench
 import pytest
+import tiny
 import yaml
 from tiny import OWN_CELL, config, contents
 
@@ -42,7 +44,7 @@ def call(monkeypatch, *arguments):
 
 
 def test_compare_trains_reuses_and_rebuilds(tmp_path, monkeypatch, capsys):
-    (tmp_path / "own.py").write_text(OWN_CELL)
+    (tmp_path / "own.py").write_text(OWN_CELL, "utf-8-sig")  # with a byte-order mark
     arguments = [
         *TINY,
         "--cells",
@@ -101,17 +103,21 @@ def test_run_trains_one_configuration(tmp_path):
     ("arguments", "message"),
     [
         (["--cells", "lstm"], "Unknown cell 'lstm'; known cells are rnn, simple_gru, gru, cb"),
-        (["--seeds", "1,1"], "1"),
+        (["--seeds", "1,1"], "Seed 1 is given 2 times"),
         (["--seeds", "-3"], "--seeds is -3"),
         (["--seeds", "x"], "--seeds is 'x'"),
-        (["--input-length", "9"], "9"),
+        (["--input-length", "9"], "input_length is 9, but"),
         (["--input-length", "2.5"], "--input-length is '2.5'"),
-        (["--stride", "0"], "0"),
-        (["--stride", "third"], "third"),
+        (["--stride", "0"], "stride is 0, but"),
+        (["--stride", "third"], "stride is 'third', but"),
         (["--hidden-size", "1", "--cells", "dale_cb"], "leaves no"),
         (["--epochs", "0"], "epochs is 0"),
-        (["--dataset", "imagenet"], "imagenet"),
-        (["--cells-from", "nowhere.py"], "nowhere.py"),
+        (["--dataset", "imagenet"], "'imagenet'"),
+        (["--cells-from", "nowhere.py"], "The file of your own cells, nowhere.py, cannot be read"),
+        (["--device", "gpu"], "device is 'gpu', but must be cpu, cuda, or one GPU"),
+        (["--device", "cuda:99"], "device is 'cuda:99', but must be"),
+        (["--backend", "fest"], "backend is 'fest', but must be one of auto, reference, fast"),
+        (["--slots", "0"], "slots is 0, but must be a whole number of at least 1"),
     ],
 )
 def test_refused_values_are_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
@@ -136,6 +142,64 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no download in a test
     assert call(monkeypatch, *arguments) != 0
     assert "cifar" in capsys.readouterr().err.lower()
+
+
+def test_a_newcomer_is_told_three_commands(monkeypatch, capsys):
+    assert call(monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert all(f"python -m lib {name}" in said for name in ("compare", "status", "report"))
+
+
+def test_status_is_a_line_a_group_or_a_run(tmp_path, monkeypatch, capsys):
+    tiny.many(tmp_path, 4, validations=1)
+    tiny.finished(tmp_path, config("cb", seed=9, epochs=2))
+    assert call(monkeypatch, "status", "--results", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 5 and sum("epochs 2" in line for line in lines) == 1
+    assert all("1 DONE" in line and "50.0%" in line for line in lines[1:])
+    assert call(monkeypatch, "status", "--all", "--results", tmp_path) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 5 and "epochs" in head.split() and "options" not in head.split()
+
+
+def test_what_is_damaged_is_said_with_what_is_left(tmp_path, monkeypatch, capsys):
+    store = tiny.many(tmp_path, 3, validations=1)
+    keys = list(store.runs()["key"])
+    for number, key in enumerate(keys[:2]):
+        bundle = store.pack([key], f"bundle{number}")
+        tiny.remove(store.folder(key))
+    (bundle / "runs.json").write_bytes((bundle / "runs.json").read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr("lib.figures.report.write", lambda frames, path: path)
+    assert call(monkeypatch, "report", "--results", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.count("Left out: ") == 1 and "bundle1" in said and "git checkout" in said
+    assert call(monkeypatch, "status", "--results", tmp_path) == 0
+    assert "DAMAGED: " in capsys.readouterr().out
+    assert call(monkeypatch, "report", "--results", bundle) == 3
+    assert "does not match its manifest" in capsys.readouterr().err
+
+
+def test_a_terminal_without_the_letters_gets_replacements(tmp_path, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", out)
+    assert call(monkeypatch, "cancel", "Zürich–Bern", "--results", tmp_path) == 2
+    out.flush()
+    assert b"'Z?rich?Bern'" in out.buffer.getvalue()
+
+
+def test_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKBOOK_RESULTS", "~/results")
+    monkeypatch.setenv("WORKBOOK_DATA", "~/data")
+    assert paths.results_dir() == Store().root == tmp_path / "results"
+    assert paths.data_dir() == tmp_path / "data"
+    tiny.many(tmp_path / "r", 1, validations=1)
+    assert call(monkeypatch, "status", "--results", "~/r") == 0
+    assert "1 DONE" in capsys.readouterr().out
+    (tmp_path / "g.yaml").write_text("{cells: rnn, seeds: [0], epochs: 1}")
+    assert call(monkeypatch, "sweep", "~/g.yaml", "--dry-run", "--results", "~/r") == 0
+    assert not (tmp_path / "~").exists()
 
 
 def test_configuration_round_trip():

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lib import paths
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.runs import sweep
 from lib.runs.files import read_json, to_json
@@ -284,6 +285,31 @@ def test_12_damaged_data_stop_the_sweep(tmp_path):
     config = RunConfig(Task("mnist"), Window(8, 8))
     with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
         sweep.sweep([config], Store(tmp_path / "results"), **options(data=tmp_path / "data"))
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {project!r})
+from lib.runs import sweep
+from lib.runs.store import Store
+runs = sweep.load_or_run(
+    sweep.grid(cells="rnn", hidden_size=2, seeds=[0], epochs=1), Store({root!r}), slots=1
+)
+print(runs.state.tolist())
+"""
+
+
+def test_a_plain_script_elsewhere_trains_with_its_own_code(tmp_path):
+    """No main guard, no environment variable, and another ``lib`` in the working folder."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "__init__.py").write_text("raise SystemExit('the wrong lib')")
+    script = SCRIPT.format(project=str(paths.project_root()), root=str(tmp_path / "results"))
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "plain.py").write_text(script)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, tmp_path / "scripts" / "plain.py"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0 and "['DONE']" in ended.stdout, ended.stderr
 
 
 @pytest.mark.chaos

@@ -1,7 +1,10 @@
 """The store: tidy frames, states, bundles; what was published stays as it is."""
 
+import errno
 import json
+import os
 import time
+import zlib
 
 import pandas as pd
 import pytest
@@ -11,7 +14,7 @@ import torch
 from lib import train
 from lib.config import CellSpec, RunConfig
 from lib.runs import attempt, files, status
-from lib.runs.files import StoreError
+from lib.runs.files import DiskFull, StoreError
 from lib.runs.status import CONFIGURATION, RESULTS
 from lib.runs.store import TABLES, Store
 
@@ -191,6 +194,55 @@ def test_a_live_run_wins_over_its_bundle(trained, tmp_path):
     )
     tiny.remove(tmp_path / "runs")
     assert Store(tmp_path).runs(key=KEY).test_accuracy.item() == 0.123
+
+
+def test_bundles_are_looked_for_once(tmp_path, monkeypatch):
+    keys = list(tiny.many(tmp_path, 3, validations=1).runs()["key"])
+    Store(tmp_path).pack(keys, "digits")
+    tiny.remove(tmp_path / "runs")
+    walks, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda root: walks.append(root) or walk(root))
+    store = Store(tmp_path)
+    assert len(store.runs()) == 3 and len(store.curves()) == 6
+    assert all(store.finished(key) and store.config(key) for key in keys) and len(walks) == 1
+    store.reload()
+    assert store.finished_keys() == set(keys) and len(walks) == 2
+
+
+def test_files_are_replaced_together_or_not_at_all(tmp_path):
+    manifest = files.to_json({"files": {"stale": "", "kept": ""}})
+    for name, data in (
+        ("stale", b"1"),
+        ("kept", b"1"),
+        ("other", b"1"),
+        ("MANIFEST.json", manifest),
+    ):
+        (tmp_path / name).write_bytes(data)
+    before = tiny.contents(tmp_path)
+    with pytest.raises(DiskFull, match="is full"), files.staged(tmp_path) as folder:
+        (folder / "kept").write_bytes(b"2")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            zlib.decompress(b"")  # as what writes a PDF fails once more while it closes the file
+    assert tiny.contents(tmp_path) == before
+    with files.staged(tmp_path) as folder:
+        (folder / "kept").write_bytes(b"2")
+        (folder / "MANIFEST.json").write_bytes(files.to_json({"files": {"kept": ""}}))
+    after = tiny.contents(tmp_path)
+    assert set(after) == {"kept", "other", "MANIFEST.json"} and after["kept"] == b"2"
+    with (
+        pytest.raises(StoreError, match="cannot be written"),
+        files.staged(tmp_path / "kept" / "x"),
+    ):
+        pass
+
+
+def test_a_run_needs_no_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tiny.execute(tiny.config("rnn"), tmp_path) == ["DONE"]
+    made = Store(tmp_path).environment(tiny.config("rnn").key())
+    assert made["commit"] is None and "processor" in made and made["fingerprint"]
 
 
 def test_only_finished_runs_are_packed(trained):

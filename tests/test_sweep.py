@@ -3,8 +3,10 @@ test_reliability_sweep.py.
 """
 
 import math
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import tiny
 
 from lib import cells
 from lib.config import CellSpec, RunConfig, Task
-from lib.runs import attempt, sweep
+from lib.runs import attempt, places, sweep
 from lib.runs.children import Ending
 from lib.runs.files import StoreError
 from lib.runs.store import Store
@@ -71,6 +73,14 @@ def test_a_users_cell_takes_its_text_along():
         ("dataset: imagenet", "imagenet"),
         ("windows: 8/4", "unknown field 'windows'; known fields are dataset"),
         ("- cells: rnn\n- cells: rnn\n  epochs: 0", "epochs is 0"),
+        ("dataset: [digits, mnist]", r"dataset is \['digits', 'mnist'\], but must be one value"),
+        ("cells:", "cells is None, but must be one value"),
+        ("cells: [rnn, ]\nseeds: []", r"seeds is \[\], but must be a list"),
+        ("input_length: {first: 4}", "input_length is .*, but must be one value"),
+        ("stride: [[4]]", r"stride is \[4\], but must be one value"),
+        ("options: {dt: [0.1, 0.3]}", "options: dt is .*, but must be one value"),
+        ("learning_rate: {default: }", "learning_rate: default is None, but must be one value"),
+        ("hidden_size: [8, 16]", "hidden_size is .* write several grids"),
         ("just words", "is no grid"),
         ("cells: [", "is no grid file"),
     ],
@@ -80,6 +90,84 @@ def test_a_grid_file_is_refused_whole_with_field_and_value(tmp_path, text, messa
     with pytest.raises(ValueError, match=message) as error:
         sweep.read_grid(tmp_path / "grid.yaml")
     assert str(error.value).startswith(str(tmp_path / "grid.yaml"))
+
+
+def test_an_exponent_is_a_number(tmp_path):
+    text = "cells: rnn\nseeds: [0]\nlearning_rate: 1e-3\nclip_norm: 2E+0"
+    (tmp_path / "grid.yaml").write_text(text, "utf-8-sig")
+    (config,) = sweep.read_grid(tmp_path / "grid.yaml")
+    assert (config.training.learning_rate, config.training.clip_norm) == (0.001, 2.0)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("partition: gpu", "Unknown field 'partition'; write queue"),
+        ("colour: red", "Unknown field 'colour'; leave it out. Usual fields are jobs, cores"),
+        ("time: '4:00:00'", "Unknown field 'time'; write walltime"),
+        ("walltime: 4:00:00", "walltime is 14400, but must be a text; put it in quotes"),
+        ("walltime: soon", "walltime is 'soon', but must be a time"),
+        ("cores: four", "cores is 'four', but must be a whole number"),
+        ("jobs: 0", "jobs is 0, but must be a whole number of at least 1"),
+        ("memory: lots", "memory is 'lots', but must be a size"),
+        ("interface: ib77", "interface is 'ib77', but must be one of .*lo"),
+        ("job_extra_directives: --gres=gpu:1", "job_extra_directives is .* a list of texts"),
+        ("scheduler_options: 3", "scheduler_options is 3, but must be a mapping"),
+        ("just words", "are no settings"),
+    ],
+)
+def test_cluster_settings_are_refused_with_field_and_value(tmp_path, text, message):
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        sweep.read_cluster(tmp_path / "cluster.yaml")
+    assert str(error.value).startswith(str(tmp_path / "cluster.yaml"))
+
+
+def program(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "sbatch, message",
+    [
+        ("echo 'error: invalid partition' >&2; exit 1", "SLURM refuses the jobs: .*invalid part"),
+        ("echo Submitted batch job 17", "The SLURM jobs 17 ended before their workers came"),
+    ],
+)
+def test_slurm_that_gives_no_workers_ends_the_sweep(sbatch, message, tmp_path, monkeypatch):
+    program(tmp_path / "bin", "sbatch", sbatch)
+    for name in ("squeue", "scancel"):
+        program(tmp_path / "bin", name, "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(places, "PATIENCE", 0.5)
+    monkeypatch.setattr(places, "LOOK", 0.1)
+    with (
+        pytest.raises(RuntimeError, match=message),
+        places.slurm(1, Store(tmp_path), {}) as (_, renew),
+    ):
+        for _ in range(600):
+            renew()
+            time.sleep(0.1)
+
+
+def test_slurm_that_is_not_here_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"where is 'slurm', but .* there is no sbatch"):
+        sweep.sweep([tiny.config()], Store(tmp_path), where="slurm")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path, monkeypatch, capsys):
+    report = sweep.Report([tiny.config()], Store(tmp_path), shown=True)
+    report([[tiny.config()]], {})
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sweep, "LINE", -1)
+    report([[tiny.config()]], {})
+    assert capsys.readouterr().err.splitlines() == [
+        "0 of 1 runs, 0 failed, time left: unknown, as nothing on this data set ran before"
+    ]
 
 
 def test_the_grid_files_of_the_workbook():

@@ -98,28 +98,25 @@ def remove(folder):
 
 def many(root, count, validations=40):
     """A store of synthetic finished runs, written without waiting for the disk."""
+    for number in range(count):
+        finished(root, config(FAMILIES[number % 4], seed=number), validations)
+    return Store(root)
+
+
+def finished(root, config, validations=1):
+    """A synthetic finished run: every result is 0.5."""
+    steps = [{"step": 14 * k, "epoch": k / 2} for k in range(validations + 1)]
+    curves = [dict.fromkeys(TABLES["curves"].names, 0.5) | step for step in steps]
+    history = [{"variable": "K", "statistic": "q50", "value": 0.1} | step for step in steps]
+    results = dict.fromkeys(RESULTS, 0.5) | {"message": "", "backend": "reference"}
+    weights = {"best": {"w": torch.zeros(4, 4)}}
     fsync, os.fsync = os.fsync, lambda descriptor: None
-    curves = [
-        {name: 0.5 for name in TABLES["curves"].names} | {"step": 14 * k, "epoch": k / 2}
-        for k in range(validations + 1)
-    ]
-    history = [
-        {"step": 14 * k, "epoch": k / 2, "variable": "K", "statistic": "q50", "value": 0.1}
-        for k in range(validations + 1)
-    ]
     try:
-        for number in range(count):
-            one = config(FAMILIES[number % 4], seed=number)
-            made = Attempt(Store(root).folder(one.key()), one)
-            made.log("made up")
-            made.environment({})
-            results = {name: 0.5 for name in RESULTS} | {"message": "", "backend": "reference"}
-            made.finish(
-                Outcome(
-                    one, "DONE", results, curves, history, {"best": {"w": torch.zeros(4, 4)}}, None
-                )
-            )
-            assert publish(made.folder)
+        made = Attempt(Store(root).folder(config.key()), config)
+        made.log("made up")
+        made.environment({})
+        made.finish(Outcome(config, "DONE", results, curves, history, weights, None))
+        assert publish(made.folder)
     finally:
         os.fsync = fsync
 

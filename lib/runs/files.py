@@ -55,7 +55,14 @@ def explained(folder):
     """
     try:
         yield
-    except OSError as error:
+    except (StoreError, ValueError):
+        raise
+    except Exception as raised:
+        error = raised  # or what a library stumbled over while it tidied up after a refusal
+        while error is not None and not isinstance(error, OSError):
+            error = error.__context__
+        if error is None:
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f"The disk of {folder} is full; make room and start again: "

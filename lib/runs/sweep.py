@@ -105,15 +105,11 @@ def preview(configs, store=None, slots=None, device="cpu"):
     lines = [f"{len(configs)} runs, {done} finished, {len(missing)} to train."]
     rows = Counter((row["dataset"], row["window"], row["cell"]) for row in map(describe, missing))
     for (dataset, window, cell), count in rows.items():
-        lines.append(f"  {dataset}  window {window:>5}  {cell:<12} {_number(count, 'seed')}")
+        lines.append(f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds")
     if missing:
         time_left = duration(estimate(missing, store, slots))
-        lines.append(f"Estimated time on {_number(slots, 'slot')}: {time_left}.")
+        lines.append(f"Estimated time on {slots} slots: {time_left}.")
     return "\n".join(lines)
-
-
-def _number(count, word):
-    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def duration(seconds):
