@@ -313,8 +313,10 @@ def test_a_click_on_a_thumbnail_chooses_its_image(store):
     assert view.controls["image"].value == 23
 
 
-@pytest.mark.parametrize("show", recording.SHOWS)
-@pytest.mark.parametrize("variable", ["v", "tau"])
+@pytest.mark.parametrize(
+    ("show", "variable"),
+    [*((show, "tau") for show in recording.SHOWS), ("heat map", "v"), ("quantiles", "v")],
+)
 def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
     view = explore.RecordingExplorer(
         store, stride=8, cell="STPDaleCB", show=show, variable=variable, units=(1, 3), over="z"

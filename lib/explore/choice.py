@@ -226,7 +226,7 @@ class WindowControls:
         for listener in self.listeners:
             listener()
 
-    def refresh(self):
+    def refresh(self, name=None):
         """Offer what fits the data set, and whatever the store holds of it."""
         before, self._held = self._held, True
         runs = self.cache.runs[self.cache.runs["task"] == self.task]

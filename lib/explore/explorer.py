@@ -77,8 +77,8 @@ class Explorer:
         """Rows of the explorer's own controls, above the figures."""
         return [row(self.controls[name] for name in self.own)]
 
-    def refresh(self):
-        """Fit what the controls offer to each other."""
+    def refresh(self, name=None):
+        """Fit what the controls offer to each other, at least as far as one of a name needs it."""
 
     def look(self):
         """The `View` of what the controls say; ValueError, StoreError and OSError are told in

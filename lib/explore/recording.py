@@ -374,11 +374,11 @@ class RecordingExplorer(Explorer):
     def key(self):
         return self.controls["run"].value
 
-    def refresh(self):
+    def refresh(self, name=None):
         control, cache, self.run = self.controls, self.choice.cache, None
         if not len(self.choice.runs):
-            for name in ("cell", "run", "variable", "of_class", "image"):
-                offer(control[name], [])
+            for empty in ("cell", "run", "variable", "of_class", "image"):
+                offer(control[empty], [])
             raise ValueError(self.choice.report())
         runs = cache.finished(self.choice.task, self.choice.window.label)
         groups = list(runs["group"].unique())
@@ -387,8 +387,10 @@ class RecordingExplorer(Explorer):
         offer(
             control["run"], [(f"seed {run.seed}, {run.key}", run.key) for run in own.itertuples()]
         )
-        for name in self.own[self.own.index("show") :]:
-            control[name].disabled = self.training
+        if name in ("cell", "run"):
+            return None  # nothing is recorded before both are known
+        for later in self.own[self.own.index("show") :]:
+            control[later].disabled = self.training
         if self.training:
             self.history = cache.keep(
                 ("history", self.key), lambda: cache.store.history(key=self.key)

@@ -275,7 +275,7 @@ class RunsExplorer(Explorer):
     def place(self):
         return self.choice.cache, self.choice.task, self.choice.window.label
 
-    def refresh(self):
+    def refresh(self, name=None):
         if len(self.choice.runs):
             cache, task, window = self.place
             frame = cache.finished(task, window)
@@ -318,7 +318,7 @@ class BarExplorer(RunsExplorer):
         own = {"view": dropdown("View", KINDS), "baseline": dropdown("Baseline")}
         super().__init__(store, choice, state, RESULTS, **own)
 
-    def refresh(self):
+    def refresh(self, name=None):
         super().refresh()
         offer(self.controls["baseline"], list(self.controls["cells"].options))
 

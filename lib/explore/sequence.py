@@ -69,7 +69,7 @@ class SequenceExplorer(Explorer):
         stride = windows.resolve_stride(self.controls["stride"].value, length)
         return Window(length, stride, self.controls["scan"].value)
 
-    def refresh(self):
+    def refresh(self, name=None):
         _, rows, columns = datasets.get(self.controls["dataset"].value).shape
         usual = [(f"{length} pixels", length) for length in lengths(columns)]
         offer(self.controls["input_length"], usual)

@@ -146,15 +146,15 @@ def span(slider, count):
 
 
 def assign(controls, state, refresh):
-    """Set controls by name, in their order, since what one offers may depend on another; ValueError
-    for what cannot be set.
+    """Set controls by name, in their order, since what one offers may depend on another:
+    ``refresh(name)`` comes before each; ValueError for what cannot be set.
     """
     for name in state:
         if name not in controls:
             raise ValueError(f"There is no control {name!r}; controls are {', '.join(controls)}.")
     for name in (name for name in controls if name in state):
         try:
-            refresh()
+            refresh(name)
         except EXPECTED:  # told when it is drawn
             pass
         try:
