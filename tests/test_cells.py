@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import cells, compiled
+from lib import cells, compiled, measures
 from lib.cells import CELLS, names
 from lib.cells.initialisation import efficacy
 from lib.config import CellSpec
@@ -496,3 +496,27 @@ def test_names_select_and_refuse():
     assert names("design") == ["cb", "dale", "dale_cb", "stp", "stp_dale", "stp_dale_cb"]
     with pytest.raises(ValueError, match="named 2 times"):
         names("cb,cb")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "z_max"),
+    [
+        ("cb", {}, 0.1),
+        ("cb", {"dt": 0.3}, 0.3),
+        ("cb", {"z_max": 0.8}, 0.8),
+        ("stp_dale_cb", {"z_max": 1.0, "dt": 0.3, "drive": "z"}, 1.0),
+    ],
+)
+def test_a_gate_is_saturated_near_its_own_largest_value(name, options, z_max):
+    """b_z opens all gates of the first half of the units and shuts the others."""
+    m = model(name, **options)
+    assert m.cell.z_max == z_max
+    with torch.no_grad():
+        m.cell.b_z.copy_(torch.tensor([200.0] * 3 + [-200.0] * 3))
+    trace = {k: v.detach().numpy() for k, v in m(torch.zeros(2, 9, 5).double(), True)[1].items()}
+    values = {k: v.detach().numpy() for k, v in m.cell.constrained().items()}
+    rows = {
+        (row["variable"], row["statistic"]): row["value"]
+        for row in measures.dynamic_rows(m.cell, values, trace)
+    }
+    assert rows["z", "saturated"] == 0.5 and trace["z"].max() == pytest.approx(z_max)

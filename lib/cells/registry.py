@@ -5,7 +5,6 @@ import contextlib
 import inspect
 import symtable
 import sys
-import textwrap
 from dataclasses import dataclass, field
 
 from lib import checks, datasets
@@ -97,7 +96,7 @@ class _Statement:
     module that it binds and that it uses.
     """
 
-    node: ast.stmt | None
+    node: ast.stmt
     text: str
     binds: set = field(default_factory=set)
     uses: set = field(default_factory=set)
@@ -126,8 +125,11 @@ def _text(cell):
     for one in written:
         if isinstance(one.node, ast.ClassDef) and one.node.name == cell.__name__:
             own = one
-    if own is None:  # within a function, of which nothing more can be told
-        own = _Statement(None, _dedented(cell))
+    if own is None:
+        raise ValueError(
+            f"The text of class {cell.__name__} is not at hand, but enters the key of its runs; "
+            "define it at the top level of a notebook cell or a file."
+        )
     last = {name: one for one in written for name in one.binds}
     needed, waiting = {own}, [own]
     while waiting:
@@ -140,16 +142,6 @@ def _text(cell):
     if not own.text.startswith("@"):
         parts[-1] += f"\nregister({cell.__name__})\n"
     return "\n\n".join(parts)
-
-
-def _dedented(cell):
-    try:
-        return textwrap.dedent(inspect.getsource(cell))
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"The text of class {cell.__name__} is not at hand, but enters the key of its runs; "
-            "define it in a notebook or a file."
-        ) from error
 
 
 def _written(module):
