@@ -303,7 +303,8 @@ def _seeds(text):
     if len(parts) == 1 and "," not in text:
         if parts[0] < 1:
             raise ValueError(
-                f"--seeds is {text}, but must be a number of seeds from 1 on, or a list such as 0,4."
+                f"--seeds is {text}, but must be a number of seeds from 1 on, "
+                "or a list such as 0,4."
             )
         return list(range(parts[0]))
     return parts

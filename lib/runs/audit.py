@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 STATES = ("initial", "best")
+MEASURED = (("W", "spectral_radius"), ("z", "saturated"), ("v", "outside"))  # while it trained
 
 
 def constraints(store, keys):
@@ -39,28 +40,21 @@ def constraints(store, keys):
             values = {name: value.detach() for name, value in cell.constrained().items()}
             if "K" not in values:
                 raise ValueError(
-                    f"Run {run.key} is of {run.label}, which has no conductances K; audit runs of the conductance family."
+                    f"Run {run.key} is of {run.label}, which has no conductances K; "
+                    "audit runs of the conductance family."
                 )
-            W, now = (
-                values["W"],
-                history[history["epoch"] == epoch].set_index(["variable", "statistic"])["value"],
-            )
+            W, signs = values["W"], cell.signs
+            now = history[history["epoch"] == epoch].set_index(["variable", "statistic"])["value"]
+            wrong = math.nan if signs is None else float((W * signs < 0).sum())
             row = {
                 "label": run.label,
                 "seed": run.seed,
                 "weights": which,
                 "K_min": values["K"].min().item(),
+                "sign_violations": wrong,
+                "ei_ratio": (W.clamp(min=0).sum() / -W.clamp(max=0).sum()).item(),
             }
-            row["sign_violations"] = (
-                math.nan if cell.signs is None else float((W * cell.signs < 0).sum())
-            )
-            row["ei_ratio"] = (W.clamp(min=0).sum() / -W.clamp(max=0).sum()).item()
-            row["spectral_radius"] = now.get(("W", "spectral_radius"), math.nan)
-            rows.append(
-                row
-                | {
-                    name: now.get((variable, name), math.nan)
-                    for variable, name in (("z", "saturated"), ("v", "outside"))
-                }
-            )
+            for variable, name in MEASURED:
+                row[name] = now.get((variable, name), math.nan)
+            rows.append(row)
     return pd.DataFrame(rows)

@@ -59,7 +59,7 @@ def sync_folder(folder):
 
 
 def replace(source, target):
-    """`os.replace`, tried again for a second where a reader keeps the target from being replaced."""
+    """`os.replace`, tried again for a second where a reader keeps it from happening."""
     for left in reversed(range(TRIES)):
         try:
             return os.replace(source, target)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lib import cells, datasets, train, windows
+from lib import cells, checks, datasets, train, windows
 from lib.config import RunConfig
 from lib.recurrence import SequenceClassifier
 from lib.runs import files
@@ -46,9 +46,8 @@ class Trace:
     def __init__(self, source, about):
         self.source, self.about = source, about
         self.variables = tuple(about["variables"])
-        self.images, self.labels, self.predictions, self.rows, self.pixels, self.units = (
-            self._read(f"_{name}") for name in _NOTES
-        )
+        for name in _NOTES:
+            setattr(self, name, self._read(f"_{name}"))
 
     def __getitem__(self, variable):
         if variable not in self.variables:
@@ -58,10 +57,8 @@ class Trace:
         return self._read(variable)
 
     def image(self, index):
-        return {
-            name: self._read(name, slice(index, index + 1))[0].astype(np.float32)
-            for name in self.variables
-        }
+        one = slice(index, index + 1)
+        return {name: self._read(name, one)[0].astype(np.float32) for name in self.variables}
 
     def _read(self, name, part=slice(None)):
         if isinstance(self.source, dict):
@@ -85,9 +82,21 @@ def size(config, images, variables=None, units=None, dtype="float16"):
 
 
 def record(
-    run, images=range(20), variables=None, units=None, *, config=None, store=None, which="best", split="test", dtype="float16", data=None,
-    limit=LIMIT, keep=True, log=print,
-):  # fmt: skip
+    run,
+    images=range(20),
+    variables=None,
+    units=None,
+    *,
+    config=None,
+    store=None,
+    which="best",
+    split="test",
+    dtype="float16",
+    data=None,
+    limit=LIMIT,
+    keep=True,
+    log=print,
+):
     """Record a trained run step by step; an equal recording that is stored already is read instead.
 
     Parameters
@@ -123,33 +132,30 @@ def record(
     StoreError
         The run's weights do not match their checksum, or the recording cannot be stored.
     """
-    store, model = store or Store(), run if isinstance(run, SequenceClassifier) else None
+    store = store or Store()
+    model = run if isinstance(run, SequenceClassifier) else None
     key = None if model else run.key() if isinstance(run, RunConfig) else run
     config = store.config(key) if config is None and key else config
     if config is None or (model and model.seeds is not None):
         raise ValueError(
-            "Recording a model needs its config= and one seed; give a run's key, or record(model, images, config=config)."
+            "Recording a model needs its config= and one seed; give a run's key, or "
+            "record(model, images, config=config)."
         )
     images, variables, units = _selection(config, images, variables, units, dtype)
     _check_size(size(config, images, variables, units, dtype), limit, len(images), log)
     model = model or store.load(key, which)
     weights = digest(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters()))[:12]
-    about = {
-        "key": key,
-        "which": which,
-        "weights": weights,
-        "split": split,
-        "dtype": dtype,
-        "window": config.window.label,
-    }
-    about |= {"variables": variables, "step": None}
+    about = {"key": key, "which": which, "weights": weights, "split": split, "dtype": dtype}
+    about |= {"window": config.window.label, "variables": variables, "step": None}
     name = digest(json.dumps([about, images, units]).encode())[:16]
-    path = key and store.folder(key) / "traces" / f"{name}.safetensors"
-    for same in (path for path in (store.recordings(key) if key else ()) if path.stem == name):
-        return load(same)
+    for same in store.recordings(key) if key else ():
+        if same.stem == name:
+            return load(same)
     if not isinstance(data, datasets.Dataset):
         data = datasets.load(config.task, data=data)
-    return _stored(_run(model, config, data, images, units, about), about, path if keep else None)
+    kept = key and keep
+    path = store.folder(key) / "traces" / f"{name}.safetensors" if kept else None
+    return _stored(_run(model, config, data, images, units, about), about, path)
 
 
 def load(path):
@@ -175,9 +181,9 @@ def stored(key, store=None):
     steps.
     """
     found = [load(path) for path in (store or Store()).recordings(key)]
-    return sorted(
-        found, key=lambda trace: -1 if trace.about["step"] is None else trace.about["step"]
-    )
+    steps = [trace.about["step"] for trace in found]
+    order = sorted(range(len(found)), key=lambda i: -1 if steps[i] is None else steps[i])
+    return [found[i] for i in order]
 
 
 class TraceRecorder(train.Callback):
@@ -203,45 +209,31 @@ class TraceRecorder(train.Callback):
         limit=LIMIT,
         log=print,
     ):
-        self.images, self.variables, self.units, self.over, self.store = (
-            images,
-            variables,
-            units,
-            over,
-            store or Store(),
-        )
+        self.images, self.variables, self.units = images, variables, units
+        self.over, self.store = over, store or Store()
         self.split, self.dtype, self.limit, self.log = split, dtype, limit, log
 
     def on_start(self, state):
         config = state.configs[0]
         self.selection = _selection(config, self.images, self.variables, self.units, self.dtype)
         times = len(state.configs) * (len(state.validation_steps) + 1 if self.over else 2)
-        _check_size(
-            times * size(config, *self.selection, self.dtype),
-            self.limit,
-            len(self.selection[0]),
-            self.log,
-        )
+        needed = times * size(config, *self.selection, self.dtype)
+        _check_size(needed, self.limit, len(self.selection[0]), self.log)
 
     def on_validation(self, state, record):
         if not (self.over or state.step in (0, state.steps)):
             return
         s = [config.seed for config in state.configs].index(record["seed"])
-        config, (images, variables, units) = state.configs[s], self.selection
-        model = train.build(
-            config, device=state.device
-        )  # one seed, and the reference path: nothing is compiled for it
+        config = state.configs[s]
+        images, variables, units = self.selection
+        # one seed, and the reference path: nothing is compiled for it
+        model = train.build(config, device=state.device)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(state.parameters[name][s])
-        about = {
-            "key": config.key(),
-            "which": f"step {state.step}",
-            "weights": None,
-            "split": self.split,
-            "dtype": self.dtype,
-        }
-        about |= {"window": config.window.label, "variables": variables, "step": state.step}
+        about = {"key": config.key(), "which": f"step {state.step}", "weights": None}
+        about |= {"split": self.split, "dtype": self.dtype, "window": config.window.label}
+        about |= {"variables": variables, "step": state.step}
         path = self.store.folder(config.key()) / "traces" / f"step-{state.step:010d}.safetensors"
         _stored(_run(model, config, state.data, images, units, about), about, path)
 
@@ -249,21 +241,20 @@ class TraceRecorder(train.Callback):
 def _selection(config, images, variables, units, dtype):
     """Lists of images, variables and units, checked."""
     known, hidden = cells.get(config.cell.name).variables, config.cell.hidden_size
-    images, units = (
-        [int(i) for i in images],
-        list(range(hidden)) if units is None else [int(unit) for unit in units],
-    )
+    images = [int(image) for image in images]
+    units = list(range(hidden)) if units is None else [int(unit) for unit in units]
     variables = list(known) if variables is None else list(variables)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
+    checks.one_of("dtype", dtype, DTYPES)
     for name in variables:
         if name not in known:
             raise ValueError(
-                f"Cell {config.cell.name!r} has no variable {name!r}; it records {', '.join(known)}."
+                f"Cell {config.cell.name!r} has no variable {name!r}; "
+                f"it records {', '.join(known)}."
             )
     if not images or not variables or not units or min(units) < 0 or max(units) >= hidden:
         raise ValueError(
-            f"Record at least one image, one variable and one unit, with units from 0 to {hidden - 1}."
+            "Record at least one image, one variable and one unit, "
+            f"with units from 0 to {hidden - 1}."
         )
     return images, variables, units
 
@@ -271,13 +262,12 @@ def _selection(config, images, variables, units, dtype):
 def _check_size(needed, limit, images, log):
     if needed > limit:
         fits = limit * images // needed
-        offer = (
-            f"images=range({fits}) would fit"
-            if fits
-            else "choose fewer units, variables or validations"
-        )
+        offer = "choose fewer units, variables or validations"
+        if fits:
+            offer = f"images=range({fits}) would fit"
         raise ValueError(
-            f"Recording {images} images would take {needed / 1e6:,.1f} MB, above the limit of {limit / 1e6:,.1f} MB; {offer}."
+            f"Recording {images} images would take {needed / 1e6:,.1f} MB, above the limit of "
+            f"{limit / 1e6:,.1f} MB; {offer}."
         )
     if log:
         log(f"Recording {images} images: {needed / 1e6:,.1f} MB.")
@@ -286,41 +276,35 @@ def _check_size(needed, limit, images, log):
 @torch.no_grad()
 def _run(model, config, data, images, units, about):
     """name -> array of a recording."""
-    split, available = about["split"], len(data.labels[about["split"]])
+    split, dtype = about["split"], DTYPES[about["dtype"]]
+    available = len(data.labels[split])
     if min(images) < 0 or max(images) >= available:
         raise ValueError(
-            f"images range from {min(images)} to {max(images)}, but the {split} split has images 0 to {available - 1}."
+            f"images range from {min(images)} to {max(images)}, but the {split} split has "
+            f"images 0 to {available - 1}."
         )
-    dtype = DTYPES[about["dtype"]]
-    parts, predictions, labels = {name: [] for name in about["variables"]}, [], []
+    parts = {name: [] for name in about["variables"]}
+    predictions, labels = [], []
     for index in torch.tensor(images).split(config.training.batch_size):
         x, truth = windows.sequences(data, config.window, split, index)
         logits, trace = model(x, record=True)
-        for name, kept in parts.items():
-            kept.append(
-                trace[name][..., units].cpu().numpy().astype(dtype)
-            )  # at once: memory stays near the recording's size
+        for name, kept in parts.items():  # at once: memory stays near the recording's size
+            kept.append(trace[name][..., units].cpu().numpy().astype(dtype))
         predictions.append(logits.argmax(-1).cpu().numpy())
         labels.append(truth.cpu().numpy())
     arrays = {name: np.concatenate(kept) for name, kept in parts.items()}
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise ValueError(
-                f"{name} holds values beyond the range of {about['dtype']}; record it as float32, or look for divergence."
+                f"{name} holds values beyond the range of {about['dtype']}; "
+                "record it as float32, or look for divergence."
             )
-    columns = datasets.image_shape(config.task)[2]
     pixels = windows.task_pixels(config.task, config.window)[:, 0].numpy()
-    notes = (
-        images,
-        np.concatenate(labels),
-        np.concatenate(predictions),
-        pixels // columns,
-        pixels,
-        units,
-    )
-    return arrays | {
-        f"_{name}": np.asarray(values, np.int64) for name, values in zip(_NOTES, notes, strict=True)
-    }
+    rows = pixels // datasets.image_shape(config.task)[2]
+    notes = (images, np.concatenate(labels), np.concatenate(predictions), rows, pixels, units)
+    for name, values in zip(_NOTES, notes, strict=True):
+        arrays[f"_{name}"] = np.asarray(values, np.int64)
+    return arrays
 
 
 def _stored(arrays, about, path):
@@ -328,11 +312,6 @@ def _stored(arrays, about, path):
         return Trace(arrays, about)
     with files.explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(
-        path,
-        save(
-            {name: np.ascontiguousarray(values) for name, values in arrays.items()},
-            {"about": json.dumps(about)},
-        ),
-    )
+    content = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    files.write(path, save(content, {"about": json.dumps(about)}))
     return Trace(path, about)
