@@ -29,12 +29,12 @@ class Bundles:
     def _found(self):
         """([(bundle, key -> entry)], name -> what is wrong with a damaged one)."""
         whole, damaged = [], {}
-        for folder, subfolders, names in os.walk(self.root):
-            folder = Path(folder)
+        for where, subfolders, names in os.walk(self.root):
             subfolders.sort()
-            if folder == self.root and "runs" in subfolders:
+            if where == str(self.root) and "runs" in subfolders:
                 subfolders.remove("runs")
             if BUNDLE in names:
+                folder = Path(where)
                 try:
                     whole.append((folder, _entries(folder)))
                 except StoreError as error:
