@@ -114,7 +114,10 @@ def staged(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
             new = Path(new)
-            yield new
+            try:
+                yield new
+            except StoreError as error:
+                raise type(error)(str(error).replace(str(new), str(folder))) from error
             if (new / MANIFEST).exists():
                 listed = [(read_json(place / MANIFEST) or {}) for place in (folder, new)]
                 old, kept = (set(manifest.get("files", {})) for manifest in listed)
