@@ -17,6 +17,7 @@ from lib.explore.live import Runner, load_or_run, slots
 from lib.explore.widgets import assign, dropdown, offer, row, say
 from lib.figures import plots, select
 from lib.runs import sweep
+from lib.runs.status import FINISHED
 from lib.runs.store import Store
 
 STRIDES = (("fixed: 4 pixels", "fixed"), ("half the input length", "half"))
@@ -316,8 +317,9 @@ class WindowControls:
         """Configurations that have no result at the chosen window."""
         if not self.templates and len(self.runs):
             return []
-        done = set(self.cache.done["key"])
-        return [config for config in self.configs if config.key() not in done]
+        ended = self.cache.runs["state"].isin(FINISHED)  # a run that diverged is a result, too
+        keys = set(self.cache.runs.loc[ended, "key"])
+        return [config for config in self.configs if config.key() not in keys]
 
     def report(self):
         """What there is of the chosen combination, in a sentence."""

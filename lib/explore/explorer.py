@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from lib import paths
 from lib.explore import view as views
 from lib.explore.choice import WindowControls
+from lib.explore.export import Form
 from lib.explore.figure import Figure
 from lib.explore.widgets import EXPECTED, assign, button, row, say
 from lib.figures import style
@@ -171,8 +172,6 @@ class Explorer:
         self.message.value = f"<pre>{html.escape(self.code())}</pre>"
 
     def _open_export(self):
-        from lib.explore.export import Form
-
         self.extra.children = () if self.extra.children else (Form(self).widget,)
 
     def _tell(self, note):
