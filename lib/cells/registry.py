@@ -1,4 +1,4 @@
-"""Cells by name: those of this package, and a user's own, whose text enters the key of their runs."""
+"""Cells by name: those of this package, and a user's own, whose text enters their runs' keys."""
 
 import ast
 import contextlib
