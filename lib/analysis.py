@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
-from scipy.special import gammaln
+from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -25,6 +24,9 @@ from lib import cells
 
 BOOTSTRAP_FROM = 10  # seeds
 RESAMPLES = 2000
+FEWEST = 3  # seeds of a group; with fewer it is shown as dots, and nothing is inferred
+LEVEL = 0.05
+DRAWS = 2**13  # of the joint distribution of a family
 RESOLUTION = 1e-12  # values closer than this are equal: their spread is rounding
 
 
@@ -155,6 +157,326 @@ def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataF
         sd = values.std(ddof=1) if len(values) > 1 else np.nan
         rows.append((*labels, len(values), len(part) - len(values), mean, sd, low, high, method))
     return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "sd", "low", "high", "method"])
+
+
+# --- seeds and images
+#
+# Accuracy has two sources of chance. Seeds are drawn anew for every group and do not pair: a seed
+# shares the order of batches, not the difficulty. Test images are the same for all and pair.
+
+
+class _Means(NamedTuple):
+    """Mean correctness of groups (k,), and what its variance is made of."""
+
+    groups: list
+    n: np.ndarray  # seeds
+    mean: np.ndarray
+    sd: np.ndarray  # over the group's own seeds
+    seeds: np.ndarray  # variance of the mean from seeds, of the spread that the group shares
+    pool: np.ndarray  # number of the pool of groups that share it
+    freedom: np.ndarray  # degrees of freedom of that spread
+    images: np.ndarray  # covariance of the means from images (k, k)
+    images_freedom: int
+
+
+def correctness(runs, predictions, by="cell", seen=None) -> pd.DataFrame:
+    """Whether each run was right on each test image: what `accuracies`, `comparisons` and `effects`
+    need.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        key, seed and the columns ``by``; one row a finished run, all tested on the same images.
+    predictions : DataFrame
+        key, image, label, prediction, of these runs and perhaps of others (`Store.predictions`, or
+        the file of a bundle).
+    by : str or list of str
+        All that tells groups apart; the rest of a group are its seeds.
+    seen : mapping of group to seeds, optional
+        Seeds that made somebody choose a group because it looked good. They are left out, so that
+        it is judged on fresh seeds alone.
+
+    Returns
+    -------
+    DataFrame
+        bool, a row for each run, with the index ``(*by, seed)``, and a column for each image.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, a seed occurs twice in a group, a run has no predictions, or runs were
+        tested on different images.
+    """
+    by = _names(by)
+    _check(runs, by, "key")
+    index = pd.MultiIndex.from_frame(runs[[*by, "seed"]])
+    seen = {(*_tuple(group), seed) for group, seeds in (seen or {}).items() for seed in seeds}
+    fresh = np.array([row not in seen for row in index], dtype=bool)
+    index, keys = index[fresh], pd.Index(runs["key"])[fresh]
+    row = keys.get_indexer(predictions["key"])
+    predictions, row = predictions[row >= 0], row[row >= 0]
+    without = keys.delete(np.unique(row))
+    if len(without):
+        raise ValueError(
+            f"Run {without[0]} has no predictions here; give those of every run, and leave out "
+            "runs that diverged: they have none."
+        )
+    images, column = np.unique(predictions["image"], return_inverse=True)
+    label = predictions["label"].to_numpy()
+    shared = np.zeros(len(images), dtype=label.dtype)
+    shared[column] = label
+    correct = np.zeros((len(keys), len(images)), dtype=bool)
+    correct[row, column] = True
+    if len(row) != correct.size or not correct.all() or (shared[column] != label).any():
+        raise ValueError(
+            "The runs were tested on different images, so that images do not pair; compare the "
+            "runs of one data set and split at a time."
+        )
+    correct[row, column] = label == predictions["prediction"].to_numpy()
+    return pd.DataFrame(correct, index=index, columns=pd.Index(images, name="image"))
+
+
+def accuracies(correct) -> pd.DataFrame:
+    """Accuracy of every group with its own 95 % interval over seeds and test images.
+
+    The variance of one group's mean over n seeds and m images is
+
+        s^2 / n + (variance over images of the mean over seeds - r / n) / m,
+
+    with s the standard deviation of the runs' accuracies (see `pooled_spread`) and r the mean
+    square of what is left of single answers without the effects of seed and image. ``r / n`` is the
+    seeds' share of the variance over images, which s already holds: the two-way random effects of
+    an analysis of variance (Searle, Casella & McCulloch 1992). Student's t with Satterthwaite's
+    (1946) degrees of freedom.
+
+    Parameters
+    ----------
+    correct : DataFrame
+        Of `correctness`. Numbers will do for booleans: take a fixed reference's answers from every
+        row (``correct - reference``) for intervals of the distance from it.
+
+    Returns
+    -------
+    DataFrame
+        One row a group: its labels, n (seeds), mean, sd (over its own seeds), low, high, freedom
+        (degrees of freedom). One or two seeds carry no inference: low, high and freedom are NaN.
+    """
+    found = _means(correct)
+    labels = zip(*map(_tuple, found.groups), strict=True)
+    sums = _sums(found, np.eye(len(found.n)), simultaneous=False)
+    columns = dict(zip(correct.index.names[:-1], labels, strict=True))
+    columns |= {"n": found.n, "mean": found.mean, "sd": found.sd}
+    return pd.DataFrame(columns | {name: sums[name] for name in ("low", "high", "freedom")})
+
+
+def comparisons(correct, pairs) -> pd.DataFrame:
+    """Differences between groups, over seeds that do not pair and images that do; one call is one
+    family, and its 95 % intervals hold together.
+
+    The variance of a difference of means over n_A and n_B seeds and m shared images is
+
+        s_A^2 / n_A + s_B^2 / n_B
+            + (variance over images of the difference - r_A / n_A - r_B / n_B) / m,
+
+    as in `accuracies`; `effects` says how the intervals are made simultaneous. Give the family as
+    its pairs: all against a control (Dunnett 1955), all pairs (Tukey-Kramer), the rungs of a
+    ladder.
+
+    Parameters
+    ----------
+    correct : DataFrame
+        Of `correctness`.
+    pairs : sequence of (group, reference)
+        Named in advance. Only the groups named here share a spread. Tuples where several columns
+        tell groups apart.
+
+    Returns
+    -------
+    DataFrame
+        One row a pair: group, reference, n, n_reference (seeds), mean, error (standard error), low,
+        high, freedom. NaN where either group has fewer than three seeds (0 if it never ran).
+    """
+    groups = list(dict.fromkeys(group for pair in pairs for group in pair))
+    weights = np.zeros((len(groups), len(pairs)))
+    for column, (group, reference) in enumerate(pairs):
+        weights[groups.index(group), column] += 1
+        weights[groups.index(reference), column] -= 1
+    _, sums = _family(correct, groups, weights)
+    seeds = correct.index.droplevel("seed").value_counts().to_dict()
+    columns = {
+        "group": [group for group, _ in pairs],
+        "reference": [reference for _, reference in pairs],
+        "n": [seeds.get(group, 0) for group, _ in pairs],
+        "n_reference": [seeds.get(reference, 0) for _, reference in pairs],
+    }
+    return pd.DataFrame(columns | sums)
+
+
+def effects(correct, weights) -> pd.DataFrame:
+    """Weighted sums of groups' accuracies, such as effects of W and STP or slopes over windows; one
+    call is one family, and its 95 % intervals hold together.
+
+    The variance of ``w @ means`` is the sum over groups of w^2 s^2 / n, with s as in
+    `pooled_spread`, plus ``w @ C @ w``, with C the groups' covariance over images, from which the
+    seeds' share is taken (on the diagonal: seeds of different groups are independent). Its degrees
+    of freedom are Satterthwaite's (1946), of each pool's spread and of images - 1.
+
+    The intervals are ``mean +- t(1 - a / 2, freedom) error`` with the one level a at which all of
+    them hold with 95 %, under the joint distribution of the studentised sums (single-step; Hothorn,
+    Bretz & Westfall 2008). Their correlation comes from the whole covariance, seeds and images:
+    what images add is shared by groups much as a control is, and it is known far better than the
+    seeds' part, so that it enters the correlation and the degrees of freedom as any other part.
+    Where images add nothing and one spread is pooled this is Dunnett's (1955) or Tukey's and
+    Kramer's (1956) interval. The errors of spreads that are not pooled are taken to be as large
+    together as they are alone, which matters little beside the sums' own correlation.
+
+    Parameters
+    ----------
+    correct : DataFrame
+        Of `correctness`.
+    weights : DataFrame
+        Index: groups, as in ``correct`` (tuples where several columns tell them apart); a column
+        for each effect (`design_weights`, `window_weights`). Only groups with a weight take part.
+
+    Returns
+    -------
+    DataFrame
+        Index: the effects. n (seeds of the group with the fewest), mean, error, low, high, freedom;
+        NaN where a group has fewer than three seeds.
+    """
+    n, sums = _family(correct, list(weights.index), weights.to_numpy())
+    return pd.DataFrame({"n": n} | sums, index=weights.columns)
+
+
+def pooled_spread(variances, freedom):
+    """Variances of groups, pooled unless a test of equal spread refuses it.
+
+    The spread over a few seeds is itself a matter of chance; pooled, it neither rewards a group
+    whose seeds agree by accident nor punishes one whose do not. Cochran's (1941) test in 't Lam's
+    (2010) form for unequal groups takes out, one at a time, a group whose variance is too large for
+    the rest: F of its variance against the others' pooled one, at 5 % over all groups (Bonferroni).
+    Such a group keeps its own.
+
+    Parameters
+    ----------
+    variances, freedom : array (groups,)
+        Over a group's seeds, and seeds - 1.
+
+    Returns
+    -------
+    variances, freedom : array (groups,)
+        Of the pool each group belongs to.
+    pool : int array (groups,)
+        Which groups share one.
+    """
+    variances, freedom = np.asarray(variances, float), np.asarray(freedom, float)
+    together = np.arange(len(variances))
+    while len(together) > 1:
+        v, f = variances[together], freedom[together]
+        others = f.sum() - f
+        with np.errstate(divide="ignore", invalid="ignore"):  # without any spread all stay
+            p = stats.f.sf(v / (((f * v).sum() - f * v) / others), f, others)
+        if np.isnan(p).any() or p.min() * len(together) >= LEVEL:
+            break
+        together = np.delete(together, p.argmin())
+    pool = np.arange(len(variances))
+    pool[together] = together[:1]
+    sums = np.bincount(pool, freedom * variances, len(pool)), np.bincount(pool, freedom, len(pool))
+    return (sums[0] / np.maximum(sums[1], 1))[pool], sums[1][pool], pool
+
+
+def _means(correct):
+    code, names = pd.factorize(correct.index.droplevel("seed"))
+    blocks = [correct.to_numpy()[code == i] for i in range(len(names))]
+    m, n = correct.shape[1], np.array([len(block) for block in blocks], dtype=int)
+    over_seeds = np.array([block.mean(axis=0) for block in blocks]).reshape(-1, m)
+    own, residual = np.full(len(n), np.nan), np.zeros(len(n))
+    for i in np.flatnonzero(n > 1):
+        each = blocks[i].mean(axis=1)  # accuracy of every seed
+        own[i] = each.var(ddof=1)
+        left = np.sum(np.square(blocks[i], dtype=float)) + m * n[i] * each.mean() ** 2
+        left -= m * np.sum(each**2) + n[i] * np.sum(over_seeds[i] ** 2)
+        residual[i] = left / ((n[i] - 1) * (m - 1))
+    told = n >= FEWEST
+    spread, freedom, pool = np.full((3, len(n)), np.nan)
+    spread[told], freedom[told], pool[told] = pooled_spread(own[told], n[told] - 1)
+    root = _root(np.cov(over_seeds).reshape(len(n), -1) - np.diag(residual / n))
+    images = root @ root.T / m
+    mean = over_seeds.mean(axis=1)
+    return _Means(list(names), n, mean, np.sqrt(own), spread / n, pool, freedom, images, m - 1)
+
+
+def _family(correct, groups, weights):
+    """Seeds of the group with the fewest, and the sums, of weights (groups, sums)."""
+    needed = (weights != 0).any(axis=1)
+    named = {group for group, used in zip(groups, needed, strict=True) if used}
+    found = _means(correct[correct.index.droplevel("seed").isin(list(named))])
+    ran = [groups.index(group) for group in found.groups]
+    seeds = np.zeros(len(groups), dtype=int)
+    seeds[ran] = found.n
+    n = np.where(weights.T != 0, seeds, seeds.max(initial=0)).min(axis=1)
+    return n, _sums(found, np.where(n[:, None] > 0, weights[ran].T, np.nan), simultaneous=True)
+
+
+def _sums(found, weights, simultaneous):
+    """The sums ``weights @ means``, weights (sums, groups), NaN where a group never ran: columns of
+    a frame.
+    """
+    known = ~np.isnan(weights).any(axis=1)
+    told = known & ~((weights != 0) & (found.n < FEWEST)).any(axis=1)
+    w, seeds, inferred = weights[told], np.nan_to_num(found.seeds), found.n >= FEWEST
+    pools, first = np.unique(found.pool[inferred], return_index=True)
+    parts = (w**2 * seeds) @ (found.pool[:, None] == pools)
+    parts = np.column_stack((parts, np.sum(w @ found.images * w, axis=1)))
+    of_part = np.append(found.freedom[inferred][first], found.images_freedom)
+    variance = parts.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        freedom = variance**2 / np.sum(parts**2 / of_part, axis=1)  # NaN without any spread
+    error, level = np.sqrt(variance), LEVEL
+    if simultaneous and len(w) > 1:
+        level = _joint_level(w @ _root(np.diag(seeds) + found.images), error, freedom)
+    half = np.where(variance > 0, special.stdtrit(freedom, 1 - level / 2) * error, 0)
+    sums = {"mean": weights @ found.mean}
+    mean = sums["mean"][told]
+    inferences = {"error": error, "low": mean - half, "high": mean + half, "freedom": freedom}
+    for name, values in inferences.items():
+        sums[name] = np.full(len(weights), np.nan)
+        sums[name][told] = values
+    return sums
+
+
+def _root(covariance):
+    """A matrix whose product with its transpose is the covariance; what chance has made slightly
+    negative counts as 0.
+    """
+    size, direction = np.linalg.eigh(covariance)
+    return direction * np.sqrt(size.clip(0))
+
+
+def _joint_level(loads, error, freedom):
+    """The level a at which the intervals of sums with errors ``loads @ normal`` all hold with 95 %,
+    each studentised by ``error sqrt(chi2 / freedom)``.
+    """
+    loads, error, freedom = (values[error > 0] for values in (loads, error, freedom))
+    if not len(error):
+        return LEVEL
+    normal, uniform = _draws(loads.shape[1])
+    t = normal @ (loads / error[:, None]).T / np.sqrt(special.chdtri(freedom, uniform) / freedom)
+    p = 2 * special.stdtr(freedom, -np.abs(t))
+    return np.quantile(p.min(axis=1), LEVEL)
+
+
+@functools.cache
+def _draws(dimensions):
+    """Normal values (draws, dimensions) and one uniform value (draws, 1) to each: quasi-random, so
+    that levels are exact to about 0.001 and always the same.
+    """
+    uniform = stats.qmc.Sobol(dimensions + 1, rng=0).random(DRAWS)
+    return special.ndtri(uniform[:, :-1]), uniform[:, -1:]
+
+
+def _tuple(group):
+    return group if isinstance(group, tuple) else (group,)
 
 
 # --- paired comparisons
@@ -343,7 +665,8 @@ def _tests(samples):
         if n > 1 and np.ptp(values) > RESOLUTION:
             row["t"], row["p"] = stats.ttest_1samp(values, 0)
             small = (
-                np.exp(gammaln((n - 1) / 2) - gammaln((n - 2) / 2)) / np.sqrt((n - 1) / 2)
+                np.exp(special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2))
+                / np.sqrt((n - 1) / 2)
                 if n > 2
                 else np.nan
             )  # Hedges 1981, exact
