@@ -232,6 +232,7 @@ class Trainer:
     def __init__(
         self, configs, data, device="cpu", backend="auto", alike=1, callbacks=(), resume=None
     ):
+        self.clock = Clock()
         self.configs, self.data, self.device, self.callbacks = configs, data, device, callbacks
         self.training, seeds = configs[0].training, len(configs)
         self.steps_per_epoch = steps_per_epoch(configs[0], data)
@@ -256,7 +257,7 @@ class Trainer:
         self.diverged = torch.full((seeds,), -1, device=device)
         # Loss, accuracy and gradient norm, summed over the steps since the last validation.
         self.sums = torch.zeros(seeds, 3, dtype=torch.float64, device=device)
-        self.count, self.clock = 0, Clock()
+        self.count = 0
         if resume is not None:
             self._restore(resume)
 

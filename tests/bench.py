@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 os.environ.setdefault(
@@ -25,6 +26,8 @@ from notes_loop import NotesLoop
 from lib import cells, datasets
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.recurrence import SequenceClassifier
+from lib.runs import sweep
+from lib.runs.store import Store
 from lib.train import Trainer
 
 
@@ -302,6 +305,66 @@ def scaling(repeats):
     return {"us a step": {steps: 1000 * t / steps for steps, t in times.items()}, "MiB": memory}
 
 
+FIRST_PASS = """
+import json, sys, time, torch
+from lib import compiled
+from lib.recurrence import SequenceClassifier
+torch.set_num_threads(1)
+name, batch, steps, features, hidden = sys.argv[1], *map(int, sys.argv[2:])
+model = SequenceClassifier(name, features, hidden, 10, steps, backend="fast")
+x, start, busy = torch.randn(batch, steps, features), time.perf_counter(), time.process_time()
+model(x).sum().backward()
+wall, processor = time.perf_counter() - start, time.process_time() - busy
+print(json.dumps({"s": wall, "CPU s": processor, **compiled.counts, "backend": model.backend}))
+"""
+
+
+def first_passes(names, shape):
+    """First forward and backward pass of new processes, from an empty and then a full cache.
+
+    What is timed comes after the imports of the workbook; those of torch's compiler are part of it.
+    """
+    print("\nfirst pass of a new process after its imports, s (in brackets CPU s of that process)")
+    rows = []
+    for name in names:
+        row = {"cell": name}
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+            command = [sys.executable, "-c", FIRST_PASS, name, *map(str, shape)]
+            for kind in ("cold", "warm"):
+                done = subprocess.run(command, env=environment, capture_output=True, check=True)
+                row[kind] = json.loads(done.stdout)
+        rows.append(row)
+        told = (f"{row[kind]['s']:.2f} ({row[kind]['CPU s']:.2f})" for kind in ("cold", "warm"))
+        print(f"{name:>11}  " + "  ".join(f"{value:>15}" for value in told), flush=True)
+    return rows
+
+
+def digits_runs(names):
+    """What a run of ``make compare`` takes with a warm cache, and which share of it is training:
+    steps times milliseconds a step.
+    """
+    configs = [RunConfig(cell=CellSpec(name)) for name in names]
+    rows = []
+    for measured in (False, True):  # the first round compiles
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(folder)
+            start = time.perf_counter()
+            runs = sweep.sweep(configs, store, slots=1, progress=False)
+            wall = time.perf_counter() - start
+            for run in runs.itertuples() if measured else ():
+                trained = store.curves(key=[run.key]).step.max() * run.ms_per_step / 1000
+                rows.append({"cell": run.cell, "s": run.seconds, "share": trained / run.seconds})
+    print("\na run on the digits, 20 epochs, warm cache: seconds, and the share that is training")
+    for row in rows:
+        print(f"{row['cell']:>11}  {row['s']:5.1f} s  {row['share']:.2f}")
+    seconds = sum(row["s"] for row in rows)
+    print(
+        f"one after the other, with what surrounds them: {wall:.0f} s; within runs {seconds:.0f} s"
+    )
+    return {"runs": rows, "wall": wall}
+
+
 def throughput(seconds=10, name="cb"):
     """Seed-steps a second: four seeds as single-threaded processes, two at once, against one seed
     on two threads.
@@ -310,7 +373,7 @@ def throughput(seconds=10, name="cb"):
         "import sys, time, torch; sys.path.insert(0, 'tests'); torch.set_num_threads(int(sys.argv[1])); import bench\n"
         f"trainer = bench.Trainer([bench.RunConfig(bench.Task('cifar10'), bench.Window(8, 4), bench.CellSpec('{name}'), "
         "bench.Training(epochs=1000), int(sys.argv[2]))], bench.cifar_shaped(), backend='fast')\n"
-        "trainer.train_step(); sys.stdin.readline(); start = time.perf_counter(); n = 0\n"
+        "trainer.train_step(); print('ready', flush=True); sys.stdin.readline(); start = time.perf_counter(); n = 0\n"
         f"while time.perf_counter() - start < {seconds}: trainer.train_step(); n += 1\n"
         "print(n / (time.perf_counter() - start))"
     )
@@ -319,7 +382,8 @@ def throughput(seconds=10, name="cb"):
         command = [sys.executable, "-c", code, str(threads)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         children = [subprocess.Popen([*command, str(seed)], **pipes) for seed in seeds]
-        time.sleep(15)  # until all have compiled
+        for child in children:
+            child.stdout.readline()
         return (
             sum(float(child.communicate("\n")[0]) for child in children)
             if len(children) == 1
@@ -394,6 +458,9 @@ def main():
         "processor": processor(),
         "passes": rows,
     }
+    shape = options.batch, options.steps, options.features, options.hidden
+    results["first passes"] = first_passes(cells.names(options.cells), shape)
+    results["digits"] = digits_runs(cells.names(options.cells))
     if options.hidden != 128:
         print("\nthe same at H = 128")
         results["H = 128"] = passes(
