@@ -412,10 +412,12 @@ def check_compiler():
         ctypes.CDLL(str(kept))
 
 
-def expect_to_compile():
-    """Import torch's compiler, which takes seconds, where a compiler was found and has compiled
-    nothing yet: the children that are forked from this process need not.
+def expect():
+    """Import what tracing needs, and what compiling needs where a compiler was found and has
+    compiled nothing yet: seconds that the children forked from this process need not spend.
     """
+    from torch import _inductor  # noqa: F401
+
     with contextlib.suppress(OSError):
         if any(folder().glob("trial-*.so")) and not any(folder().glob("*.lock")):
             from torch._inductor import compile_fx  # noqa: F401
