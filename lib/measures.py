@@ -87,9 +87,13 @@ def dynamic_rows(cell, constrained, trace):
 
 
 def _quantiles(variable, values):
-    # Of sorted values they take a fifth of the time, and are the same.
+    # As np.quantile, which takes five times as long.
     ordered = np.sort(values, axis=None)
-    found = np.quantile(ordered, list(QUANTILES.values()), overwrite_input=True)
+    position = np.array(list(QUANTILES.values())) * (len(ordered) - 1)
+    low, high = (ordered[f(position).astype(int)].astype(float) for f in (np.floor, np.ceil))
+    found = low + (high - low) * (position % 1)
+    if np.isnan(ordered[-1]):
+        found[:] = np.nan
     for statistic, value in zip(QUANTILES, found, strict=True):
         yield _row(variable, statistic, value)
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from lib import datasets, train, windows
+from lib import cells, datasets, measures, train, windows
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.runs import traces
 
@@ -352,3 +352,15 @@ def test_training_test_and_recording_read_the_delay(backend):
     assert trace["v"].shape[1] == 12 == trace.pixels.size
     with pytest.raises(ValueError, match="delay is 4"):
         train.check(replace(config, task=Task(delay=4)))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (7, 3, 5), (40, 41)])
+def test_quantiles_are_those_of_numpy(shape):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=shape).astype(np.float32)
+    rows = list(measures.dynamic_rows(cells.get("rnn"), {}, {"h": values}))
+    expected = np.quantile(values, list(measures.QUANTILES.values()))
+    np.testing.assert_allclose([row["value"] for row in rows], expected, rtol=1e-6)
+    values.flat[0] = np.nan
+    rows = measures.dynamic_rows(cells.get("rnn"), {}, {"h": values})
+    assert all(math.isnan(row["value"]) for row in rows)
