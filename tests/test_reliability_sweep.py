@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from tiny import until
 
 from lib import paths
 from lib.config import CellSpec, RunConfig, Task, Training, Window
@@ -40,15 +41,6 @@ class Endless(RNN):
         state = super().update(*arguments)
         return type(state)(*(part / 0 for part in state))
 """
-
-
-def until(condition, seconds=90):
-    """Wait for something to become true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def parent(pid):

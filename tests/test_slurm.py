@@ -9,11 +9,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import tiny
+from tiny import until
 
 from lib.runs import sweep
 from lib.runs.store import Store
@@ -54,14 +54,6 @@ OverTimeLimit=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000 State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES State=UP
 """
-
-
-def until(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def said(*command):

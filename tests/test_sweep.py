@@ -232,8 +232,11 @@ def test_time_is_estimated_from_finished_runs(tmp_path):
 
 def test_seeds_share_a_child_on_a_gpu_only():
     configs = [tiny.config(cell, seed) for seed in (0, 1) for cell in ("rnn", "cb")]
-    assert sweep._groups(configs, "cpu") == [[config] for config in configs]
-    assert sweep._groups(configs, "cuda") == [[configs[0], configs[2]], [configs[1], configs[3]]]
+    assert sweep.side_by_side(configs, "cpu") == [[config] for config in configs]
+    assert sweep.side_by_side(configs, "cuda") == [
+        [configs[0], configs[2]],
+        [configs[1], configs[3]],
+    ]
 
 
 def test_words_for_times():

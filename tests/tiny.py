@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -86,6 +87,15 @@ def train_until(configs, root, step, number=signal.SIGKILL):
         execute(configs, root, At(step, lambda: os.kill(os.getpid(), number)))
     except KeyboardInterrupt:
         os._exit(attempt.PAUSED)
+
+
+def until(condition, seconds=300):
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
 
 
 def copy(source, target):

@@ -273,7 +273,7 @@ def sweep(
             _check_data(missing, data)
         for config in missing:
             mark(store.folder(config.key()), config, "QUEUED")
-        groups = _groups(missing, device)
+        groups = side_by_side(missing, device)
         request = {
             "results": str(store.root),
             "data": str(Path(data or paths.data_dir()).expanduser().absolute()),
@@ -433,7 +433,7 @@ def _available(backend, device):
     return backend
 
 
-def _groups(configs, device):
+def side_by_side(configs, device):
     """Runs that share a child process: each alone on a CPU, equal but for the seed together on a
     GPU.
     """
