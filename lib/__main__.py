@@ -73,7 +73,12 @@ def compare(
     ] = "3",
     epochs: int = 20,
     hidden_size: int = 48,
-    learning_rate: float = 0.01,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="For all cells (default: by cell on the digits, from a scan; else 0.01)."
+        ),
+    ] = None,
     batch_size: int = 40,
     initialisation: str = "balanced",
     permuted: Annotated[

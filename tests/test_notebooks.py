@@ -38,9 +38,17 @@ def test_opens_with_its_question(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert "?" in first.source.splitlines()[0]
-    assert (
-        "digits" in first.source and "8/4" in first.source
-    )  # all open on the same data and say so
+
+
+def test_ends_with_the_way_to_its_neighbours():
+    names = [path.name for path in NOTEBOOKS]
+    for path, before, after in zip(NOTEBOOKS, ["", *names], [*names[1:], ""], strict=False):
+        last = nbformat.read(path, as_version=4).cells[-1]
+        assert last.cell_type == "markdown", path.name
+        way = last.source.splitlines()[-1]
+        assert f"Previous: [{before[:2]} " in way or not before, path.name
+        assert f"Next: [{after[:2]} " in way or not after, path.name
+        assert (f"]({before})" in way and f"]({after})" in way) or not (before and after), path.name
 
 
 def test_imports_then_scalar_settings_that_a_test_can_shrink(notebook):

@@ -15,7 +15,25 @@ from lib.config import CellSpec, RunConfig, Task, Training, Window
 _TRAINING = Training()
 SEVERAL = ("input_length", "stride", "cells", "seeds")  # fields that take a list
 MAPPINGS = ("options", "learning_rate")  # fields that take a mapping
-EMPTY = ("last_rows", "first_rows", "options")  # fields that may be left empty
+EMPTY = ("last_rows", "first_rows", "options", "learning_rate")  # fields that may be left empty
+
+# Learning rates that a scan chose on validation, with a seed that no comparison uses: data set ->
+# cell -> rate; cells not named train at the default. Of the digits by
+# notebooks/grids/digits_learning_rate.yaml.
+RATES = {
+    "digits": {
+        "rnn": 0.003,
+        "simple_gru": 0.06,
+        "gru": 0.01,
+        "cb": 0.1,
+        "cb_gru": 0.01,
+        "dale": 0.1,
+        "dale_cb": 0.1,
+        "stp": 0.03,
+        "stp_dale": 0.06,
+        "stp_dale_cb": 0.06,
+    }
+}
 
 
 def grid(
@@ -34,7 +52,7 @@ def grid(
     options=None,
     seeds=(0, 1, 2),
     epochs=_TRAINING.epochs,
-    learning_rate=_TRAINING.learning_rate,
+    learning_rate=None,
     batch_size=_TRAINING.batch_size,
     clip_norm=_TRAINING.clip_norm,
     validations_per_epoch=_TRAINING.validations_per_epoch,
@@ -56,8 +74,9 @@ def grid(
         As `lib.cells.names`; a cell of the user's own takes its text along.
     options : dict, optional
         Options of cells, given to those cells that have them.
-    learning_rate : float or dict
-        One for all cells, or cell -> rate, with "default" for those not named.
+    learning_rate : float or dict, optional
+        One for all cells, or cell -> rate, with "default" for those not named. Left out, each cell
+        takes what a scan chose for it (`RATES`), or the default of `lib.config.Training`.
     dataset, permuted, last_rows, first_rows, delay, data_seed, scan, hidden_size, epochs, ... :
         As the fields of `lib.config`, the same for all runs.
 
@@ -86,16 +105,7 @@ def grid(
                 f"options name {option!r}, which none of the cells {', '.join(chosen)} has; "
                 f"their options are: {', '.join(sorted(known)) or 'none'}."
             )
-    rates = learning_rate if isinstance(learning_rate, dict) else {"default": learning_rate}
-    for name in rates:
-        if name not in (*chosen, "default"):
-            raise ValueError(
-                f"learning_rate names {name!r}, which is not among the cells: "
-                f"{', '.join(chosen)}, or default."
-            )
-    for name in chosen:
-        if name not in rates and "default" not in rates:
-            raise ValueError(f"learning_rate has no value for {name!r}; add one, or a default.")
+    rates = _rates(learning_rate, dataset, chosen)
     pairs = [
         (length, windows.resolve_stride(step, length))
         for length in _several(input_length)
@@ -110,11 +120,28 @@ def grid(
         own = {option: value for option, value in options.items() if option in kind.defaults}
         own = kind.changed_options(own)
         cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
-        rate = rates[name] if name in rates else rates["default"]
-        training = Training(epochs, batch_size, rate, clip_norm, validations_per_epoch)
+        training = Training(epochs, batch_size, rates[name], clip_norm, validations_per_epoch)
         configs.append(RunConfig(task, Window(length, step, scan), cell, training, seed))
         train.check(configs[-1])
     return unique(configs)
+
+
+def _rates(learning_rate, dataset, chosen):
+    """Learning rate of each chosen cell."""
+    if learning_rate is None:
+        return {name: RATES.get(dataset, {}).get(name, _TRAINING.learning_rate) for name in chosen}
+    if not isinstance(learning_rate, dict):
+        return dict.fromkeys(chosen, learning_rate)
+    for name in learning_rate:
+        if name not in (*chosen, "default"):
+            raise ValueError(
+                f"learning_rate names {name!r}, which is not among the cells: "
+                f"{', '.join(chosen)}, or default."
+            )
+    for name in chosen:
+        if name not in learning_rate and "default" not in learning_rate:
+            raise ValueError(f"learning_rate has no value for {name!r}; add one, or a default.")
+    return {name: learning_rate.get(name, learning_rate.get("default")) for name in chosen}
 
 
 def unique(configs):

@@ -179,7 +179,8 @@ def watch(configs, store=None, every=2.0):
     while True:
         runs = status(configs, store)
         yield runs
-        if len(runs) and not runs["state"].isin(["QUEUED", "RUNNING"]).any():
+        ended = ~runs["state"].isin(["QUEUED", "RUNNING"])
+        if ended.all() and len(runs) == len(unique(configs)):
             return
         time.sleep(every)
 
