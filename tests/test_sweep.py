@@ -19,6 +19,8 @@ from lib.config import CellSpec, RunConfig, Task
 from lib.runs import attempt, places, sweep
 from lib.runs.children import Ending
 from lib.runs.files import StoreError
+from lib.runs.grid import RATES
+from lib.runs.status import mark
 from lib.runs.store import Store
 
 GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
@@ -189,6 +191,27 @@ def test_every_cell_at_its_own_rate(tmp_path):
         for config in sweep.read_grid(tmp_path / "grid.yaml")
     }
     assert rates == {"rnn": 0.003, "cb": 0.003, "gru": 0.01}
+
+
+def test_rates_that_a_scan_chose_are_the_default():
+    chosen = {c.cell.name: c.training.learning_rate for c in sweep.grid("digits", seeds=[0])}
+    assert chosen["rnn"] == RATES["digits"]["rnn"] != chosen["simple_gru"]
+    assert {c.training.learning_rate for c in sweep.grid("cifar10", seeds=[0])} == {0.01}
+    given = sweep.grid("digits", seeds=[0], learning_rate=0.02)
+    assert {c.training.learning_rate for c in given} == {0.02}
+    scan = sweep.read_grid(GRIDS / "digits_learning_rate.yaml")
+    tried = {(c.cell.name, c.training.learning_rate) for c in scan}
+    assert set(RATES["digits"].items()) <= tried
+
+
+def test_watching_goes_on_until_all_runs_are_there(tmp_path):
+    configs = sweep.grid("digits", cells="rnn,cb", seeds=[0])
+    store = Store(tmp_path)
+    mark(store.folder(configs[0].key()), configs[0], "CANCELLED", "")
+    watching = sweep.watch(configs, store, every=0)
+    assert [len(next(watching)) for _ in range(2)] == [1, 1]
+    mark(store.folder(configs[1].key()), configs[1], "CANCELLED", "")
+    assert [len(runs) for runs in watching] == [2]
 
 
 def test_several_grids_in_one_file(tmp_path):
