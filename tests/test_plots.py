@@ -539,3 +539,29 @@ def test_runs_with_a_delay_are_variants_and_say_so():
         "CB, first 8 rows, delay 512 pixels",
     }
     assert "sequential CIFAR-10, first 8 rows, delay 512 pixels" in plots.caption(waiting)
+
+
+def test_memory_curves_stand_in_their_families_and_are_means_of_seeds():
+    frame = pd.DataFrame(
+        {
+            "cell": ["gru"] * 4 + ["stp"] * 4,
+            "readout": ["trained", "refitted"] * 4,
+            "pixels": [0, 0, 8, 8] * 2,
+            "percent": [50, 60, 20, 40, 30, 30, 20, 20],
+        }
+    )
+    frame = pd.concat([frame, frame.assign(percent=frame["percent"] + 10)])
+    axes = plots.against_pixels(frame, "percent", plt.figure())
+    assert axes.shape == (2, 2)
+    assert axes[1, 0].lines[0].get_ydata().tolist() == [65, 45]
+    assert axes[0, 1].lines[0].get_label() == cells.get("stp").label
+
+
+def test_lesions_have_a_dot_for_each_cell_that_has_the_signal():
+    frame = pd.DataFrame(
+        {"cell": ["cb", "stp", "stp"], "lesion": ["z", "z", "UX"], "drop": [0.03, 0.04, 0.05]}
+    )
+    ax = plots.lesions(frame, plt.figure().add_subplot())
+    dots = {line.get_label(): line.get_xdata().tolist() for line in ax.lines[:2]}
+    assert dots == {"CB": [3], "STP nonDale": [5, 4]}  # percentage points
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["z", "UX"]

@@ -687,6 +687,64 @@ def plasticity(trace, window, columns: int, fig=None, colour=None, permuted: boo
 # ---- shared pieces
 
 
+# --- memory
+
+
+def against_pixels(frame: pd.DataFrame, y: str, fig=None):
+    """Lines of cells against pixels: a column a family, a row a read-out (or signal); the axes.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        cell (name), pixels, the column ``y``, and optionally readout; seeds and folds are averaged.
+    y : str
+    """
+    frame = frame.assign(family=[style.look(name).family for name in frame["cell"]])
+    families_ = [family for family in style.FAMILIES if (frame["family"] == family).any()]
+    readouts = list(frame["readout"].unique()) if "readout" in frame else [None]
+    fig = fig or _figure()
+    axes = fig.subplots(len(readouts), len(families_), sharey=True, sharex=True, squeeze=False)
+    for row, readout in zip(axes, readouts, strict=True):
+        for ax, family in zip(row, families_, strict=True):
+            part = frame[frame["family"] == family]
+            part = part if readout is None else part[part["readout"] == readout]
+            for name, lines in part.groupby("cell", sort=False):
+                own, line = style.look(name), lines.groupby("pixels")[y].mean()
+                marker = own.marker if len(line) < 20 else ""
+                points = {"marker": marker, "mfc": own.face, "ls": own.line}
+                ax.plot(line.index, line, color=own.colour, label=own.label, **points)
+            ax.set_title(family if readout is None else f"{family}, {readout}", loc="left")
+            if len(part) and readout == readouts[0]:
+                ax.legend(frameon=False)
+    return axes
+
+
+def lesions(frame: pd.DataFrame, ax=None):
+    """What accuracy loses by each lesion: a row a lesion, a dot a cell (mean over seeds).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        cell (name), lesion, drop (0..1).
+    """
+    ax = ax or _axes()
+    rows = list(frame["lesion"].unique())
+    names = sorted(frame["cell"].unique(), key=style.rank)
+    for number, name in enumerate(names):
+        own = style.look(name)
+        drops = frame[frame["cell"] == name].groupby("lesion")["drop"].mean()
+        heights = [len(rows) - 1 - rows.index(lesion) for lesion in drops.index]
+        apart = (len(names) - 1 - 2 * number) / (2 * len(names)) * 0.7
+        dots = {"mfc": own.face, "color": own.colour, "label": own.label, "ls": ""}
+        ax.plot(100 * drops, np.array(heights) + apart, own.marker, ms=4.5, **dots)
+    ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
+    ax.set_yticks(range(len(rows))[::-1], rows)
+    ax.grid(axis="y")
+    ax.set_xlabel("Accuracy lost (percentage points)", loc="right")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
 def _figure():
     return plt.figure(layout="constrained")
 
