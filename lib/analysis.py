@@ -1,10 +1,12 @@
-"""Statistics of the comparison, time constants and truncation: pure functions on tidy frames and
-arrays.
+"""Statistics of the comparison, a linear reference, time constants and truncation: pure functions
+on tidy frames and arrays.
 
-The seed is the unit of replication, and seeds pair across cells. Frames have the columns of
-`lib.runs.store`; results keep the unit of the values that went in (accuracies are fractions). Every
-function refuses a seed that occurs twice where it should occur once, since windows or options
-pooled by mistake would pass for replicates.
+Frames have the columns of `lib.runs.store`; results keep the unit of the values that went in
+(accuracies are fractions). Every function refuses a seed that occurs twice where it should occur
+once, since windows or options pooled by mistake would pass for replicates.
+
+Seeds and test images are both drawn by chance: `accuracies`, `comparisons` and `effects` count
+both. `interval`, `summarise`, `contrasts`, `two_way` and `trend` count seeds alone.
 """
 
 import copy
@@ -59,14 +61,15 @@ PLANNED = (
         "voltage",
         "cb_gru",
         "simple_gru",
-        "voltage against rate equation: drive scaled by dt instead of z, and unbounded; gate at most dt, with long initial time constants; "
-        "v read out instead of r",
+        "voltage against rate equation: drive scaled by dt instead of z, and unbounded; gate at "
+        "most dt, with long initial time constants; v read out instead of r",
     ),
     Contrast(
         "reversal",
         "dale_cb",
         "dale",
-        "W tied to the gate's K by reversal potentials, W = v (K + C), instead of independent of it",
+        "W tied to the gate's K by reversal potentials, W = v (K + C), instead of independent of "
+        "it",
     ),
     Contrast(
         "sign",
@@ -78,7 +81,8 @@ PLANNED = (
         "gate",
         "cb",
         "rnn",
-        "the gate; also a leaky voltage driven by dt, sigmoid instead of tanh, v read out instead of h, about twice the weights",
+        "the gate; also a leaky voltage driven by dt, sigmoid instead of tanh, v read out instead "
+        "of h, about twice the weights",
     ),
 )
 
@@ -94,9 +98,8 @@ def interval(values) -> Interval:
     90 and 87 %, BCa 89 and 88 %, Student t 94 and 90 %, bootstrap-t 94 and 94 % (Hall 1988). The
     random state is fixed. One value gives no interval; equal values one of no width.
     """
-    values = np.sort(
-        np.asarray(values, dtype=float)
-    )  # the order of the runs in a frame must not show in the last digits
+    # Sorted: the order of the runs in a frame must not show in the last digits.
+    values = np.sort(np.asarray(values, dtype=float))
     n = len(values)
     mean = float(values.mean()) if n else np.nan
     if n < 2:
@@ -148,13 +151,9 @@ def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataF
     for labels, part in frame.groupby(by, sort=False, dropna=False, observed=True)[value]:
         values = np.sort(part.dropna().to_numpy(float))
         mean, low, high = interval(values)
-        method = (
-            "none"
-            if len(values) < 2
-            else "Student t"
-            if len(values) < BOOTSTRAP_FROM
-            else "bootstrap"
-        )
+        method = "none" if len(values) < 2 else "Student t"
+        if len(values) >= BOOTSTRAP_FROM:
+            method = "bootstrap"
         sd = values.std(ddof=1) if len(values) > 1 else np.nan
         rows.append((*labels, len(values), len(part) - len(values), mean, sd, low, high, method))
     return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "sd", "low", "high", "method"])
@@ -266,11 +265,11 @@ def accuracies(correct) -> pd.DataFrame:
         (degrees of freedom). One or two seeds carry no inference: low, high and freedom are NaN.
     """
     found = _means(correct)
-    labels = zip(*map(_tuple, found.groups), strict=True)
-    sums = _sums(found, np.eye(len(found.n)), simultaneous=False)
-    columns = dict(zip(correct.index.names[:-1], labels, strict=True))
-    columns |= {"n": found.n, "mean": found.mean, "sd": found.sd}
-    return pd.DataFrame(columns | {name: sums[name] for name in ("low", "high", "freedom")})
+    labels = [_tuple(group) for group in found.groups]
+    sums = _sums(found, np.eye(len(labels)), simultaneous=False)
+    columns = {"n": found.n, "mean": found.mean, "sd": found.sd}
+    columns |= {name: sums[name] for name in ("low", "high", "freedom")}
+    return pd.DataFrame(labels, columns=correct.index.names[:-1]).assign(**columns)
 
 
 def comparisons(correct, pairs) -> pd.DataFrame:
@@ -474,8 +473,9 @@ def _means(correct):
     told = n >= FEWEST
     spread, freedom, pool = np.full((3, len(n)), np.nan)
     spread[told], freedom[told], pool[told] = pooled_spread(own[told], n[told] - 1)
-    images = (np.cov(over_seeds).reshape(len(n), -1) - np.diag(residual / n)) / m
     mean = over_seeds.mean(axis=1)
+    hard = over_seeds - mean[:, None]
+    images = (hard @ hard.T / (m - 1) - np.diag(residual / n)) / m
     return _Means(list(names), n, mean, np.sqrt(own), spread / n, pool, freedom, images, m - 1)
 
 
@@ -488,15 +488,14 @@ def _family(correct, groups, weights):
     seeds = np.zeros(len(groups), dtype=int)
     seeds[ran] = found.n
     lacking = ((weights != 0) & (seeds == 0)[:, None]).any(axis=0)
-    return seeds, _sums(found, np.where(lacking, np.nan, weights[ran]).T, simultaneous=True)
+    return seeds, _sums(found, weights[ran].T, simultaneous=True, lacking=lacking)
 
 
-def _sums(found, weights, simultaneous):
-    """The sums ``weights @ means``, weights (sums, groups), NaN where a group never ran: columns of
-    a frame.
+def _sums(found, weights, simultaneous, lacking=False):
+    """The sums ``weights @ means``, weights (sums, groups), NaN where they are ``lacking`` a group
+    that never ran: columns of a frame.
     """
-    known = ~np.isnan(weights).any(axis=1)
-    told = known & ~((weights != 0) & (found.n < FEWEST)).any(axis=1)
+    told = ~((weights != 0) & (found.n < FEWEST)).any(axis=1) & ~np.asarray(lacking)
     w, seeds, inferred = weights[told], np.nan_to_num(found.seeds), found.n >= FEWEST
     pools, first = np.unique(found.pool[inferred], return_index=True)
     parts = (w**2 * seeds) @ (found.pool[:, None] == pools)
@@ -511,7 +510,7 @@ def _sums(found, weights, simultaneous):
     if simultaneous and len(w) > 1:
         level = _joint_level(w, np.diag(seeds) + found.images, freedom)
     half = np.where(variance > 0, special.stdtrit(freedom, 1 - level / 2) * error, 0)
-    sums = {"mean": weights @ found.mean}
+    sums = {"mean": np.where(lacking, np.nan, weights @ found.mean)}
     mean = sums["mean"][told]
     inferences = {"error": error, "low": mean - half, "high": mean + half, "freedom": freedom}
     for name, values in inferences.items():
@@ -603,7 +602,8 @@ def differences(frame, baseline: str, by=(), value="test_accuracy", factor="cell
     levels = list(frame[factor].unique())
     if baseline not in levels:
         raise ValueError(
-            f"The baseline {baseline!r} has no runs here; choose one of {', '.join(map(str, levels))}, or run it."
+            f"The baseline {baseline!r} has no runs here; choose one of "
+            f"{', '.join(map(str, levels))}, or run it."
         )
     return contrasts(
         frame, [(level, baseline) for level in levels if level != baseline], by, value, factor
@@ -718,13 +718,10 @@ def _tests(samples):
         n, row = len(values), dict.fromkeys(("hedges_g", "t", "p"), np.nan)
         if n > 1 and np.ptp(values) > RESOLUTION:
             row["t"], row["p"] = stats.ttest_1samp(values, 0)
-            small = (
-                np.exp(special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2))
-                / np.sqrt((n - 1) / 2)
-                if n > 2
-                else np.nan
-            )  # Hedges 1981, exact
-            row["hedges_g"] = small * values.mean() / values.std(ddof=1)
+            if n > 2:
+                log_ratio = special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2)
+                small = np.exp(log_ratio) / np.sqrt((n - 1) / 2)  # Hedges 1981, exact
+                row["hedges_g"] = small * values.mean() / values.std(ddof=1)
         rows.append({**labels, "n": n, **interval(values)._asdict(), **row, "p_holm": np.nan})
     table = pd.DataFrame(rows)
     tested = table["p"].notna()
@@ -741,13 +738,15 @@ def _check(frame, columns, value):
     lacking = [name for name in (*columns, "seed", value) if name not in frame]
     if lacking:
         raise ValueError(
-            f"The frame has no column {', '.join(map(repr, lacking))}; it has {', '.join(map(str, frame.columns))}."
+            f"The frame has no column {', '.join(map(repr, lacking))}; it has "
+            f"{', '.join(map(str, frame.columns))}."
         )
     twice = frame[frame.duplicated([*columns, "seed"])]
     if len(twice):
         where = ", ".join(f"{name} {twice[name].iloc[0]}" for name in (*columns, "seed"))
         raise ValueError(
-            f"Several runs share {where}, so they are no replicates; group by, or select, the column that tells them apart."
+            f"Several runs share {where}, so they are no replicates; group by, or select, the "
+            "column that tells them apart."
         )
 
 
@@ -779,7 +778,8 @@ def time_constant(z, stride: int = 1) -> np.ndarray:
     z = np.asarray(z, dtype=float)
     if np.any((z < 0) | (z > 1)):
         raise ValueError(
-            f"z ranges from {np.nanmin(z):g} to {np.nanmax(z):g}, but is a fraction; give the recorded z, not its logit."
+            f"z ranges from {np.nanmin(z):g} to {np.nanmax(z):g}, but is a fraction; give the "
+            "recorded z, not its logit."
         )
     with np.errstate(divide="ignore"):
         return -stride / np.log1p(-z)
@@ -819,11 +819,9 @@ def refitted_accuracy(train_states, train_labels, test_states, test_labels) -> f
     accuracy mixes forgetting with a shift.
     """
     readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    with threadpool_limits(
-        1
-        # so small a fit takes fifteen times as long when the threads of BLAS and of torch wait for each
-        # other
-    ):
+    # So small a fit takes fifteen times as long when the threads of BLAS and of torch wait for each
+    # other.
+    with threadpool_limits(1):
         readout.fit(np.asarray(train_states), np.asarray(train_labels))
         return readout.score(np.asarray(test_states), np.asarray(test_labels))
 

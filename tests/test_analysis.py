@@ -562,6 +562,9 @@ def test_one_or_two_seeds_carry_no_inference():
     assert table["n"].tolist() == [2, 4, 1, 0] and set(table["n_reference"]) == {4}
     assert table["high"].isna().tolist() == [True, False, True, True]
     assert table["mean"].isna().tolist() == [False, False, False, True]
+    (row,) = analysis.comparisons(correct, [("stp", "nobody")]).to_dict("records")
+    assert (row["n"], row["n_reference"]) == (0, 0) and np.isnan(row["mean"])
+    assert analysis.accuracies(correct.iloc[:0]).empty
     family_of_one = analysis.comparisons(correct, [("gru", "cb")])
     assert table.loc[1, "low"] == pytest.approx(family_of_one.loc[0, "low"])
 
