@@ -20,6 +20,7 @@ compare: $(READY) ## train the nine cells on the embedded digits, three seeds ea
 test: $(READY) ## run the whole test suite, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not chaos" tests
 	store=$$(mktemp -d) && cp -r results/cifar10 $$store && \

@@ -43,7 +43,10 @@ OPTIONS = {
     "aot_inductor.enable_line_tables": False,
 }
 DEFAULT_COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # as torch's inductor
-TRIAL = '#include <omp.h>\n#include <vector>\nextern "C" int trial() { return std::vector<int>{1}[0]; }\n'
+TRIAL = """#include <omp.h>
+#include <vector>
+extern "C" int trial() { return std::vector<int>{1}[0]; }
+"""
 
 counts = {"compiled": 0, "found": 0}  # libraries that this process compiled, and found on disk
 
@@ -236,7 +239,8 @@ def _explained():
         # Compiler, linker, loader and file system fail in more ways than can be listed.
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
         raise Unavailable(
-            f"The fast path cannot be compiled ({lines[0][:200]}); the slower reference path is used."
+            f"The fast path cannot be compiled ({lines[0][:200]}); "
+            "the slower reference path is used."
         ) from error
 
 

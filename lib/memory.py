@@ -112,7 +112,8 @@ def _states(model, x, labels, condition, steps):
     for k in steps:
         if not low <= k <= high:
             raise ValueError(
-                f"steps holds {k}, but {condition!r} of a sequence of {length} steps allows {low} to {high}."
+                f"steps holds {k}, but {condition!r} of a sequence of {length} steps allows "
+                f"{low} to {high}."
             )
     if condition == "last":
         kept = [model.states(analysis.truncate(x, last=k))[:, -1] for k in steps]

@@ -271,8 +271,10 @@ def training_step(repeats, name="stp_dale_cb"):
         torch.Tensor.backward = backward
     share = 1000 * sum(inside) / repeats
     print(
-        f"\ntraining step, {name}, CIFAR-10 at 8/4: {times['ours']:.1f} ms, the notes' loop {times['notes']:.1f} ms, "
-        f"ratio {times['notes'] / times['ours']:.1f}; {share / whole:.0%} inside forward and backward of the model"
+        f"\ntraining step, {name}, CIFAR-10 at 8/4: {times['ours']:.1f} ms, the notes' loop "
+        f"{times['notes']:.1f} ms, "
+        f"ratio {times['notes'] / times['ours']:.1f}; {share / whole:.0%} inside forward and "
+        f"backward of the model"
     )
     return {**times, "share": share / whole}
 
@@ -286,10 +288,19 @@ def scaling(repeats):
         )
         functions[steps]()
     times = interleaved(functions, repeats)
-    code = "import sys, torch; from lib.recurrence import SequenceClassifier as S; torch.set_num_threads(1)\n"
+    code = (
+        "import sys, torch; from lib.recurrence import SequenceClassifier as S; "
+        "torch.set_num_threads(1)\n"
+    )
     code += "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
-    code += "pass_ = lambda steps: S('cb', 12, 48, 10, steps, backend='fast')(torch.zeros(40, steps, 12))\n"
-    code += "pass_(8).sum().backward(); before = resident(); out = pass_(int(sys.argv[1])); print(resident() - before)"
+    code += (
+        "pass_ = lambda steps: S('cb', 12, 48, 10, steps, "
+        "backend='fast')(torch.zeros(40, steps, 12))\n"
+    )
+    code += (
+        "pass_(8).sum().backward(); before = resident(); out = pass_(int(sys.argv[1])); "
+        "print(resident() - before)"
+    )
     memory = {}
     for steps in (1024, 2048, 4096):
         held = subprocess.run(
@@ -370,10 +381,13 @@ def throughput(seconds=10, name="cb"):
     on two threads.
     """
     code = (
-        "import sys, time, torch; sys.path.insert(0, 'tests'); torch.set_num_threads(int(sys.argv[1])); import bench\n"
-        f"trainer = bench.Trainer([bench.RunConfig(bench.Task('cifar10'), bench.Window(8, 4), bench.CellSpec('{name}'), "
+        "import sys, time, torch; sys.path.insert(0, 'tests'); "
+        "torch.set_num_threads(int(sys.argv[1])); import bench\n"
+        f"trainer = bench.Trainer([bench.RunConfig(bench.Task('cifar10'), bench.Window(8, 4), "
+        f"bench.CellSpec('{name}'), "
         "bench.Training(epochs=1000), int(sys.argv[2]))], bench.cifar_shaped(), backend='fast')\n"
-        "trainer.train_step(); print('ready', flush=True); sys.stdin.readline(); start = time.perf_counter(); n = 0\n"
+        "trainer.train_step(); print('ready', flush=True); sys.stdin.readline(); start = "
+        "time.perf_counter(); n = 0\n"
         f"while time.perf_counter() - start < {seconds}: trainer.train_step(); n += 1\n"
         "print(n / (time.perf_counter() - start))"
     )
@@ -392,7 +406,8 @@ def throughput(seconds=10, name="cb"):
 
     alone, pairs = rates(2, [0]), [rates(1, [0, 1]), rates(1, [2, 3])]
     print(
-        f"\nseed-steps a second, {name}: one seed on two threads {alone:.1f}, two single-threaded processes {statistics.mean(pairs):.1f}, "
+        f"\nseed-steps a second, {name}: one seed on two threads {alone:.1f}, two "
+        f"single-threaded processes {statistics.mean(pairs):.1f}, "
         f"ratio {statistics.mean(pairs) / alone:.2f}"
     )
     return {"alone": alone, "together": statistics.mean(pairs)}

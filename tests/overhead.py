@@ -45,7 +45,8 @@ def main():
         wall = time.perf_counter() - start
     trained = runs.seconds.sum()
     print(
-        f"{len(runs)} runs of {runs.seconds.mean():.1f} s ({epochs} epochs) on {options.slots} slots: {wall:.0f} s of wall time, "
+        f"{len(runs)} runs of {runs.seconds.mean():.1f} s ({epochs} epochs) on "
+        f"{options.slots} slots: {wall:.0f} s of wall time, "
         f"{trained:.0f} s of training, overhead {wall * options.slots / trained - 1:.1%}"
     )
 

@@ -323,14 +323,16 @@ def test_figures_are_dark_on_a_dark_page(browser, server):
     with opened(browser, server, "board") as (page, _):
         light = drawn(page)[0]
         page.evaluate(
-            "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+            "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab "
+            "Dark'})"
         )
         page.wait_for_function(f"ink => ({DRAWN})()[0].ink !== ink", arg=light["ink"])
         dark = drawn(page)[0]
         assert light["ground"] == dark["ground"] == "rgba(0, 0, 0, 0)"
         assert int(light["ink"][1:3], 16) < 80 and int(dark["ink"][1:3], 16) > 180
         page.evaluate(
-            "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+            "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab "
+            "Light'})"
         )
 
 

@@ -122,13 +122,16 @@ def test_without_tex_everything_but_pgf_works_and_one_line_says_so(tmp_path, mon
     )
 
 
+draw = export.export_figure
+
+
 @pytest.mark.parametrize("call, words", [
-    (lambda fig, to: export.export_figure(fig, "a/b", folder=to), "no plain file name"),
-    (lambda fig, to: export.export_figure(fig, "a.pdf", folder=to), "no plain file name"),
-    (lambda fig, to: export.export_figure(fig, "", folder=to), "no plain file name"),
-    (lambda fig, to: export.export_figure(fig, "a", "wide", folder=to), "width is 'wide'"),
-    (lambda fig, to: export.export_figure(fig, "a", journal="nature", folder=to), "known are article, neurips"),
-    (lambda fig, to: export.export_figure(fig, "a", folder=to, formats=["svg"]), "Unknown format 'svg'"),
+    (lambda fig, to: draw(fig, "a/b", folder=to), "no plain file name"),
+    (lambda fig, to: draw(fig, "a.pdf", folder=to), "no plain file name"),
+    (lambda fig, to: draw(fig, "", folder=to), "no plain file name"),
+    (lambda fig, to: draw(fig, "a", "wide", folder=to), "width is 'wide'"),
+    (lambda fig, to: draw(fig, "a", journal="nature", folder=to), "known are article, neurips"),
+    (lambda fig, to: draw(fig, "a", folder=to, formats=["svg"]), "Unknown format 'svg'"),
 ])  # fmt: skip
 def test_bad_requests_are_one_sentence(tmp_path, call, words):
     with pytest.raises(ValueError, match=words) as error:
@@ -165,8 +168,8 @@ def test_table_has_booktabs_intervals_bold_best_and_escaped_text(tmp_path):
         )
     )
     assert (
-        r"a\_b \& 50\% \#1 \textasciitilde{}\textasciicircum{} \{x\} \textbackslash{} \textdollar{}2"
-        in text
+        r"a\_b \& 50\% \#1 \textasciitilde{}\textasciicircum{} \{x\} \textbackslash{} "
+        r"\textdollar{}2" in text
     )
     assert r"41.3 [40.0, 42.5]" in text and r"\textbf{50.0}" in text and r"\textbf{$-$1.2}" in text
     assert r"\usepackage" not in text and "multirow" not in text

@@ -279,7 +279,8 @@ def test_nothing_to_show_is_one_sentence():
 
 def test_captions_name_data_window_size_epochs_seeds_and_interval():
     assert plots.caption(MAIN, "Bars.") == (
-        "Bars. Data: sequential CIFAR-10; window 8/4 pixels (input length/stride); H = 48; 10 epochs; n = 3 seeds; "
+        "Bars. Data: sequential CIFAR-10; window 8/4 pixels (input length/stride); H = 48; "
+        "10 epochs; n = 3 seeds; "
         "95 % Student t intervals."
     )
     digits = plots.caption(frames.runs(["cb", "gru"], ["8/4"], [0], dataset="digits", epochs=30))

@@ -78,9 +78,11 @@ def results(root):
 def in_a_process(configs, root, **options):
     """A sweep in a process of its own, as a notebook's kernel would run it."""
     code = (
-        "import json, sys; from lib.runs import sweep; from lib.config import RunConfig; from lib.runs.store import Store\n"
+        "import json, sys; from lib.runs import sweep; from lib.config import RunConfig; "
+        "from lib.runs.store import Store\n"
         "configs, root, options = json.loads(sys.argv[1])\n"
-        "sweep.sweep([RunConfig.from_dict(c) for c in configs], Store(root), progress=False, **options)"
+        "sweep.sweep([RunConfig.from_dict(c) for c in configs], Store(root), progress=False, "
+        "**options)"
     )
     options = {"backend": "reference", "slots": 2, **options}
     request = to_json([[config.to_dict() for config in configs], str(root), options]).decode()
@@ -347,5 +349,6 @@ def test_18_chaos(tmp_path):
         tiny.execute(config, tmp_path / "calm")
         assert tiny.bits(tmp_path / "calm", config.key()) == tiny.bits(store.root, config.key())
     print(
-        f"{len(kills)} kills ({', '.join(sorted(kills))}); training time kept: {runs.seconds.sum():.0f} s"
+        f"{len(kills)} kills ({', '.join(sorted(kills))}); training time kept: "
+        f"{runs.seconds.sum():.0f} s"
     )

@@ -91,7 +91,8 @@ def test_selectors_change_the_plot_with_the_network_off(page):
 
         def drawn():
             return tab.evaluate(
-                "JSON.stringify(document.getElementById('plot').data.map(t => [t.name, t.x, t.y, t.line && t.line.color]))"
+                "JSON.stringify(document.getElementById('plot').data.map(t => [t.name, t.x, "
+                "t.y, t.line && t.line.color]))"
             )
 
         def names():

@@ -294,7 +294,10 @@ def test_load_or_run_reads_what_is_finished(tmp_path, capsys):
 
 
 def test_the_sweep_imports_no_torch():
-    code = "import sys; from lib.runs import sweep; sweep.status(); print('torch' in sys.modules, 'distributed' in sys.modules)"
+    code = (
+        "import sys; from lib.runs import sweep; sweep.status(); print('torch' in "
+        "sys.modules, 'distributed' in sys.modules)"
+    )
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split() == ["False", "False"]

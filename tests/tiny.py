@@ -179,8 +179,9 @@ class TwoSignals(Cell):
     name, label, variables = "two_signals", "two signals", ("h", "m")
 
     def initialise(self, initialisation, generator):
+        H = self.hidden_size
         for key in ("W", "V"):
-            setattr(self, key, self.uniform(self.hidden_size, self.hidden_size, generator=generator))
+            setattr(self, key, self.uniform(H, H, generator=generator))
         self.P = self.uniform(self.hidden_size, self.input_size, generator=generator)
         self.b, self.k = (self.uniform(self.hidden_size, generator=generator) for _ in range(2))
 
@@ -194,7 +195,8 @@ class TwoSignals(Cell):
         return {"k": torch.sigmoid(self.k)}
 
     def initial_state(self, batch, theta):
-        return Pair(self.b.new_zeros(batch, self.hidden_size), theta["k"].expand(batch, self.hidden_size))
+        nothing = self.b.new_zeros(batch, self.hidden_size)
+        return Pair(nothing, theta["k"].expand_as(nothing))
 
     def presynaptic(self, state, theta):
         return state.h, state.m

@@ -1,5 +1,6 @@
-"""What is chosen: the runs of a store, read once, and the controls of data set and window, which say
-what was not run and run it.
+"""What is chosen: the runs of a store, read once, and the controls of data set and window.
+
+The controls say what was not run, and run it.
 """
 
 import math

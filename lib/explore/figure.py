@@ -60,7 +60,7 @@ class Figure(anywidget.AnyWidget):
             self.axes = json.dumps(axes, default=_plain)
 
     def on_click(self, function):
-        """Call ``function(point)`` for a click: a dict of name (of its trace), x, y and customdata."""
+        """Call ``function(point)`` for a click: a dict of its trace's name, x, y, customdata."""
         self.on_msg(lambda widget, point, buffers: function(point))
 
 

@@ -1,4 +1,4 @@
-"""What the variables of a trained run do while it reads an image, and its parameters over training."""
+"""The variables of a trained run while it reads an image, and its parameters over training."""
 
 from dataclasses import dataclass, field
 

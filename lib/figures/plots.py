@@ -189,7 +189,7 @@ def _draw_curves(ax, frame, metric, highlight):
 
 
 def _say_few_seeds(ax, few, groups):
-    """A note on groups of so few seeds that they have no band; their names where others have one."""
+    """A note on groups of too few seeds for a band; their names where others have one."""
     notes = []
     for n, words in ((1, "n = 1 seed"), (2, "n = 2 seeds, no band")):
         names = [group for group, seeds in few.items() if seeds == n]
