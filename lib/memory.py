@@ -40,12 +40,17 @@ POINTS_ALIKE = 4  # decimals to which two slow points are one
 ALPHAS = 10.0 ** np.arange(-3, 6)  # ridge penalties to choose from, of standardised sources
 
 
-def sequences(model, data, window, split="test", images=2000):
-    """The first images of a split as the model reads them: ``(batch, time, features)`` in its own
-    precision, with their labels ``(batch,)``.
+def sequences(data, window, split="test", images=2000):
+    """The first images of a split as sequences ``(batch, time, features)``, with their labels
+    ``(batch,)``.
     """
     index = torch.arange(min(images, len(data.labels[split])))
-    x, labels = windows.sequences(data, window, split, index)
+    return windows.sequences(data, window, split, index)
+
+
+def _sequences(model, *of):
+    """`sequences` in the precision of a model."""
+    x, labels = sequences(*of)
     return x.to(model.readout.weight.dtype), labels
 
 
@@ -82,7 +87,7 @@ def recall(model, data, window, condition, steps, images=2000):
         Unknown condition, or steps outside the sequence.
     """
     train, test = (
-        _states(model, *sequences(model, data, window, split, images), condition, steps)
+        _states(model, *_sequences(model, data, window, split, images), condition, steps)
         for split in ("train", "test")
     )
     rows = []
@@ -130,7 +135,7 @@ def gradient_by_lag(model, data, window, images=200):
     """Mean norm of the gradient of the loss with respect to the input of each step, dL/dx_{T-lag};
     ``(time,)``, lag 0 first.
     """
-    x, labels = sequences(model, data, window, images=images)
+    x, labels = _sequences(model, data, window, "test", images)
     x = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
     return gradient.norm(dim=-1).mean(0).flip(0).cpu().numpy()
@@ -141,7 +146,7 @@ def time_constants(model, data, window, images=200):
     ``(hidden,)``; None without a gate.
     """
     with torch.no_grad():
-        _, trace = model(sequences(model, data, window, images=images)[0], record=True)
+        _, trace = model(_sequences(model, data, window, "test", images)[0], record=True)
     if "z" not in trace:
         return None
     return np.median(analysis.time_constant(trace["z"].cpu().numpy(), window.stride), axis=(0, 1))
@@ -238,8 +243,8 @@ def lesion(model, data, window, what, images=2000, readout="trained") -> float:
     rule = f"one of {', '.join(map(str, able))} for {model.cell.label} on this task"
     remedy = "other cells have the other signals, and shuffling needs a delay"
     require(what in able, "what", what, rule, remedy)
-    train, labels = sequences(model, data, window, "train", images)
-    test, truth = sequences(model, data, window, "test", images)
+    train, labels = _sequences(model, data, window, "train", images)
+    test, truth = _sequences(model, data, window, "test", images)
     start = test.shape[1] - data.task.delay // window.stride
     replaced = _replacement(model, what, train.split(BATCH), start)
     states = _final(model.cell, test, replaced)
@@ -470,7 +475,7 @@ def decode(model, data, window, target, source, lags, images=2000, step=None):
     variables = model.cell.variables
     have = [*variables, *["UX"] * ({"U", "X"} <= set(variables))]
     one_of("source", source, have, f"{model.cell.label} records no other")
-    x, labels = sequences(model, data, window, images=images)
+    x, labels = _sequences(model, data, window, "test", images)
     step = x.shape[1] - 1 if step is None else step
     require(step in range(x.shape[1]), "step", step, f"one of the {x.shape[1]} steps from 0 on")
     read = step * window.stride + window.input_length
@@ -557,7 +562,7 @@ def slow_points(model, data, window, starts=16) -> pd.DataFrame:
     """
     whole("starts", starts, 1)
     cell = copy.deepcopy(model.cell).double().requires_grad_(False).cpu()
-    x, _ = sequences(model, data, window, images=starts)
+    x, _ = _sequences(model, data, window, "test", starts)
     (_, b), weights, theta = cell()
     theta = {name: value.unsqueeze(0) for name, value in theta.items()}
     x = F.pad(x.double().cpu(), (0, 0, 0, x.shape[1]))

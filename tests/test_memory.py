@@ -32,12 +32,12 @@ def test_all_first_steps_are_all_last_steps_are_no_delay(model, data):
         for what in (("first", [32]), ("last", [32]), ("delay", [0]))
     ]
     assert whole[0] == whole[1] == whole[2]
-    x, labels = memory.sequences(model, data, WINDOW, images=200)
+    x, labels = memory.sequences(data, WINDOW, images=200)
     assert whole[0][0] == pytest.approx((model(x).argmax(1) == labels).float().mean().item())
 
 
 def test_recall_reads_the_states_of_the_truncated_sequence(model, data):
-    x, labels = memory.sequences(model, data, WINDOW, images=200)
+    x, labels = memory.sequences(data, WINDOW, images=200)
     for condition, part in (("first", x[:, :5]), ("last", x[:, -5:])):
         expected = (model(part).argmax(1) == labels).float().mean().item()
         frame = memory.recall(model, data, WINDOW, condition, [5], images=200)
@@ -104,6 +104,11 @@ LESIONED = [
     ("stp_dale_cb", {"stp_dt": 0.1}),
 ]
 WAITING = Task(first_rows=6, delay=24)
+
+
+def sequences(*of, **images):
+    x, labels = memory.sequences(*of, **images)
+    return x.double(), labels
 
 
 def sigma(x):
@@ -186,7 +191,7 @@ def network(cell, task=WAITING, size=8, **options):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter += 0.7 * noise
         data = datasets.load(task)
-        states = model.states(memory.sequences(model, data, WINDOW, images=200)[0])[:, -1]
+        states = model.states(sequences(data, WINDOW, images=200)[0])[:, -1]
         model.readout.weight /= states.std(0)  # no image's class is that of all
         model.readout.bias.copy_(-model.readout.weight @ states.mean(0))
     return model.requires_grad_(False)
@@ -203,8 +208,8 @@ def answering(data, logits, n):
 def test_lesions_equal_loops_written_out(name, options):
     data, model, images = datasets.load(WAITING), network(name, **options), 200
     loop = rates if name in ("rnn", "simple_gru", "gru") else conductances
-    train_x, _ = memory.sequences(model, data, WINDOW, "train", images)
-    x, _ = memory.sequences(model, data, WINDOW, "test", images)
+    train_x, _ = sequences(data, WINDOW, "train", images)
+    x, _ = sequences(data, WINDOW, "test", images)
     (_, seen), (intact, other) = loop(model.cell, train_x), loop(model.cell, x)
     assert torch.allclose(intact, model.states(x)[:, -1])
     able = memory.lesions(model, data)
@@ -225,7 +230,7 @@ def test_a_lesion_of_a_matrix_that_is_zero_changes_nothing():
     for name, parameter, what in (("cb_gru", "K", "K r"), ("cb_gru", "W", "W"), ("rnn", "W", "W")):
         model = network(name)
         getattr(model.cell, parameter).zero_()
-        x, _ = memory.sequences(model, data, WINDOW, images=200)
+        x, _ = sequences(data, WINDOW, images=200)
         intact = answering(data, model(x), 200)
         assert memory.lesion(model, intact, WINDOW, what, 200) == 1
         other = {"K r": "W", "W": "P_z x"}[what]
@@ -235,7 +240,7 @@ def test_a_lesion_of_a_matrix_that_is_zero_changes_nothing():
 
 def test_a_shuffled_delay_changes_nothing_where_only_the_last_input_is_read():
     data, model = datasets.load(WAITING), network("rnn")
-    x, _ = memory.sequences(model, data, WINDOW, images=200)
+    x, _ = sequences(data, WINDOW, images=200)
     assert memory.lesion(model, answering(data, model(x), 200), WINDOW, "r shuffled", 200) < 1
     model.cell.W.zero_()
     assert memory.lesion(model, answering(data, model(x), 200), WINDOW, "r shuffled", 200) == 1
