@@ -586,7 +586,8 @@ class Report:
         self.rows = {config.key(): describe(config) for config in configs}
         self.known = store.rows(state="DONE").to_dict("records") if shown else []
         self._said = time.monotonic()
-        notebook = "ipykernel" in sys.modules
+        ipython = sys.modules.get("IPython")
+        notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
         self.bar = tqdm(
             total=len(configs),
             unit="run",
