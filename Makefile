@@ -22,7 +22,7 @@ test: $(READY) ## run the whole test suite, notebooks included
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not chaos" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --doctest-modules tests lib
 	store=$$(mktemp -d) && cp -r results/cifar10 $$store && \
 		WORKBOOK_RESULTS=$$store OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --nbmake --nbmake-timeout=600 notebooks/*.ipynb
 	WORKBOOK_RESULTS=$$(mktemp -d) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks/10_*.ipynb

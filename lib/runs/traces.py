@@ -187,10 +187,9 @@ def stored(key, store=None):
 
 
 class TraceRecorder(train.Callback):
-    """Callback that records during a training: before it, after it and, with ``over``, at every
-    validation in between.
+    """Callback that records before and after a training and, with ``over``, at its validations.
 
-    >>> attempt.execute(config, callbacks=[TraceRecorder(range(10), ("z",), over=True)])
+        attempt.execute(config, callbacks=[TraceRecorder(range(10), ("z",), over=True)])
 
     The size of all recordings together is said, and bounded, before the first step. `stored` reads
     them.
