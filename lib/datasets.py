@@ -147,7 +147,7 @@ def register_dataset(
     several = len(set(class_names)) == len(class_names) > 1
     require(several, f"class_names of {name}", class_names, "two or more different names")
     DATASETS[name] = DatasetInfo(tuple(map(int, shape)), class_names, read)
-    SOURCES.pop(name, None)
+    TEXTS.pop(name, None)
 
 
 def check_task(task: Task) -> None:
@@ -516,4 +516,4 @@ BUILT_IN = {
 }
 DATASETS = dict(BUILT_IN)
 # Name of a user's own data set -> text that registers it, which is part of the keys of its runs.
-SOURCES = {}
+TEXTS = {}

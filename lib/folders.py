@@ -69,7 +69,7 @@ def register_folder(folder, name=None, size=None) -> str:
         "class_names": tuple(dict.fromkeys(label for label, _ in parts[0])),
     }
     register_images(**about)
-    datasets.SOURCES[name] = TEXT.format(**about)
+    datasets.TEXTS[name] = TEXT.format(**about)
     return name
 
 

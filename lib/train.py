@@ -63,7 +63,7 @@ def check(config):
         One sentence that names the value, the rule and the remedy.
     """
     task, window, training = config.task, config.window, config.training
-    if task.source is not None and datasets.SOURCES.get(task.dataset) != task.source:
+    if task.source is not None and datasets.TEXTS.get(task.dataset) != task.source:
         cells.register_source(task.source)
     datasets.check_task(task)
     windows.check_task_window(task, window)

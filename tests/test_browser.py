@@ -56,7 +56,7 @@ DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => (
 }))"""
 PAGES = {  # notebooks of these tests alone
     "board": "explore.Board(store)",
-    "recording": "explore.RecordingExplorer(store, cell='STPDaleCB', input_length=8)",
+    "recording": "explore.TraceExplorer(store, cell='STPDaleCB', input_length=8)",
     "choice": """from lib.config import CellSpec, RunConfig, Training
 configs = [RunConfig(cell=CellSpec(cell, 8), training=Training(1)) for cell in ("cb", "gru")]
 choice = explore.WindowControls(store, configs)

@@ -568,14 +568,14 @@ register_dataset("signals", read, (1, 2, 16), class_names=("up", "down", "rest",
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """A store of one run on a data set that this process does not know any more."""
-    for name in ("DATASETS", "SOURCES"):
+    for name in ("DATASETS", "TEXTS"):
         monkeypatch.setattr(datasets, name, dict(getattr(datasets, name)))
     config = RunConfig(
         Task("signals", source=SIGNALS), Window(), CellSpec("cb", 2), Training(1, 20)
     )
     (tmp_path / "signals").mkdir()
     attempt.execute(config, Store(tmp_path), data=tmp_path / "signals", backend="reference")
-    del datasets.DATASETS["signals"], datasets.SOURCES["signals"]
+    del datasets.DATASETS["signals"], datasets.TEXTS["signals"]
     return Store(tmp_path)
 
 
@@ -594,11 +594,11 @@ def test_a_run_holds_what_reading_needs_of_its_data_set(trained):
 
 
 def test_an_explorer_says_that_the_images_are_not_at_hand_and_shows_the_rest(trained):
-    away = explore.RecordingExplorer(trained, data=trained.root)
+    away = explore.TraceExplorer(trained, data=trained.root)
     assert "The images of signals are not at hand" in away.message.value
     away.set(view="parameters over training")
     assert away.frame is not None
-    here = explore.RecordingExplorer(trained, data=trained.root / "signals")
+    here = explore.TraceExplorer(trained, data=trained.root / "signals")
     assert here.frame is not None and any(
         "down" in text for text, _ in here.controls["image"].options
     )
@@ -610,7 +610,7 @@ def test_runs_from_before_their_data_set_was_stored_with_them_take_it_from_the_r
 
 
 def test_explorers_open_on_narrow_images(tmp_path, monkeypatch):
-    for name in ("DATASETS", "SOURCES"):
+    for name in ("DATASETS", "TEXTS"):
         monkeypatch.setattr(datasets, name, dict(getattr(datasets, name)))
     narrow = SIGNALS.replace("2, 16", "2, 8").replace('"signals"', '"narrow"')
     config = RunConfig(

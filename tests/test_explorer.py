@@ -168,7 +168,7 @@ def test_the_board_says_what_was_found_and_follows_clicks(store):
 
 
 def test_a_window_that_was_never_run_says_so_and_offers_it(store):
-    for make in (explore.CurveExplorer, explore.BarExplorer, explore.RecordingExplorer):
+    for make in (explore.CurveExplorer, explore.BarExplorer, explore.TraceExplorer):
         view = make(store, stride=8)
         runner = view.choice.runner
         assert drawn(view)[0] and runner.widget.layout.display == "none"
@@ -185,7 +185,7 @@ def test_a_window_that_was_never_run_says_so_and_offers_it(store):
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path):
-    for make in (explore.CurveExplorer, explore.BarExplorer, explore.RecordingExplorer):
+    for make in (explore.CurveExplorer, explore.BarExplorer, explore.TraceExplorer):
         view = make(Store(tmp_path))
         assert "load_or_run" in view.message.value and not drawn(view)[0]
 
@@ -198,14 +198,14 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(store, tmp_path, name):
     path.write_bytes(path.read_bytes()[:-20])
     view = explore.CurveExplorer(broken, stride=8)
     assert key in view.message.value and drawn(view)[0]
-    assert drawn(explore.RecordingExplorer(broken, stride=8))[0]
+    assert drawn(explore.TraceExplorer(broken, stride=8))[0]
 
 
 def test_damaged_weights_are_named_in_place(store, tmp_path):
     shutil.copytree(store.root, tmp_path / "copy")
     broken, key = Store(tmp_path / "copy"), _config("cb").key()
     (broken.folder(key) / "result" / "best.safetensors").write_bytes(b"")
-    view = explore.RecordingExplorer(broken, stride=8)
+    view = explore.TraceExplorer(broken, stride=8)
     assert key in view.message.value and "damaged" in view.message.value and not drawn(view)[0]
     view.controls["view"].value = recording.VIEWS[1]
     assert drawn(view)[0]
@@ -217,7 +217,7 @@ def test_state_as_code_makes_the_same_view(store):
             store, stride=8, metric="train_loss", highlight="with STP", cells=("CB",)
         ),
         explore.BarExplorer(store, stride=8, view="paired differences", baseline="CB"),
-        explore.RecordingExplorer(
+        explore.TraceExplorer(
             store,
             stride=8,
             cell="STPDaleCB",
@@ -243,7 +243,7 @@ def test_what_cannot_be_set_is_refused_with_one_sentence(store):
 
 
 def test_every_choice_of_a_recording_is_drawn(store):
-    view = explore.RecordingExplorer(store, stride=8, cell="STPDaleCB", images=12)
+    view = explore.TraceExplorer(store, stride=8, cell="STPDaleCB", images=12)
     offered = [name for _, name in view.controls["variable"].options]
     assert offered == ["z", "r", "v", "X", "U", "UX", "tau"]
     for show in recording.SHOWS:
@@ -269,7 +269,7 @@ def test_every_choice_of_a_recording_is_drawn(store):
 
 def test_after_a_heat_map_axes_point_up_and_lines_are_not_filled(store):
     """What an earlier view set, a reversed axis or a filled line, does not stay."""
-    view = explore.RecordingExplorer(store, stride=8, cell="STPDaleCB")
+    view = explore.TraceExplorer(store, stride=8, cell="STPDaleCB")
     for show in ("quantiles", "single units", "correct and wrong images"):
         view.set(show="heat map")
         view.set(show=show)
@@ -289,7 +289,7 @@ def test_after_a_heat_map_axes_point_up_and_lines_are_not_filled(store):
 
 
 def test_a_variable_lies_over_the_image_up_to_the_step(store):
-    view = explore.RecordingExplorer(store, stride=8, cell="STPDaleCB", over="z", step=9)
+    view = explore.TraceExplorer(store, stride=8, cell="STPDaleCB", over="z", step=9)
     picture, heat = drawn(view, 0)[0]
     assert picture["source"].startswith("data:image/png") and heat["z"].shape == (16, 16)
     seen = np.isfinite(heat["z"])
@@ -308,7 +308,7 @@ def test_a_variable_lies_over_the_image_up_to_the_step(store):
 
 
 def test_a_click_on_a_thumbnail_chooses_its_image(store):
-    view = explore.RecordingExplorer(store, stride=8, images=30)
+    view = explore.TraceExplorer(store, stride=8, images=30)
     view._pick({"x": 18 * 3 + 5, "y": 18 + 5})
     assert view.controls["image"].value == 23
 
@@ -318,7 +318,7 @@ def test_a_click_on_a_thumbnail_chooses_its_image(store):
     [*((show, "tau") for show in recording.SHOWS), ("heat map", "v"), ("quantiles", "v")],
 )
 def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
-    view = explore.RecordingExplorer(
+    view = explore.TraceExplorer(
         store, stride=8, cell="STPDaleCB", show=show, variable=variable, units=(1, 3), over="z"
     )
     traces, layout = drawn(view)

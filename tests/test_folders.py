@@ -14,7 +14,7 @@ from lib.runs.store import Store
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
-    for name in ("DATASETS", "SOURCES"):
+    for name in ("DATASETS", "TEXTS"):
         monkeypatch.setattr(datasets, name, dict(getattr(datasets, name)))
 
 
@@ -74,13 +74,13 @@ def test_images_are_resized_to_one_size(photos):
 def test_the_files_enter_the_key_and_where_they_lie_does_not(photos, tmp_path):
     def key():
         folders.register_folder(tmp_path / "photos")
-        return RunConfig(Task("photos", source=datasets.SOURCES["photos"])).key()
+        return RunConfig(Task("photos", source=datasets.TEXTS["photos"])).key()
 
-    first, task = key(), Task("photos", source=datasets.SOURCES["photos"])
+    first, task = key(), Task("photos", source=datasets.TEXTS["photos"])
     assert str(tmp_path) not in task.source
     (tmp_path / "elsewhere").mkdir()
     photos.rename(tmp_path / "elsewhere" / "pets")
-    del datasets.DATASETS["photos"], datasets.SOURCES["photos"]
+    del datasets.DATASETS["photos"], datasets.TEXTS["photos"]
     train.check(RunConfig(task, Window(2, 2), CellSpec("rnn")))  # registers it, as a child does
     assert datasets.load(task, data=tmp_path / "elsewhere" / "pets").classes == 2
     (tmp_path / "elsewhere" / "pets").rename(photos)
@@ -179,7 +179,7 @@ def test_compare_on_a_folder_of_images(photos, tmp_path, monkeypatch, capsys):
     assert row.dataset == "photos" and row.class_names == ("cats", "dogs")
     assert row.state == "DONE" and row.image_shape == (3, 8, 8)
     assert (tmp_path / "results" / "figures" / "accuracy_bars.pdf").exists()
-    del datasets.DATASETS["photos"], datasets.SOURCES["photos"]
+    del datasets.DATASETS["photos"], datasets.TEXTS["photos"]
     assert call(monkeypatch, "compare", "--from", tmp_path / "results") == 0
     capsys.readouterr()
 

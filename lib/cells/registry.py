@@ -80,7 +80,7 @@ def register_source(text):
             "The file of the user's own cells registers no cell; put @register above the class."
         )
     SOURCES.update(dict.fromkeys(found, text))
-    datasets.SOURCES.update(dict.fromkeys(found_sets, text))
+    datasets.TEXTS.update(dict.fromkeys(found_sets, text))
     return found
 
 

@@ -3,7 +3,7 @@
 from lib.explore.board import Board
 from lib.explore.choice import WindowControls, lengths
 from lib.explore.live import Live, load_or_run
-from lib.explore.recording import RecordingExplorer
+from lib.explore.recording import TraceExplorer
 from lib.explore.results import BarExplorer, CurveExplorer
 from lib.explore.sequence import SequenceExplorer
 
@@ -12,8 +12,8 @@ __all__ = [
     "Board",
     "CurveExplorer",
     "Live",
-    "RecordingExplorer",
     "SequenceExplorer",
+    "TraceExplorer",
     "WindowControls",
     "lengths",
     "load_or_run",

@@ -9,7 +9,7 @@ import ipywidgets
 from lib import windows
 from lib.datasets import is_demonstration
 from lib.explore.choice import Cache
-from lib.explore.recording import RecordingExplorer
+from lib.explore.recording import TraceExplorer
 from lib.explore.results import RunsExplorer, curves, heat, results
 from lib.explore.view import View
 from lib.explore.widgets import TEXT, row
@@ -86,9 +86,7 @@ class Board(RunsExplorer):
     def open(self, group, key):
         """Show the recording of a run below."""
         if self.recording is None:
-            self.recording = RecordingExplorer(
-                None, self.choice, data=self.folder, cell=group, run=key
-            )
+            self.recording = TraceExplorer(None, self.choice, data=self.folder, cell=group, run=key)
             self.below.children = [self.recording.widget]
         else:
             self.recording.set(cell=group, run=key)

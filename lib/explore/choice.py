@@ -104,7 +104,7 @@ class Cache:
         for key in dict.fromkeys(keys):
             dataset, permuted, seed, scan, *values = key
             given = {k: int(v) for k, v in zip(rest, values, strict=True) if v is not None}
-            source = datasets.SOURCES.get(dataset)
+            source = datasets.TEXTS.get(dataset)
             task = Task(dataset, bool(permuted), data_seed=int(seed), source=source, **given)
             names[key] = task_label(task, scan)
             self.tasks[names[key]] = task, scan
@@ -198,7 +198,7 @@ class WindowControls:
             task_label(c.task, c.window.scan): (c.task, c.window.scan) for c in self.templates
         }
         if self.templates:
-            known = [Task(name, source=datasets.SOURCES.get(name)) for name in datasets.names()]
+            known = [Task(name, source=datasets.TEXTS.get(name)) for name in datasets.names()]
             self.tasks = {**{task_label(task): (task, "raster") for task in known}, **self.tasks}
         self.tasks = self.tasks or self.cache.tasks or {task_label(Task()): (Task(), "raster")}
 

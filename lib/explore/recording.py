@@ -321,7 +321,7 @@ def over_training(history, variable, run, label, colour):
     return View([panel], own[["key", "step", "epoch", "variable", "statistic", "value"]], note)
 
 
-class RecordingExplorer(Explorer):
+class TraceExplorer(Explorer):
     """What the variables of a trained run do over the sequence of an image, or its parameters over
     training.
 

@@ -112,7 +112,7 @@ def grid(
         for step in _several(stride)
     ]
     recurrence.check_seeds(seeds)
-    source = datasets.SOURCES.get(dataset)
+    source = datasets.TEXTS.get(dataset)
     task = Task(dataset, permuted, last_rows, data_seed, source, first_rows, delay)
     configs = []
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
