@@ -6,7 +6,8 @@ Frames have the columns of `lib.runs.store`; results keep the unit of the values
 once, since windows or options pooled by mistake would pass for replicates.
 
 Seeds and test images are both drawn by chance: `accuracies`, `comparisons` and `effects` count
-both. `interval`, `summarise`, `contrasts`, `two_way` and `trend` count seeds alone.
+both where `correctness` gives them the answers, seeds alone where `of_seeds` gives them values, as
+`interval` and `summarise` do.
 """
 
 import copy
@@ -20,13 +21,10 @@ from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from statsmodels.stats.multitest import multipletests
 from threadpoolctl import threadpool_limits
 
 from lib import cells
 
-BOOTSTRAP_FROM = 10  # seeds
-RESAMPLES = 2000
 FEWEST = 3  # seeds of a group; with fewer it is shown as dots, and nothing is inferred
 LEVEL = 0.05
 DRAWS = 2**13  # of the joint distribution of a family
@@ -91,37 +89,21 @@ PLANNED = (
 
 
 def interval(values) -> Interval:
-    """Mean and 95 % interval of one value per seed: Student's t below 10 seeds, from 10 the
-    studentised bootstrap (bootstrap-t).
+    """Mean and Student's t 95 % interval of one value per seed.
 
-    Coverage at n = 10, of normal and of exponential values, in a simulation: percentile bootstrap
-    90 and 87 %, BCa 89 and 88 %, Student t 94 and 90 %, bootstrap-t 94 and 94 % (Hall 1988). The
-    random state is fixed. One value gives no interval; equal values one of no width.
+    One or two values give no interval: that of two is 13 standard errors to either side. Equal
+    values give one of no width.
     """
     # Sorted: the order of the runs in a frame must not show in the last digits.
     values = np.sort(np.asarray(values, dtype=float))
     n = len(values)
     mean = float(values.mean()) if n else np.nan
-    if n < 2:
+    if n < FEWEST:
         return Interval(mean, np.nan, np.nan)
     if np.ptp(values) <= RESOLUTION:
         return Interval(mean, mean, mean)
-    ends = (0.975, 0.025)
-    if n < BOOTSTRAP_FROM:
-        quantiles = stats.t.ppf(ends, n - 1)
-    else:
-        resamples = values[_resamples(n)]
-        errors = resamples.std(1, ddof=1) / np.sqrt(n)
-        quantiles = np.quantile(
-            (resamples.mean(1) - mean) / np.where(errors > 0, errors, np.inf), ends
-        )
-    low, high = mean - values.std(ddof=1) / np.sqrt(n) * quantiles
-    return Interval(mean, float(low), float(high))
-
-
-@functools.cache
-def _resamples(n):
-    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return Interval(mean, float(mean - half), float(mean + half))
 
 
 def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataFrame:
@@ -139,7 +121,7 @@ def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataF
     -------
     DataFrame
         ``by``, n, missing (seeds whose value is NaN, as of a diverged run; they do not enter the
-        mean), mean, sd, low, high, method.
+        mean), mean, sd, low, high.
 
     Raises
     ------
@@ -151,12 +133,9 @@ def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataF
     for labels, part in frame.groupby(by, sort=False, dropna=False, observed=True)[value]:
         values = np.sort(part.dropna().to_numpy(float))
         mean, low, high = interval(values)
-        method = "none" if len(values) < 2 else "Student t"
-        if len(values) >= BOOTSTRAP_FROM:
-            method = "bootstrap"
         sd = values.std(ddof=1) if len(values) > 1 else np.nan
-        rows.append((*labels, len(values), len(part) - len(values), mean, sd, low, high, method))
-    return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "sd", "low", "high", "method"])
+        rows.append((*labels, len(values), len(part) - len(values), mean, sd, low, high))
+    return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "sd", "low", "high"])
 
 
 # --- seeds and images
@@ -234,6 +213,29 @@ def correctness(runs, predictions, by="cell", seen=None) -> pd.DataFrame:
         )
     correct[row, column] = label == predictions["prediction"].to_numpy()
     return pd.DataFrame(correct, index=index, columns=pd.Index(images, name="image"))
+
+
+def of_seeds(frame, by="cell", value="test_accuracy") -> pd.DataFrame:
+    """One value per seed, for `accuracies`, `comparisons` and `effects` over seeds alone: where no
+    predictions are at hand, or ``value`` is no accuracy of the test set.
+
+    Returns
+    -------
+    DataFrame
+        As `correctness`, with two equal columns: images that do not vary add nothing. Runs whose
+        value is NaN are left out.
+
+    Raises
+    ------
+    ValueError
+        As `summarise`.
+    """
+    by = _names(by)
+    _check(frame, by, value)
+    frame = frame.dropna(subset=[value])
+    values = frame[value].to_numpy(float)
+    index = pd.MultiIndex.from_frame(frame[[*by, "seed"]])
+    return pd.DataFrame({0: values, 1: values}, index=index)
 
 
 def accuracies(correct) -> pd.DataFrame:
@@ -548,131 +550,7 @@ def _tuple(group):
     return group if isinstance(group, tuple) else (group,)
 
 
-# --- paired comparisons
-
-
-def contrasts(frame, pairs=PLANNED, by=(), value="test_accuracy", factor="cell") -> pd.DataFrame:
-    """Paired differences over the seeds that both members of a pair share, for every pair and
-    group.
-
-    One call is one family of comparisons: all its p values are corrected together (Holm).
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Columns ``factor``, ``by``, ``seed``, ``value``.
-    pairs : sequence of Contrast, or of (level, reference level)
-        Named in advance.
-    by : str or list of str
-        Columns within which to compare, for example "window".
-    factor : str
-        Column whose levels are compared: "cell", or "initialisation", "hidden_size", ...
-
-    Returns
-    -------
-    DataFrame
-        One row per group and pair: ``by``, contrast, ``factor``, reference, n (shared seeds; 0 if
-        never run), mean, low, high (of the difference), hedges_g (mean / sd of the differences,
-        corrected for small n), t, p (paired t-test), p_holm. What is undefined is NaN: interval and
-        test for one seed, effect and test for differences without spread, hedges_g for two seeds.
-    """
-    by = _names(by)
-    samples = []
-    for group, wide in _wide(frame, by, factor, value):
-        for pair in pairs:
-            name, level, reference = (
-                pair[:3] if len(pair) > 2 else (f"{pair[0]} - {pair[1]}", *pair)
-            )
-            known = level in wide and reference in wide
-            difference = (wide[level] - wide[reference]).dropna() if known else ()
-            samples.append(
-                ({**group, "contrast": name, factor: level, "reference": reference}, difference)
-            )
-    return _tests(samples)
-
-
-def differences(frame, baseline: str, by=(), value="test_accuracy", factor="cell") -> pd.DataFrame:
-    """`contrasts` of every other level of ``factor`` with one chosen ``baseline``.
-
-    Raises
-    ------
-    ValueError
-        The baseline was not run.
-    """
-    levels = list(frame[factor].unique())
-    if baseline not in levels:
-        raise ValueError(
-            f"The baseline {baseline!r} has no runs here; choose one of "
-            f"{', '.join(map(str, levels))}, or run it."
-        )
-    return contrasts(
-        frame, [(level, baseline) for level in levels if level != baseline], by, value, factor
-    )
-
-
-def two_way(frame, by=(), value="test_accuracy") -> pd.DataFrame:
-    """Effects of W (free, sign, reversal) x STP (no, yes) over the six cells `design`.
-
-    Each effect is a contrast of the six values of one seed, so that its interval needs no
-    assumption but that seeds are independent. Main effects average over the other factor; an
-    interaction says by how much STP changes an effect of W. Main effects and interactions are two
-    families.
-
-    Returns
-    -------
-    DataFrame
-        As `contrasts`, with columns effect and kind ("main", "interaction"); n counts the seeds
-        that ran all six cells.
-    """
-    groups = [
-        (group, wide.reindex(columns=list(cells.DESIGN)).dropna())
-        for group, wide in _wide(frame, _names(by), "cell", value)
-    ]
-    tables = []
-    for kind, weights in design_weights().items():
-        samples = [
-            ({**group, "kind": kind, "effect": name}, (wide @ weights)[name])
-            for group, wide in groups
-            for name in weights
-        ]
-        tables.append(_tests(samples))
-    return pd.concat(tables, ignore_index=True)
-
-
-def trend(frame, on=("input_length", "overlap"), by="cell", value="test_accuracy") -> pd.DataFrame:
-    """Linear trend with the window, a slope per seed and then an interval over seeds.
-
-    Per seed, by least squares: value = a + b log2(input_length) + c overlap, with overlap = 1 -
-    stride / input_length; ``b`` is per doubling of the input length, ``c`` from no overlap (0) to
-    full (1). Both also change the sequence length, which is not told apart.
-
-    Parameters
-    ----------
-    on : tuple of {"input_length", "overlap"}
-        Predictors. Give one alone for windows of one convention, in which they cannot be told
-        apart.
-
-    Returns
-    -------
-    DataFrame
-        As `contrasts`, with a column trend; n counts the seeds that ran all windows of the group.
-
-    Raises
-    ------
-    ValueError
-        The windows of a group do not vary enough to tell the trends apart.
-    """
-    by, on = _names(by), _names(on)
-    frame = frame.assign(shape=list(zip(frame["input_length"], frame["stride"], strict=True)))
-    samples = []
-    for group, wide in _wide(frame, by, "shape", value):
-        length, stride = np.array(list(wide.columns), dtype=float).T
-        design = _window_design(length, stride, on)
-        slopes = np.linalg.lstsq(design, wide.dropna().to_numpy().T, rcond=None)[0][1:]
-        samples += [
-            ({**group, "trend": name}, slope) for name, slope in zip(on, slopes, strict=True)
-        ]
-    return _tests(samples)
+# --- training
 
 
 def last_epoch_slope(
@@ -708,28 +586,6 @@ def last_epoch_slope(
     return groups[["epoch", value]].apply(slope).rename("slope").reset_index()
 
 
-def _tests(samples):
-    """Frame of intervals, effects and paired t-tests: one row per (labels, one value per seed),
-    corrected as one family.
-    """
-    rows = []
-    for labels, sample in samples:
-        values = np.sort(np.asarray(sample, float))  # as in `interval`
-        n, row = len(values), dict.fromkeys(("hedges_g", "t", "p"), np.nan)
-        if n > 1 and np.ptp(values) > RESOLUTION:
-            row["t"], row["p"] = stats.ttest_1samp(values, 0)
-            if n > 2:
-                log_ratio = special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2)
-                small = np.exp(log_ratio) / np.sqrt((n - 1) / 2)  # Hedges 1981, exact
-                row["hedges_g"] = small * values.mean() / values.std(ddof=1)
-        rows.append({**labels, "n": n, **interval(values)._asdict(), **row, "p_holm": np.nan})
-    table = pd.DataFrame(rows)
-    tested = table["p"].notna()
-    if tested.any():
-        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
-    return table
-
-
 def _names(columns):
     return [columns] if isinstance(columns, str) else list(columns)
 
@@ -748,16 +604,6 @@ def _check(frame, columns, value):
             f"Several runs share {where}, so they are no replicates; group by, or select, the "
             "column that tells them apart."
         )
-
-
-def _wide(frame, by, factor, value):
-    """For every group: its labels, and a table seed x level of the factor."""
-    _check(frame, [*by, factor], value)
-    groups = frame.groupby(by, sort=False, dropna=False, observed=True) if by else [((), frame)]
-    return [
-        (dict(zip(by, key, strict=True)), part.pivot(index="seed", columns=factor, values=value))
-        for key, part in groups
-    ]
 
 
 # --- recorded variables

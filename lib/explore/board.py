@@ -5,6 +5,7 @@ windows, and the recording of a run.
 import html
 
 import ipywidgets
+import pandas as pd
 
 from lib import windows
 from lib.datasets import is_demonstration
@@ -13,7 +14,7 @@ from lib.explore.recording import TraceExplorer
 from lib.explore.results import RunsExplorer, curves, heat, results
 from lib.explore.view import View
 from lib.explore.widgets import TEXT, row
-from lib.figures import plots, select
+from lib.figures import plots
 
 # what is chosen -> the metric over training, and that of the results
 METRICS = {
@@ -108,28 +109,26 @@ def headline(cache, task, window, looks):
             "behind."
         )
     pair = {look.name: group for group, look in looks.items()}
-    if {"cb", "dale_cb"} <= set(pair) and runs["seed"].nunique() > 1:
-        said.append(_difference(runs, pair["dale_cb"], pair["cb"]))
+    if {"cb", "dale_cb"} <= set(pair):
+        own = runs[runs["group"].isin([pair["dale_cb"], pair["cb"]])]
+        predictions = cache.store.predictions_of(own["key"])
+        said.append(_difference(own, pair["cb"], predictions))
     return " ".join(said)
 
 
 def _result(found):
-    interval = f" [{found['low']:.1f}, {found['high']:.1f}]" if found["n"] > 1 else ""
+    interval = f" [{found['low']:.1f}, {found['high']:.1f}]" if pd.notna(found["low"]) else ""
     return f"{found['group']} ({found['mean']:.1f} %{interval})"
 
 
-def _difference(runs, group, baseline):
-    """A sentence on the paired difference of two groups."""
-    pairs = select.differences(runs[runs["group"].isin([group, baseline])], baseline)
-    found = plots.summary(pairs, "test_accuracy").iloc[0]
-    apart = found["low"] > 0 or found["high"] < 0
+def _difference(runs, baseline, predictions):
+    """A sentence on the difference of two groups, over seeds and test images."""
+    found = plots.difference_summary(runs, baseline, predictions=predictions).iloc[0]
     side = "above" if found["mean"] > 0 else "below"
-    low, high = sorted(abs(found[["low", "high"]])) if apart else found[["low", "high"]]
-    verdict = "" if apart else ", which the seeds do not tell from none"
-    return (
-        f"{group} lies {abs(found['mean']):.1f} points [{low:.1f}, {high:.1f}] {side} {baseline}, "
-        f"seed by seed{verdict}."
-    )
+    said = f"{found['group']} lies {abs(found['mean']):.1f} points {side} {baseline}"
+    if pd.isna(found["low"]):
+        return f"{said}; fewer than three seeds say no more."
+    return f"{said} (difference {found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}])."
 
 
 def _large(text):

@@ -17,7 +17,7 @@ from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run, slots
 from lib.explore.widgets import assign, dropdown, offer, row, say
 from lib.figures import plots, select
-from lib.runs import sweep
+from lib.runs import linear, sweep
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
 
@@ -89,6 +89,13 @@ class Cache:
             self._kept |= {(*place, group): part for group, part in made.groupby("group")}
         parts = [self._kept[(*place, group)] for group in groups if group in held]
         return pd.concat(parts) if parts else plots.summary(frame.iloc[:0], metric, by)
+
+    def linear(self, task):
+        """Percent that a linear softmax on the pixels reaches; None where it is not stored."""
+        found = self.keep(
+            ("linear", task), lambda: linear.stored(self.tasks[task][0], self.store.root)
+        )
+        return found and 100 * found.accuracy
 
     def keep(self, what, make):
         """What ``make()`` gave the first time."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from lib import analysis
 from lib.explore.explorer import Explorer, placed
 from lib.explore.view import Axis, Band, Bars, Heat, Line, Panel, Points, Rule, View, plain
 from lib.explore.widgets import Checks, dropdown, offer, row
@@ -57,6 +58,8 @@ def curves(cache, task, window, metric, looks, front):
     ]
     if shown.accuracy:
         marks.append(Rule(plots.chance(frame), "y", "chance"))
+        if cache.linear(task) is not None:
+            marks.append(Rule(cache.linear(task), "y", "linear on pixels"))
     low, high = frame[metric].min() * shown.factor, frame[metric].max() * shown.factor
     if shown.accuracy:
         low = min(low, plots.chance(frame))
@@ -75,7 +78,7 @@ def _curve(group, look, front, part, seeds, metric):
     if not front:
         return [Line(x, mean, style.CONTEXT, group, look.stp, 1.2, hover=group)]
     marks = []
-    if part["n"].max() >= plots.BAND_FROM:
+    if part["n"].max() >= analysis.FEWEST:
         marks.append(Band(x, part["low"].to_numpy(), part["high"].to_numpy(), look.colour, group))
     if part["n"].max() > 1:
         keys = seeds["key"].to_numpy()
@@ -111,8 +114,8 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     shown = style.METRICS[metric]
     title = shown.axis
     if kind == "paired differences":
+        table = plots.difference_summary(frame, baseline, metric)
         frame = select.differences(frame, baseline, metric)
-        table = plots.summary(frame, metric)
         title = f"Difference from {baseline} ({shown.points})"
     else:
         table = cache.summary(("runs", task, window), frame, metric, ("group",), looks)
@@ -139,13 +142,15 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     marks += [
         Line([row.low, row.high], [at, at], colour, width=1.6)
         for at, row, colour in zip(y, table.itertuples(), ink, strict=True)
-        if row.n > 1
+        if row.n >= analysis.FEWEST
     ]
     marks.append(seeds)
     if kind == "paired differences":
         marks.append(Rule(0, "x"))
     elif shown.accuracy and kind == "bars":
         marks.append(Rule(plots.chance(frame), "x", "chance"))
+        if cache.linear(task) is not None:
+            marks.append(Rule(cache.linear(task), "x", "linear on pixels"))
     reach = _reach(table, seeds.x, 0 if kind == "bars" else None)
     y = Axis(range=(-0.7, len(rows) - 0.3), ticks=(y, list(rows)), grid=False)
     zoom = f"{task} {window} {metric} {kind}"
@@ -173,11 +178,8 @@ def _seeds(frame, rows, looks, front, metric):
 
 
 def _reach(table, seeds, start):
-    """Range of the axis: means, seeds and intervals; beside more seeds the interval of two, 13
-    standard errors to either side, may leave it.
-    """
-    bounded = table[(table["n"] > 2) | (table["n"].max() < 3)]
-    values = np.concatenate([seeds, table["mean"], bounded["low"], bounded["high"]])
+    """Range of the axis: means, seeds and intervals."""
+    values = np.concatenate([seeds, table["mean"], table["low"], table["high"]])
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.04 * (high - (low if start is None else start)) or 1
     return (low - margin if start is None else start), high + margin

@@ -146,12 +146,6 @@ def bracket(low, high, decimals=1) -> str:
     return f"[{low:.{decimals}f}, {high:.{decimals}f}]".replace("-", "−")
 
 
-def p_value(value) -> str:
-    """A p value, never shown as 0."""
-    shown = number(value, 3)
-    return "<0.001" if shown == "0.000" else shown
-
-
 # ---- figures
 
 
@@ -329,8 +323,6 @@ def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """A table's numbers as text: mean and interval in one column, decimals by `DECIMALS`, a dash
     where nothing was run.
-
-    Columns whose name starts with "p (" hold p values.
     """
     shown = {}
     ends = {f"{column} {end}" for column in frame for end in ("low", "high")}
@@ -339,8 +331,6 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         decimals = DECIMALS.get(column, 1)
         if not pd.api.types.is_numeric_dtype(values):
             texts = values.astype(str)
-        elif str(column).startswith("p ("):
-            texts = values.map(p_value)
         else:
             texts = values.map(lambda value, d=decimals: number(value, d))
         if f"{column} low" in frame:

@@ -22,23 +22,21 @@ from lib import analysis, cells, paths
 from lib.figures import export, plots, select, style
 from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
 
-OVER_SEEDS = "bars: 95 % intervals over seeds; dots: seeds"
 # Column of a table -> its part of a command's name, where a text quotes it.
 QUOTED = {
     "Cell": "Cell",
     "Pair": "Pair",
     "Effect": "Effect",
     "Accuracy (%)": "Accuracy",
+    "Above linear": "AboveLinear",
     "Difference": "Difference",
     "n": "Seeds",
-    "p (Holm)": "P",
-    "Says": "Says",
 }
 # Table -> what of its rows becomes a command of LaTeX.
 COMMANDS = {
     "summary": ("Accuracy", "AccuracyInterval"),
-    "contrasts": ("Difference", "DifferenceInterval", "P"),
-    "effects": ("Difference", "DifferenceInterval", "P"),
+    "contrasts": ("Difference", "DifferenceInterval"),
+    "effects": ("Difference", "DifferenceInterval"),
 }
 CONFIGURATION = (
     "dataset permuted last_rows data_seed window scan cell hidden_size initialisation options "
@@ -85,9 +83,7 @@ class Table(NamedTuple):
         return export.markdown(self.frame, self.caption, self.best)
 
     def quoted(self) -> dict[str, dict[str, str]]:
-        """Name of a row -> what a text quotes of it: ``Difference``, ``DifferenceInterval``, ``P``
-        and, as a sentence has it, ``p``, ...
-        """
+        """Name of a row -> what a text quotes of it: ``Difference``, ``DifferenceInterval``, ..."""
         return {
             name: _quoted(row)
             for name, row in zip(self.names, self.frame.to_dict("records"), strict=True)
@@ -102,15 +98,11 @@ def _quoted(row):
             continue
         if isinstance(value, str):
             found[name] = value
-        elif name == "P":
-            found[name] = export.p_value(value)
-            small = found[name].startswith("<")
-            found["p"] = f"p {found[name][0]} {found[name][1:]}" if small else f"p = {found[name]}"
         else:
             found[name] = export.number(value, export.DECIMALS.get(column, 1))
         if f"{column} low" in row:
             interval = export.bracket(row[f"{column} low"], row[f"{column} high"])
-            found[f"{name}Interval"] = interval or "(one seed, no interval)"
+            found[f"{name}Interval"] = interval or "(fewer than three seeds, no interval)"
     return found
 
 
@@ -123,14 +115,17 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     window = main_window(every)
     main = every[every["window"] == window]
     wide = every[every.groupby("cell")["window"].transform("nunique") > 1]
-    found = [*_of_one_window(main, frames.curves)]
+    found = [*_of_one_window(main, frames)]
+    bars = f"bars: {_intervals(frames)}; dots: seeds"
+    families = f"bars: simultaneous {_intervals(frames)}; dots: seeds"
+    evidence = {"predictions": frames.predictions}
     left_out = []
     high = _height(0.45, main)
     paired = baseline in set(main["cell"]) and main["cell"].nunique() > 1
     name = style.look(baseline).label
     if paired:
-        lead = f"Differences from {name}, paired by seed; {OVER_SEEDS}."
-        draw = _call(plots.paired_differences, main, baseline)
+        lead = f"Differences of test accuracy from {name}; {families}."
+        draw = _call(plots.paired_differences, main, baseline, **evidence)
         found.append(Figure("paired_differences", "column", high, lead, main, draw))
     else:
         left_out.append(
@@ -143,10 +138,10 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     if wide["input_length"].nunique() > 1:
         lead = (
             "Test accuracy against input length, one line a stride convention; "
-            "bars: 95 % intervals over seeds."
+            f"bars: {_intervals(frames)}."
         )
         rows = -(-wide["group"].nunique() // 5)
-        draw = _call(plots.accuracy_vs_input_length, wide)
+        draw = _call(plots.accuracy_vs_input_length, wide, **evidence)
         height = max(1.7, 0.65 + 0.5 * rows)
         found.append(Figure("input_length", "text", height, lead, wide, draw))
     else:
@@ -154,8 +149,8 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     design = main[main["cell"].isin(cells.DESIGN)]
     lacking = [cell for cell in cells.DESIGN if cell not in set(main["cell"])]
     if not lacking:
-        lead = f"How W is made and short-term plasticity (STP); {OVER_SEEDS}."
-        draw = _call(plots.effects, design)
+        lead = f"How W is made and short-term plasticity (STP); {bars}."
+        draw = _call(plots.effects, design, **evidence)
         found.append(Figure("effects", "column", 1.7, lead, design, draw))
     else:
         left_out.append(
@@ -164,7 +159,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
         )
     found += _of_gates(main, frames.history)
     kinds = variants(frames.runs)
-    found += [_of_variants(kind, *varied) for kind, varied in kinds.items()]
+    found += [_of_variants(kind, *varied, families, evidence) for kind, varied in kinds.items()]
     if not kinds:
         left_out.append("controls: needs runs that differ from the comparison in one thing")
     rates = select.scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
@@ -179,6 +174,11 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     return found, left_out
 
 
+def _intervals(frames):
+    over = "seeds" if frames.predictions is None else "seeds and test images"
+    return f"95 % intervals over {over}"
+
+
 def _call(draw, *arguments, **options):
     return lambda: draw(*arguments, **options)
 
@@ -188,18 +188,27 @@ def _height(edge, runs):
     return edge + 0.14 * runs["group"].nunique()
 
 
-def _of_one_window(main, curves):
+def _of_one_window(main, frames):
     high = _height(0.45, main)
     lead = (
         "Learning curves. Mean over seeds, 95 % interval as a band, seeds as thin lines; "
-        "in grey the cells of the other panels."
+        "in grey the cells of the other panels"
     )
-    draw = _call(plots.learning_curves, curves[curves["key"].isin(main["key"])])
+    found = frames.linear.get(main["dataset"].iat[0])
+    linear = found and found.accuracy
+    lead += "." if linear is None else "; dashed: a linear softmax on the pixels, test set."
+    shown = frames.curves[frames.curves["key"].isin(main["key"])]
+    draw = _call(plots.learning_curves, shown, linear=linear)
     yield Figure("learning_curves", "text", 2.2, lead, main, draw)
-    lead = f"Test accuracy; {OVER_SEEDS}; dashed: chance."
-    yield Figure("accuracy_bars", "column", high, lead, main, _call(plots.bars, main))
-    lead = f"Test accuracy, best first; {OVER_SEEDS}; the axis does not start at 0."
-    yield Figure("accuracy_dots", "column", high, lead, main, _call(plots.dot_and_interval, main))
+    evidence = {"predictions": frames.predictions}
+    bars = f"bars: {_intervals(frames)}; dots: seeds"
+    floor = "chance" if linear is None else "chance, and a linear softmax on the pixels"
+    lead = f"Test accuracy; lines on {bars}; dashed: {floor}."
+    draw = _call(plots.bars, main, linear=linear, **evidence)
+    yield Figure("accuracy_bars", "column", high, lead, main, draw)
+    lead = f"Test accuracy, best first; {bars}; the axis does not start at 0."
+    draw = _call(plots.dot_and_interval, main, **evidence)
+    yield Figure("accuracy_dots", "column", high, lead, main, draw)
 
 
 def _of_windows(wide, baseline):
@@ -208,7 +217,7 @@ def _of_windows(wide, baseline):
     yield Figure("accuracy_heatmap", "column", high, lead, wide, _call(plots.heatmap, wide))
     if baseline and {baseline} < set(wide["cell"]):
         name = style.look(baseline).label
-        lead = f"Mean differences of test accuracy from {name}, paired by seed, for every window."
+        lead = f"Mean differences of test accuracy from {name} for every window."
         draw = _call(plots.heatmap, wide, baseline=baseline)
         yield Figure("difference_heatmap", "column", high, lead, wide, draw)
 
@@ -226,11 +235,14 @@ def _of_gates(main, history):
         yield Figure("gate_saturation", "column", 1.45, lead, gated, draw)
 
 
-def _of_variants(kind, runs, plain):
+def _of_variants(kind, runs, plain, intervals, evidence):
     title, compared_with = VARIANTS[kind]
-    lead = f"{title}: difference from {compared_with}, paired by seed; {OVER_SEEDS}."
+    counts = runs[runs["group"] != runs["group"].map(plain)].groupby("group")["seed"].nunique()
+    if counts.max() < analysis.FEWEST:
+        intervals = "dots: seeds, too few for a 95 % interval"
+    lead = f"{title}: difference from {compared_with}; {intervals}."
     height = 0.5 + 0.14 * (len(plain) - len(set(plain.values())))
-    draw = _call(plots.paired_differences, runs, plain)
+    draw = _call(plots.paired_differences, runs, plain, **evidence)
     return Figure(kind, "column", height, lead, runs, draw)
 
 
@@ -238,44 +250,44 @@ def _of_variants(kind, runs, plain):
 
 
 def tables(frames: Frames) -> list[Table]:
-    """Every table that the runs allow; ``names`` are what texts call its rows."""
+    """Every table that the runs allow; ``names`` are what texts call its rows.
+
+    Differences, effects and slopes are one family a table (main effects and interactions, and each
+    trend, are their own), whose intervals hold together; what rests on one or two seeds is in none.
+    """
     every = comparison(frames.runs)
     main = every[every["window"] == main_window(every)]
-    lead = (
-        "Test accuracy (mean and 95 % interval), trainable parameters "
-        "and median time of a training step."
-    )
+    over = _intervals(frames)
+    linear = frames.linear.get(main["dataset"].iat[0])
+    lead = f"Test accuracy (mean; {over}), "
+    lead += "how far above a linear softmax on the pixels, " if linear else ""
+    lead += "trainable parameters and median time of a training step."
     names = tuple(main["cell"].unique())
-    found = [Table("summary", summary_table(main), lead, main, names, ("Accuracy (%)",))]
+    summary = summary_table(main, frames.predictions, linear)
+    found = [Table("summary", summary, lead, main, names, ("Accuracy (%)",))]
     if every["window"].nunique() > 1:
-        found.append(_windows_table(every))
-    contrasts = analysis.contrasts(main).query("n > 0")
-    if len(contrasts):
-        found.append(_contrasts_table(main, contrasts))
-    effects = analysis.two_way(main)
-    if effects["n"].max() > 0:
-        lead = (
-            "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy "
-            "(percentage points), within seeds; Holm."
-        )
-        frame = _tested("Effect", effects["effect"], effects)
-        design = main[main["cell"].isin(cells.DESIGN)]
-        found.append(Table("effects", frame, lead, design, tuple(effects["effect"])))
-    slopes = _slopes(frames, every, main)
-    if slopes is not None:
-        found.append(slopes)
+        found.append(_windows_table(every, frames))
+    made = (_contrasts_table(main, frames), _effects_table(main, frames), _slopes(frames, every))
+    found += [table for table in made if table is not None]
     kinds = variants(frames.runs)
-    return found + [_variants_table(kind, *varied) for kind, varied in kinds.items()]
+    return found + [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
 
 
-def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell: test accuracy in percent with interval, n, trainable parameters, time of a
-    training step.
+def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataFrame:
+    """One row a cell: test accuracy in percent with interval (`plots.summary`), points above the
+    ``linear`` reference of the same images, n, trainable parameters, time of a training step.
     """
     runs = select.grouped(runs)
-    table = plots.summary(runs)
+    table = plots.summary(runs, predictions=predictions)
     other = runs.groupby("group")[["parameters", "ms_per_step"]].median().loc[table["group"]]
     shown = _interval("Cell", table["group"], "Accuracy (%)", table)
+    if linear is not None and predictions is not None:
+        answers = plots.answers(runs, "test_accuracy", ["group"], predictions)
+        reference = linear.predictions.set_index("image")
+        right = (reference["label"] == reference["prediction"]).astype(float)
+        above = analysis.accuracies(answers - right.reindex(answers.columns))
+        own = _interval("Cell", table["group"], "Above linear", above, 100)
+        shown = shown.join(own.drop(columns="Cell"))
     shown["n"] = table["n"].to_numpy()
     shown["Parameters"] = other["parameters"].to_numpy()
     shown["ms/step"] = other["ms_per_step"].to_numpy()
@@ -292,34 +304,23 @@ def _interval(key, names, title, table, factor=1):
     return shown
 
 
-def _tested(key, names, table):
-    """Differences in percentage points with interval, n, Holm-corrected p and what it allows to
-    say.
-    """
+def _differences(key, names, table):
+    """Differences in percentage points with interval and n."""
     shown = _interval(key, names, "Difference", table, 100)
     shown["n"] = table["n"].to_numpy()
-    shown["p (Holm)"] = table["p_holm"].to_numpy()
-    shown["Says"] = [_says(row.n, row.p_holm, row.mean) for row in table.itertuples()]
     return shown
 
 
-def _says(n, p, mean):
-    if n < 2:
-        return "one seed"
-    if not p < 0.05:
-        return "not told apart"
-    return "higher" if mean > 0 else "lower"
-
-
-def _windows_table(every):
-    table = plots.summary(every, by=("group", "window"))
+def _windows_table(every, frames):
+    table = plots.summary(every, by=("group", "window"), predictions=frames.predictions)
     shown = pd.DataFrame({"Cell": every["group"].unique()})
     shapes = _windows(every)
     for shape in shapes:
         part = table[table["window"] == shape].set_index("group").reindex(shown["Cell"])
         shown = shown.join(_interval("Cell", shown["Cell"], shape, part).drop(columns="Cell"))
     lead = (
-        "Test accuracy (%) of every window, mean and 95 % interval; bold: the best of each window."
+        f"Test accuracy (%) of every window (mean; {_intervals(frames)}); "
+        "bold: the best of each window."
     )
     names = tuple(every["cell"].unique())
     return Table("windows", shown, lead, every, names, tuple(shapes), True)
@@ -329,31 +330,56 @@ def _windows(runs):
     return list(runs.sort_values(["input_length", "stride"])["window"].unique())
 
 
-def _contrasts_table(main, contrasts):
+def _contrasts_table(main, frames):
     labels = main.groupby("cell")["group"].first()
-    members = zip(contrasts["cell"], contrasts["reference"], strict=True)
-    pairs = [f"{labels[cell]} − {labels[reference]}" for cell, reference in members]
+    ran = set(labels.index)
+    planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
+    if not planned:
+        return None
+    answers = plots.answers(main, "test_accuracy", ["cell"], frames.predictions)
+    table = analysis.comparisons(answers, [(item.cell, item.reference) for item in planned])
+    told = table["low"].notna()
+    if not told.any():
+        return None
+    planned = [item for item, kept in zip(planned, told, strict=True) if kept]
+    pairs = [f"{labels[item.cell]} − {labels[item.reference]}" for item in planned]
     lead = (
-        "Planned contrasts of test accuracy (percentage points), paired by seed; "
-        "p corrected by Holm over these contrasts."
+        "Planned contrasts of test accuracy (percentage points; "
+        f"simultaneous {_intervals(frames)})."
     )
-    frame = _tested("Pair", pairs, contrasts)
-    return Table("contrasts", frame, lead, main, tuple(contrasts["contrast"]))
+    frame = _differences("Pair", pairs, table[told])
+    return Table("contrasts", frame, lead, main, tuple(item.name for item in planned))
 
 
-def _slopes(frames, every, main):
+def _effects_table(main, frames):
+    design = main[main["cell"].isin(cells.DESIGN)]
+    if design["cell"].nunique() < len(cells.DESIGN):
+        return None
+    answers = plots.answers(design, "test_accuracy", ["cell"], frames.predictions)
+    families = analysis.design_weights().values()
+    table = pd.concat([analysis.effects(answers, weights) for weights in families])
+    if table["low"].isna().any():
+        return None
+    lead = (
+        "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy "
+        f"(percentage points; simultaneous {_intervals(frames)})."
+    )
+    frame = _differences("Effect", table.index, table)
+    return Table("effects", frame, lead, design, tuple(table.index))
+
+
+def _slopes(frames, every):
     """One row a cell: its trends with the window, where windows tell them apart, and the slope of
     its last epoch; None where there is neither.
     """
     shown = pd.DataFrame({"Cell": every["group"].unique()})
     cell = shown["Cell"].map(every.groupby("group")["cell"].first())
-    trends = _trends(every)
-    for trend, title in (("input_length", "Length"), ("overlap", "Overlap")):
-        if trends is not None:
-            part = trends[trends["trend"] == trend].set_index("cell").reindex(cell)
-            own = _interval("Cell", shown["Cell"], title, part, 100).drop(columns="Cell")
-            shown = shown.join(own)
-            shown[f"p ({title})"] = part["p_holm"].to_numpy()
+    trends = _trends(every, frames.predictions)
+    for trend, table in trends.items():
+        title = {"input_length": "Length", "overlap": "Overlap"}[trend]
+        own = _interval("Cell", shown["Cell"], title, table.reindex(cell), 100)
+        shown = shown.join(own.drop(columns="Cell"))
+    main = every[every["window"] == main_window(every)]
     curves = frames.curves.merge(main[["key", "group"]], on="key")
     if len(curves):
         last = analysis.last_epoch_slope(curves, ["group", "seed"])
@@ -365,40 +391,49 @@ def _slopes(frames, every, main):
     if shown.shape[1] == 1:
         return None
     lead = "Slopes (points): "
-    if trends is not None:
-        lead += "test accuracy per doubling of length and per overlap (by seed; Holm); "
-    lead += "validation accuracy in the last epoch."
+    if trends:
+        lead += (
+            "test accuracy per doubling of length and per overlap "
+            f"(simultaneous {_intervals(frames)}); "
+        )
+    lead += "validation accuracy in the last epoch, over seeds."
     names = tuple(every["cell"].unique())
-    return Table("slopes", shown, lead, every, names, wide=trends is not None)
+    return Table("slopes", shown, lead, every, names, wide=bool(trends))
 
 
-def _trends(every):
-    """`analysis.trend` of the cells that ran all windows; None where the windows do not tell length
-    and overlap apart.
+def _trends(every, predictions):
+    """Trend -> its slopes of the cells that ran all windows; empty where the windows do not tell
+    length and overlap apart.
     """
     counts = every.groupby("cell")["window"].transform("nunique")
     complete = every[counts == every["window"].nunique()]
     conventions = {len(names.split(", ")) for names in complete["convention"]}
-    if conventions >= {1, 2} and complete["input_length"].nunique() > 1:
-        return analysis.trend(complete)
-    return None
+    if not conventions >= {1, 2} or complete["input_length"].nunique() == 1:
+        return {}
+    by = ["cell", "input_length", "stride"]
+    answers = plots.answers(complete, "test_accuracy", by, predictions)
+    weights = analysis.window_weights(answers.index.droplevel("seed").unique())
+    return {trend: analysis.effects(answers, each) for trend, each in weights.items()}
 
 
-def _variants_table(kind, runs, plain):
-    pairs = [(group, plain[group]) for group in runs["group"].unique() if plain[group] != group]
-    table = analysis.contrasts(runs, pairs, factor="group")
-    shown = summary_table(runs).set_index("Cell").loc[table["group"]].reset_index()
-    shown = shown.drop(columns=["ms/step", "n"])
+def _variants_table(kind, runs, plain, frames):
+    table = plots.difference_summary(runs, plain, predictions=frames.predictions)
+    title, compared_with = VARIANTS[kind]
+    lead = f"{title}: test accuracy, and its difference (percentage points) from {compared_with}"
+    told = table["low"].notna()
+    if told.any():
+        table = table[told]
+        lead += f"; {_intervals(frames)}, of the differences simultaneous."
+    else:
+        lead += "; one or two seeds give no 95 % interval."
+    shown = summary_table(runs, frames.predictions).set_index("Cell").loc[table["group"]]
+    shown = shown.reset_index().drop(columns=["ms/step", "n"])
     if kind == "epochs":  # the best one says whether all of the training was of use
         best = runs.groupby("group")["best_epoch"].median()
         shown = shown.drop(columns="Parameters")
         shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
-    shown = shown.join(_tested("Cell", table["group"], table).drop(columns="Cell"))
-    title, compared_with = VARIANTS[kind]
-    lead = (
-        f"{title}: test accuracy, and its difference (percentage points) from {compared_with}, "
-        "by seed; Holm."
-    )
+    for column, end in (("mean", ""), ("low", " low"), ("high", " high"), ("n", None)):
+        shown["n" if end is None else f"Difference{end}"] = table[column].to_numpy()
     return Table(kind, shown, lead, runs, tuple(table["group"]), wide=True)
 
 
@@ -408,7 +443,7 @@ def _variants_table(kind, runs, plain):
 def numbers(frames: Frames) -> dict[str, str]:
     """Every number that is a command of LaTeX, by its name: what was run (``Runs``, ``Epochs``,
     ...), the best and the worst cell, each cell at the main window (``CbAccuracy``), planned
-    contrasts and effects (``GateDifference``), and how many rows of a table say what.
+    contrasts and effects (``GateDifference``), and the ends of tables (``LengthHighest``).
     """
     every = comparison(frames.runs)
     main = every[every["window"] == main_window(every)]
@@ -426,56 +461,46 @@ def numbers(frames: Frames) -> dict[str, str]:
         found |= {f"{place}{column}": row[column] for column in columns}
     for kind in VARIANTS:
         if kind in made:
-            found |= _counts(kind, made[kind].frame)
+            found |= _ends(kind.capitalize(), made[kind].frame, "Difference")
     if "slopes" in made:
-        found |= _slope_counts(made["slopes"].frame)
+        for title in ("Length", "Overlap", "Last epoch"):
+            if title in made["slopes"].frame:
+                stem = title.title().replace(" ", "")
+                found |= _ends(stem, made["slopes"].frame, title)
     kinds = variants(frames.runs)
     if "controls" in kinds:
         found |= _best_change(kinds["controls"], made["controls"], "dale_cb")
     if "epochs" in kinds:
         found |= _longer(*kinds["epochs"])
+    linear = frames.linear.get(main["dataset"].iat[0])
+    if linear is not None:
+        found["Linear"] = export.number(100 * linear.accuracy)
+        found["LinearInterval"] = export.bracket(100 * linear.low, 100 * linear.high)
     return found | _diverged(frames.runs) | _spread(main) | _run(frames.runs, every, main)
 
 
-def _counts(kind, frame):
-    """How many differences of a table are higher and lower, or, of longer training, above 0."""
-    found = {"Rows": len(frame)}
-    if kind == "epochs":
-        found["Up"] = (frame["Difference"] > 0).sum()
-    else:
-        found["Higher"] = (frame["Says"] == "higher").sum()
-        found["Lower"] = (frame["Says"] == "lower").sum()
-    return {f"{kind.capitalize()}{name}": str(count) for name, count in found.items()}
-
-
-def _slope_counts(frame):
+def _ends(stem, frame, column):
+    """The lowest and the highest value of a column with intervals, and whose they are."""
+    decimals = export.DECIMALS.get(column, 1)
     found = {}
-    for title in ("Length", "Overlap"):
-        if title in frame:
-            sure = frame.loc[frame[f"p ({title})"] < 0.05, title]
-            found[f"{title}Up"] = str((sure > 0).sum())
-            found[f"{title}Down"] = str((sure < 0).sum())
-    if "Length" in frame:
-        found["LengthCells"] = str(frame["Length"].count())
-    if "Last epoch" in frame:
-        for name, value in (
-            ("Low", frame["Last epoch"].min()),
-            ("High", frame["Last epoch"].max()),
-        ):
-            found[f"LastEpoch{name}"] = export.number(value, export.DECIMALS["Last epoch"])
+    for end, row in (("Lowest", frame[column].idxmin()), ("Highest", frame[column].idxmax())):
+        row = frame.loc[row]
+        interval = export.bracket(row[f"{column} low"], row[f"{column} high"], decimals)
+        found[f"{stem}{end}"] = f"{export.number(row[column], decimals)} {interval}".rstrip()
+        found[f"{stem}{end}Cell"] = row["Cell"]
     return found
 
 
 def _best_change(varied, table, cell):
     """Of the changes to one cell the one with the highest mean difference."""
-    runs, plain = varied
+    runs, _ = varied
     groups = runs.loc[runs["cell"].map(style.kin) == cell, "group"].unique()
-    changed = [group for group in groups if plain[group] != group]
+    changed = [group for group in groups if group in table.names]
     if not changed:
         return {}
     differences = table.frame.set_index("Cell")["Difference"]
     row = table.quoted()[differences[changed].idxmax()]
-    columns = ("Cell", "Difference", "DifferenceInterval", "Says")
+    columns = ("Cell", "Difference", "DifferenceInterval")
     return {f"Fix{column}": row[column] for column in columns}
 
 

@@ -32,7 +32,6 @@ from lib.figures.select import (
 from lib.figures.style import METRICS, VARIABLES
 
 QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
-BAND_FROM = 3  # seeds; the interval of two, 13 standard errors to either side, would fill the panel
 DASHED = (0, (4, 3))
 READ = "#D55E00"  # the window that a step reads
 
@@ -40,16 +39,48 @@ READ = "#D55E00"  # the window that a step reads
 # ---- what a frame holds, in words and numbers
 
 
-def summary(frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",)) -> pd.DataFrame:
-    """`analysis.summarise` of the groups that have a value, in the shown unit, with their
-    ``cell``.
+def summary(
+    frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",), predictions=None
+) -> pd.DataFrame:
+    """Mean and own interval of the groups that have a value, in the shown unit, with their
+    ``cell``: over seeds and test images where ``predictions`` of the runs are given
+    (`analysis.accuracies`), else over seeds (`analysis.summarise`).
     """
-    table = analysis.summarise(frame, list(by), metric).query("n > 0")
+    if predictions is not None and metric == "test_accuracy":
+        table = analysis.accuracies(answers(frame, metric, by, predictions))
+    else:
+        table = analysis.summarise(frame, list(by), metric).query("n > 0")
     if not len(table):
         raise ValueError(
             f"No finished run has a value of {metric}; train some first, "
             "for example with: python -m lib compare."
         )
+    return _in_unit(table, frame, metric)
+
+
+def difference_summary(
+    frame: pd.DataFrame, baseline, metric: str = "test_accuracy", predictions=None
+) -> pd.DataFrame:
+    """Differences of the groups of one window from their ``baseline`` (`select.differences`), as
+    one family with simultaneous intervals (`analysis.comparisons`), in the shown unit.
+    """
+    others = differences(frame, baseline, metric)
+    pairs = list(dict.fromkeys(zip(others["group"], others["baseline"], strict=True)))
+    found = answers(frame, metric, ["group"], predictions)
+    return _in_unit(analysis.comparisons(found, pairs), frame, metric)
+
+
+def answers(frame, metric, by, predictions):
+    """What the statistics need: right or wrong on every image, or one value a seed where there are
+    no ``predictions`` of the runs or the metric is another.
+    """
+    if predictions is None or metric != "test_accuracy":
+        return analysis.of_seeds(frame, by, metric)
+    own = predictions[predictions["key"].isin(frame["key"])]
+    return analysis.correctness(frame, own, by)
+
+
+def _in_unit(table, frame, metric):
     scaled = table[["mean", "low", "high"]] * METRICS[metric].factor
     cell = table["group"].map(frame.drop_duplicates("group").set_index("group")["cell"])
     return table.assign(cell=cell, mean=scaled["mean"], low=scaled["low"], high=scaled["high"])
@@ -69,19 +100,17 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
     shapes = list(shapes.sort_values(["input_length", "stride"])["window"])
     counts = frame.groupby(["group", "window"])["seed"].nunique()
-    intervals = []
-    if counts.max() > 1 and counts.min() < analysis.BOOTSTRAP_FROM:
-        intervals.append("95 % Student t intervals")
-    if counts.max() >= analysis.BOOTSTRAP_FROM:
-        intervals.append("95 % bootstrap intervals")
     parts = [
         f"Data: {' and '.join(tasks)}",
         f"{_plural('window', len(shapes))} {', '.join(shapes)} pixels (input length/stride)",
         f"H = {ranged(frame['hidden_size'])}",
         f"{ranged(frame['epochs'])} {_plural('epoch', frame['epochs'].max())}",
         f"n = {ranged(counts)} {_plural('seed', counts.max())}",
-        " and ".join(intervals) or "no interval",
     ]
+    if counts.max() < analysis.FEWEST:
+        parts.append("no interval")
+    elif "95 %" not in lead:
+        parts.append("95 % intervals")
     policies = frame["initialisation"].unique()
     if len(policies) == 1 and policies[0] != CellSpec().initialisation:
         parts.append(f"initialisation {policies[0]}")
@@ -139,9 +168,11 @@ def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy
     return ax
 
 
-def learning_curves(frame: pd.DataFrame, fig=None, metric: str = "validation_accuracy"):
+def learning_curves(
+    frame: pd.DataFrame, fig=None, metric: str = "validation_accuracy", linear: float | None = None
+):
     """The paper figure: one panel a family of cells on one scale, each before the others in light
-    grey.
+    grey; dashed what a ``linear`` softmax on the pixels reaches (0..1).
     """
     frame = _of_one_window(frame)
     fig = fig or _figure()
@@ -152,6 +183,8 @@ def learning_curves(frame: pd.DataFrame, fig=None, metric: str = "validation_acc
         limits.append(_draw_curves(ax, frame, metric, groups))
         ax.set_title(family, loc="left")
         ax.set_xlabel("Training (epochs)")
+        if linear is not None:
+            _reference(ax, "y", 100 * linear, "linear on pixels" if ax is axes[0] else "")
     lows, highs = zip(*limits, strict=True)
     axes[0].set(ylabel=METRICS[metric].axis, ylim=(min(lows), max(highs)))
     _label_ends(axes)
@@ -169,13 +202,13 @@ def _draw_curves(ax, frame, metric, highlight):
             ax.plot(part["epoch"], part["mean"], color=style.CONTEXT, lw=0.8, zorder=1)
             continue
         seeds = part["n"].max()
-        if seeds < BAND_FROM:
+        if seeds < analysis.FEWEST:
             few[group] = seeds
         if seeds > 1:
             thin = {"color": own.colour, "lw": 0.4, "alpha": 0.45, "zorder": 2}
             for _, curve in frame[frame["group"] == group].groupby("seed"):
                 ax.plot(curve["epoch"], curve[metric] * factor, **thin)
-        if seeds >= BAND_FROM:
+        if seeds >= analysis.FEWEST:
             band = {"color": own.colour, "alpha": 0.18, "lw": 0, "zorder": 2}
             ax.fill_between(part["epoch"], part["low"], part["high"], **band)
         ax.plot(part["epoch"], part["mean"], color=own.colour, ls=own.line, zorder=3)
@@ -206,7 +239,7 @@ def _limits(table, seeds, metric):
     """Limits of an axis that holds all seeds and bands. No metric is negative and no share beyond
     100 %, though the interval of a skewed one may reach there.
     """
-    banded = table[table["n"] >= BAND_FROM]
+    banded = table[table["n"] >= analysis.FEWEST]
     bottom = max(np.nanmin([seeds.min(), banded["low"].min()]), 0)
     top = np.nanmax([seeds.max(), banded["high"].max()])
     if metric.share:
@@ -295,49 +328,77 @@ def parameters_over_training(frame: pd.DataFrame, fig=None, variables=None):
 # ---- summaries of finished runs
 
 
-def bars(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
-    """Bars from 0 with interval, seeds as dots, chance dashed; cells in the fixed order of their
-    families.
+def bars(
+    frame: pd.DataFrame,
+    ax=None,
+    metric: str = "test_accuracy",
+    predictions=None,
+    linear: float | None = None,
+):
+    """Bars from 0 with interval (`summary`), seeds as dots; dashed chance and what a ``linear``
+    softmax on the pixels reaches (0..1); cells in the fixed order of their families.
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    table = summary(frame, metric)
-    dot = {"ms": 2.8, "mfc": "white", "mec": style.INK, "mew": 0.5, "clip_on": False, "zorder": 5}
+    table = summary(frame, metric, predictions=predictions)
+    dot = {"ms": 2.2, "mfc": style.INK, "mec": "white", "mew": 0.3, "clip_on": False, "zorder": 5}
     for y, row, seeds in _rows(ax, table, frame, metric):
         own = style.look(row.cell)
         face = mpl.colors.to_rgba(own.colour, 0.55 if own.stp else 1)
         outline = {"edgecolor": own.colour, "hatch": own.hatch, "lw": 0.8}
         ax.barh(y, row.mean, 0.72, facecolor=face, **outline)
+        _interval_line(ax, y, row, "white", lw=2.6)  # seen on a dark bar
         _interval_line(ax, y, row, style.INK)
-        ax.plot(seeds, np.full(len(seeds), y), "o", **dot)
+        ax.plot(seeds, np.full(len(seeds), y - 0.25), "o", **dot)
     if METRICS[metric].accuracy:
-        by_chance = chance(frame)
-        ax.axvline(by_chance, color=style.INK, ls=DASHED, lw=0.8)
-        place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        ax.annotate("chance", (by_chance, 1), size=_small(), **place)
+        _reference(ax, "x", chance(frame), "chance")
+        if linear is not None:
+            _reference(ax, "x", 100 * linear, "linear on pixels")
     ax.set_xlabel(METRICS[metric].axis, loc="right")
     ax.set_xlim(0, None)
     return ax
 
 
-def dot_and_interval(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
-    """Mean and interval of each cell, best first; the axis does not start at 0."""
+def _reference(ax, axis, value, name):
+    """A dashed line across a panel at a value of its x or y axis, named above it."""
+    line = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
+    if axis == "x":
+        ax.axvline(value, **line)
+        place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        ax.annotate(name, (value, 1), size=_small(), **place)
+    else:
+        ax.axhline(value, **line)
+        place = {"xycoords": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        near = {"xytext": (0, 1), "textcoords": "offset points"}
+        ax.annotate(name, (0.98, value), size=_small(), **place, **near)
+
+
+def dot_and_interval(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", predictions=None):
+    """Mean and interval (`summary`) of each cell, best first; the axis does not start at 0."""
     frame = _of_one_window(frame)
     ax = ax or _axes()
     lowest_first = METRICS[metric].better == "lower"
-    table = summary(frame, metric).sort_values("mean", ascending=lowest_first, kind="stable")
+    table = summary(frame, metric, predictions=predictions)
+    table = table.sort_values("mean", ascending=lowest_first, kind="stable")
     _dots(ax, frame, table, metric)
     ax.set_xlabel(METRICS[metric].axis, loc="right")
     return ax
 
 
-def paired_differences(frame: pd.DataFrame, baseline="cb", ax=None, metric: str = "test_accuracy"):
-    """`select.differences`: mean and interval of the differences of runs that share a seed."""
-    frame = differences(_of_one_window(frame), baseline, metric)
+def paired_differences(
+    frame: pd.DataFrame,
+    baseline="cb",
+    ax=None,
+    metric: str = "test_accuracy",
+    predictions=None,
+):
+    """`difference_summary`; a dot is one seed less the baseline's mean."""
+    frame = _of_one_window(frame)
+    shown = differences(frame, baseline, metric)
     ax = ax or _axes()
-    _dots(ax, frame, summary(frame, metric), metric)
+    _dots(ax, shown, difference_summary(frame, baseline, metric, predictions), metric)
     ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
-    ax.set_xlabel(_difference_axis(frame, metric), loc="right")
+    ax.set_xlabel(_difference_axis(shown, metric), loc="right")
     return ax
 
 
@@ -397,7 +458,7 @@ def heatmap(
     """Cell x window with the numbers printed, columns grouped by stride convention (8/4 belongs to
     both).
 
-    With a ``baseline`` the paired differences from it, on a scale that diverges about zero.
+    With a ``baseline`` the differences from it, on a scale that diverges about zero.
     """
     frame = grouped(frame)
     ax = ax or _axes()
@@ -432,14 +493,16 @@ def heatmap(
     return ax
 
 
-def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, metric: str = "test_accuracy"):
+def accuracy_vs_input_length(
+    frame: pd.DataFrame, fig=None, metric: str = "test_accuracy", predictions=None
+):
     """One panel a cell, one line a stride convention: always 4 pixels (filled), half the input
     length (open); they share 8/4.
     """
     frame = grouped(frame)
     columns = window_columns(frame)
     titles = list(dict.fromkeys(title for title, _ in columns))
-    table = summary(frame, metric, ("group", "window", "input_length"))
+    table = summary(frame, metric, ("group", "window", "input_length"), predictions)
     groups = frame["group"].unique()
     fig = fig or _figure()
     axes = _grid(fig, len(groups), columns=5, sharex=True, sharey=True)
@@ -450,7 +513,7 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, metric: str = "test_
         lengths = sorted(frame["input_length"].unique())
         ax.set_xticks(lengths, [str(length) for length in lengths])
         ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)
-    if METRICS[metric].share:  # an interval of two seeds may reach below
+    if METRICS[metric].share:  # a wide interval may reach below
         axes[0].set_ylim(bottom=max(0, axes[0].get_ylim()[0]))
     keys = [
         mpl.lines.Line2D([], [], color=style.INK, marker="o", mfc=_fill(title, style.INK), lw=0.9)
@@ -495,13 +558,13 @@ PLACES = {
 }
 
 
-def effects(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy"):
+def effects(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", predictions=None):
     """The design W x STP: how W is made on the axis, without STP (solid) and with (dashed);
     parallel lines mean no interaction.
     """
     frame = _of_one_window(frame[frame["cell"].isin(cells.DESIGN)])
     ax = ax or _axes()
-    table = summary(frame, metric)
+    table = summary(frame, metric, predictions=predictions)
     if table["cell"].duplicated().any():
         raise ValueError(
             "The design shows one kind of run a cell, but the frame holds "
@@ -792,7 +855,9 @@ def _plain(name):
 
 def _difference_axis(frame, metric):
     """What the axis of `select.differences` says."""
-    return f"Difference from {frame['baseline'].iat[0]} ({METRICS[metric].points})"
+    names = frame["baseline"].unique()
+    name = names[0] if len(names) == 1 else "the plain cell"
+    return f"Difference from {name} ({METRICS[metric].points})"
 
 
 def _heights(table):
@@ -813,24 +878,17 @@ def _rows(ax, table, frame, metric):
     ]
 
 
-def _interval_line(ax, y, row, colour, beyond=False):
-    """The interval of one row; ``beyond``: the axis is not widened for it."""
-    if row.n < 2:
-        return
-    line = {"color": colour, "lw": 1.1, "solid_capstyle": "butt", "zorder": 3}
-    if beyond:
-        ax.add_artist(mpl.lines.Line2D([row.low, row.high], [y, y], **line))
-    else:
-        ax.plot([row.low, row.high], [y, y], **line)
+def _interval_line(ax, y, row, colour, lw=1.1):
+    """The interval of one row; NaN, where there is none, draws nothing."""
+    line = {"color": colour, "lw": lw, "solid_capstyle": "butt", "zorder": 3}
+    ax.plot([row.low, row.high], [y, y], **line)
 
 
 def _dots(ax, frame, table, metric):
-    """Mean with interval on one row a group, seeds as small dots below it; beside more seeds, an
-    interval of two may leave the axis: 13 standard errors would hide all others.
-    """
+    """Mean with interval on one row a group, seeds as small dots below it."""
     for y, row, seeds in _rows(ax, table, frame, metric):
         own = style.look(row.cell)
-        _interval_line(ax, y, row, own.colour, beyond=row.n == 2 < table["n"].max())
+        _interval_line(ax, y, row, own.colour)
         ax.plot(row.mean, y, own.marker, mfc=own.face, color=own.colour, ms=4.5, zorder=4)
         below = np.full(len(seeds), y - 0.3)
         ax.plot(seeds, below, "o", ms=1.8, color=own.colour, alpha=0.7, mew=0)

@@ -8,13 +8,16 @@ their order. *Variants* differ from them in something that their group's name sa
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
 
 from lib import windows
-from lib.config import CellSpec
+from lib.config import CellSpec, Task
 from lib.figures import style
+from lib.runs import linear
 
 # The window of figures that show one, where it was run: both stride conventions hold there.
 WINDOW = "8/4"
@@ -33,13 +36,16 @@ FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
 
 class Frames(NamedTuple):
     """Finished and diverged runs of a store with their curves and history; ``environments`` maps
-    keys to what each run was made with.
+    keys to what each run was made with, ``linear`` data sets to their `lib.runs.linear.Reference`,
+    where it is stored. Without ``predictions`` intervals are over seeds alone.
     """
 
     runs: pd.DataFrame
     curves: pd.DataFrame
     history: pd.DataFrame
     environments: dict
+    predictions: pd.DataFrame | None = None
+    linear: Mapping = MappingProxyType({})
 
 
 class Variants(NamedTuple):
@@ -59,16 +65,22 @@ VARIANTS = {
     "epochs": ("Longer training", "the same cell in the comparison"),
 }
 
+# Groups that were given more seeds because their first ones looked good, and those first seeds.
+EXTENDED = {"DaleCB, P_z free": (0, 1, 2), "STPDaleCB, P_z free": (0, 1, 2)}
+
 
 def collect(store, **filters) -> Frames:
     """`Frames` of the runs of a store; filters as in `Store.runs`."""
     runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
     same = {"key": list(runs["key"])}
+    references = {name: linear.stored(Task(name), store.root) for name in runs["dataset"].unique()}
     return Frames(
         runs,
         store.curves(**same),
         store.history(**same),
         {key: store.environment(key) for key in same["key"]},
+        store.predictions_of(runs["key"]),
+        {name: found for name, found in references.items() if found},
     )
 
 
@@ -165,15 +177,15 @@ def families(frame: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") -> pd.DataFrame:
-    """The runs of the other groups with ``metric`` less that of the baseline's run of the same
-    window and seed.
+    """The runs of the other groups with ``metric`` less the mean of their baseline at the same
+    window; a column ``baseline`` names it.
 
     ``baseline`` is a cell or group, or maps every group to its own.
 
     Raises
     ------
     ValueError
-        The baseline has no run, or no seed is shared with it.
+        The baseline has no run, or none at a window of the others.
     """
     frame = frame if "group" in frame else grouped(frame)
     if isinstance(baseline, str):
@@ -184,19 +196,16 @@ def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") ->
                 f"The baseline {baseline!r} has no finished run here; choose one of {known}."
             )
         # Of several groups of the cell the plainest, which comes first.
-        name = own["group"].iat[0]
-        frame = frame.assign(baseline=name)
+        frame = frame.assign(baseline=own["group"].iat[0])
     else:
-        name = "the plain cell"
         frame = frame.assign(baseline=frame["group"].map(baseline))
-    reference = frame.set_index(["group", "window", "seed"])[metric].rename("reference")
+    reference = frame.groupby(["group", "window"])[metric].mean().rename("reference")
     other = frame[frame["group"] != frame["baseline"]]
-    other = other.join(reference, on=["baseline", "window", "seed"], how="inner")
+    other = other.join(reference, on=["baseline", "window"], how="inner")
     if not len(other):
-        raise ValueError(
-            f"No run shares window and seed with the baseline {name}; pairs need the same seeds."
-        )
-    return other.assign(**{metric: other[metric] - other["reference"], "baseline": name})
+        names = ", ".join(frame["baseline"].unique())
+        raise ValueError(f"No other run shares its window with the baseline {names}.")
+    return other.assign(**{metric: other[metric] - other["reference"]})
 
 
 # ---- plain runs, variants, scans
@@ -243,8 +252,9 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     """Runs at the main window that differ in something from the comparison, by what differs: a key
     of `VARIANTS`; kinds without a run are left out.
 
-    A user's cell counts as a variant of the one it is named after. The learning-rate scan and runs
-    that share no seed with the plain ones are left out.
+    A user's cell counts as a variant of the one it is named after. The learning-rate scan, runs
+    that share no seed with the plain ones and seeds that made somebody choose a group (`EXTENDED`)
+    are left out.
     """
     main = comparison(runs)
     main = main[main["window"] == main_window(main)].drop(columns="group")
@@ -268,6 +278,9 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
 def _beside(main, others):
     plain = main[main["cell"].isin(others["cell"].map(style.kin))]
     shown = grouped(pd.concat([plain, others]))
+    chose = [run.seed in EXTENDED.get(run.group, ()) for run in shown.itertuples()]
+    fresh = ~pd.Series(chose, shown.index)
+    shown = shown[fresh | ~shown["group"].isin(shown.loc[fresh, "group"])]
     own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     cells = shown.groupby("group")["cell"].first()
     return Variants(shown, cells.map(style.kin).map(own).to_dict())

@@ -46,20 +46,32 @@ def reference(task: Task, root=None, data=None) -> Reference:
         The folder cannot be written.
     """
     root = root or paths.results_dir()
-    task = replace(task, permuted=False, delay=0)
-    name = f"linear/{_name(task)}.parquet"
-    stored = [path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.exists()]
-    for path in stored:
-        try:
-            return _of(files.from_parquet(path.read_bytes()))
-        except (OSError, pa.ArrowInvalid, KeyError):
-            continue  # cut short: it is made again
+    if found := stored(task, root):
+        return found
+    task, name = _place(task)
     fit = analysis.linear_softmax(datasets.load(task, data))
     table = pa.Table.from_pydict(fit, TABLES["predictions"])
     with files.explained(root):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
     files.write(root / name, files.to_parquet(table))
     return _of(table)
+
+
+def stored(task: Task, root) -> Reference | None:
+    """The `reference` of a task where it is stored; it is never fitted."""
+    _, name = _place(task)
+    for path in (root / name, *sorted(root.glob(f"*/{name}"))):
+        try:
+            return _of(files.from_parquet(path.read_bytes()))
+        except (OSError, pa.ArrowInvalid, KeyError):
+            continue  # not there, or cut short
+    return None
+
+
+def _place(task):
+    """The task that shares its reference, and the file of that below a folder of results."""
+    task = replace(task, permuted=False, delay=0)
+    return task, f"linear/{_name(task)}.parquet"
 
 
 def _of(table):

@@ -250,6 +250,21 @@ class Store:
             raise ValueError(f"Run {key} holds no predictions; only runs that are DONE do.")
         return table.to_pandas()
 
+    def predictions_of(self, keys):
+        """Predictions of several runs, one below the other: key, image, label, prediction; a run
+        without any, as one that diverged, has no row.
+        """
+        import pandas as pd
+
+        tables = self._tables("predictions", list(keys))
+        columns = ["image", "label", "prediction"]
+        joined = [tables[key].select(columns) for key in tables]
+        joined = pa.concat_tables(joined or [TABLES["predictions"].empty_table().select(columns)])
+        numbers = np.repeat(np.arange(len(tables)), [len(table) for table in tables.values()])
+        frame = joined.to_pandas()
+        frame.insert(0, "key", pd.Categorical.from_codes(numbers, list(tables)))
+        return frame
+
     def load(self, key, which="best"):
         """The trained model of a run, a `SequenceClassifier` on the reference path; `which` is
         "best", "initial" or "final".
