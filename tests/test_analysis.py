@@ -5,20 +5,12 @@ the small transforms.
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.formula.api as smf
 import torch
 from scipy import stats
 
 from lib import analysis, cells
 
 WINDOWS = ((4, 4), (4, 2), (8, 4), (16, 4), (16, 8))
-
-
-@pytest.fixture(autouse=True)
-def no_collection(monkeypatch):
-    monkeypatch.setattr(
-        "gc.collect", lambda: None
-    )  # statsmodels' multipletests calls it every time, for 0.2 s
 
 
 def simulated(levels, seeds, rng, shared=0.02, noise=0.01, **columns):
@@ -43,21 +35,12 @@ def true_within(low, high, truth):
 
 @pytest.mark.parametrize("n", [3, 5, 9, 10, 20])
 def test_intervals_cover_the_truth(n):
-    simulations = 3000 if n < 10 else 1000
+    simulations = 3000
     _, low, high = zip(
         *map(analysis.interval, np.random.default_rng(n).normal(0.4, 0.02, (simulations, n))),
         strict=True,
     )
     assert 0.95 - 0.025 < true_within(low, high, 0.4) < 0.965
-
-
-def test_bootstrap_covers_the_mean_of_skewed_values_where_the_usual_ones_do_not():
-    values = np.random.default_rng(1).exponential(1, (800, 10))
-    _, low, high = zip(*map(analysis.interval, values), strict=True)
-    percentile = stats.bootstrap(
-        (values,), np.mean, axis=-1, method="percentile", n_resamples=999, batch=50, rng=0
-    ).confidence_interval
-    assert true_within(low, high, 1) > 0.92 > 0.90 > true_within(*percentile, 1)
 
 
 def test_t_interval_by_hand():
@@ -66,8 +49,8 @@ def test_t_interval_by_hand():
     assert (mean, low, high) == pytest.approx((0.43, 0.43 - half, 0.43 + half), abs=1e-8)
 
 
-@pytest.mark.parametrize("values", [[0.4], []])
-def test_one_value_gives_no_interval(values):
+@pytest.mark.parametrize("values", [[0.4, 0.5], [0.4], []])
+def test_fewer_than_three_values_give_no_interval(values):
     found = analysis.interval(values)
     assert (
         np.isnan(found.low)
@@ -84,7 +67,7 @@ def test_summary_of_groups():
     rng = np.random.default_rng(1)
     frame = pd.concat(
         [
-            simulated({"cb": 0.4, "gru": 0.5}, 3, rng, window="8/4", last_rows=None),
+            simulated({"cb": 0.4, "gru": 0.5}, 4, rng, window="8/4", last_rows=None),
             simulated({"cb": 0.3}, 12, rng, window="4/4", last_rows=None),
             simulated({"cb": 0.2}, 1, rng, window="8/4", last_rows=8.0),
         ]
@@ -96,16 +79,11 @@ def test_summary_of_groups():
     assert len(table) == 4
     gru = table.loc[("gru", "8/4")]
     values = frame.loc[frame["cell"] == "gru", "test_accuracy"].dropna()
-    assert gru[["n", "missing", "method"]].tolist() == [2, 1, "Student t"]
+    assert gru[["n", "missing"]].tolist() == [3, 1]
     assert gru[["mean", "low", "high"]].tolist() == pytest.approx(list(analysis.interval(values)))
-    assert table.loc[("cb", "4/4"), ["n", "method"]].tolist() == [12, "bootstrap"]
+    assert table.loc[("cb", "4/4"), "n"] == 12
     alone = table[table["last_rows"] == 8.0].iloc[0]
-    assert (
-        alone["n"] == 1
-        and alone["method"] == "none"
-        and np.isnan(alone["low"])
-        and np.isnan(alone["sd"])
-    )
+    assert alone["n"] == 1 and np.isnan(alone["low"]) and np.isnan(alone["sd"])
 
 
 def test_results_do_not_depend_on_the_order_of_the_runs():
@@ -113,8 +91,8 @@ def test_results_do_not_depend_on_the_order_of_the_runs():
     shuffled = pd.concat(
         [part.sample(frac=1, random_state=1) for _, part in frame.groupby("cell", sort=False)]
     )
-    for call in (lambda f: analysis.summarise(f, "cell"), lambda f: analysis.differences(f, "cb")):
-        pd.testing.assert_frame_equal(call(frame), call(shuffled), check_exact=True)
+    found, expected = (analysis.summarise(runs, "cell") for runs in (shuffled, frame))
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
 def test_summary_of_nothing_is_empty():
@@ -130,8 +108,7 @@ def test_pooled_windows_are_no_replicates():
     )
     for call in (
         lambda: analysis.summarise(frame, "cell"),
-        lambda: analysis.differences(frame, "cb"),
-        lambda: analysis.two_way(frame),
+        lambda: analysis.of_seeds(frame),
     ):
         with pytest.raises(ValueError, match=r"Several runs share cell (cb|gru), seed 0"):
             call()
@@ -139,126 +116,7 @@ def test_pooled_windows_are_no_replicates():
         analysis.summarise(frame, ["cell", "windows"])
 
 
-# --- paired comparisons
-
-
-def test_differences_equal_scipy_on_the_shared_seeds():
-    frame = simulated({"cb": 0.40, "gru": 0.45}, 5, np.random.default_rng(2))
-    frame = frame[~((frame["cell"] == "gru") & (frame["seed"] == 3))]
-    a, b = (
-        frame[(frame["cell"] == c) & (frame["seed"] != 3)]["test_accuracy"].to_numpy()
-        for c in ("gru", "cb")
-    )
-    (row,) = analysis.differences(frame, "cb").to_dict("records")
-    test = stats.ttest_rel(a, b)
-    assert row["contrast"] == "gru - cb" and row["n"] == 4
-    assert (row["t"], row["p"], row["p_holm"]) == pytest.approx(
-        (test.statistic, test.pvalue, test.pvalue)
-    )
-    assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert row["hedges_g"] == pytest.approx(
-        np.mean(a - b) / np.std(a - b, ddof=1) * (1 - 3 / (4 * 3 - 1)), rel=0.01
-    )  # the usual approximation
-
-
-@pytest.mark.parametrize("n", [3, 5])
-def test_paired_intervals_cover_and_profit_from_pairing(n):
-    rng, rows, unpaired = np.random.default_rng(n), [], []
-    for simulation in range(250):
-        frame = simulated({"cb": 0.40, "gru": 0.43}, n, rng, shared=0.05)
-        unpaired.append(
-            np.subtract(
-                *stats.ttest_ind(
-                    *(g["test_accuracy"] for _, g in frame.groupby("cell"))
-                ).confidence_interval()
-            )
-        )
-        rows.append(frame.assign(simulation=simulation))
-    table = analysis.differences(pd.concat(rows), "cb", by="simulation")
-    assert 0.91 < true_within(table["low"], table["high"], 0.03) < 0.98
-    assert np.median(table["high"] - table["low"]) < 0.75 * np.median(np.abs(unpaired))
-
-
-@pytest.mark.parametrize("n", [3, 5])
-def test_hedges_correction_removes_the_bias_of_cohens_d(n):
-    true = 1.5  # difference in units of its own spread
-    rng = np.random.default_rng(n)
-    samples = [({}, rng.normal(true, 1, n)) for _ in range(4000)]
-    table = analysis._tests(samples)
-    assert table["hedges_g"].mean() == pytest.approx(true, abs=0.12)
-    assert np.mean([values.mean() / values.std(ddof=1) for _, values in samples]) > true + 0.3
-
-
-def test_family_wise_error_of_the_planned_contrasts():
-    names, rng = ["cb", "cb_gru", "simple_gru", "dale_cb", "dale", "rnn"], np.random.default_rng(5)
-    wrong, uncorrected, simulations = 0, 0, 250
-    for _ in range(simulations):
-        values = dict(
-            zip(names, rng.normal(0.4, 0.02, 5) + rng.normal(0, 0.01, (6, 5)), strict=True)
-        )  # seeds differ, cells do not
-        samples = [
-            ({"contrast": c.name}, values[c.cell] - values[c.reference]) for c in analysis.PLANNED
-        ]
-        table = analysis._tests(samples)
-        wrong += (table["p_holm"] < 0.05).any()
-        uncorrected += (table["p"] < 0.05).any()
-    assert wrong / simulations < 0.05 + 3 * np.sqrt(0.05 * 0.95 / simulations)
-    assert uncorrected / simulations > 0.12  # what the correction is for
-
-
-def test_holm_by_hand_and_untested_pairs_stay_out():
-    frame = simulated(
-        {"cb": 0.40, "cb_gru": 0.46, "simple_gru": 0.41, "rnn": 0.35}, 4, np.random.default_rng(7)
-    )
-    table = analysis.contrasts(frame).set_index("contrast")
-    assert (
-        table.loc[["reversal", "sign"], "n"].tolist() == [0, 0]
-        and table.loc[["reversal", "sign"], "p_holm"].isna().all()
-    )
-    tested = table.loc[["positivity", "voltage", "gate"]].sort_values("p")
-    expected = np.minimum(np.maximum.accumulate(tested["p"].to_numpy() * [3, 2, 1]), 1)
-    assert tested["p_holm"].to_numpy() == pytest.approx(expected)
-
-
-def test_one_seed_gives_a_difference_and_no_interval():
-    (row,) = analysis.differences(
-        simulated({"cb": 0.4, "gru": 0.5}, 1, np.random.default_rng(0)), "cb"
-    ).to_dict("records")
-    assert row["n"] == 1 and np.isfinite(row["mean"])
-    assert all(np.isnan(row[name]) for name in ("low", "high", "hedges_g", "t", "p", "p_holm"))
-
-
-@pytest.mark.filterwarnings("error")
-def test_equal_differences_give_no_test():
-    frame = pd.DataFrame(
-        {
-            "cell": ["cb"] * 3 + ["gru"] * 3,
-            "seed": [0, 1, 2] * 2,
-            "test_accuracy": [0.1, 0.2, 0.3, 0.2, 0.3, 0.4],
-        }
-    )
-    (row,) = analysis.differences(frame, "cb").to_dict("records")
-    assert row["low"] == row["high"] == pytest.approx(0.1) and np.isnan(row["p"])
-
-
-def test_other_factors_and_groups_can_be_compared():
-    rng = np.random.default_rng(3)
-    frame = pd.concat(
-        [
-            simulated({"cb": 0.4 + 0.1 * (i == "balanced")}, 3, rng, initialisation=i, window=w)
-            for i in ("notes", "balanced")
-            for w in ("8/4", "4/4")
-        ]
-    )
-    table = analysis.differences(frame, "notes", by=["cell", "window"], factor="initialisation")
-    assert (
-        table["window"].tolist() == ["8/4", "4/4"] and table["reference"].tolist() == ["notes"] * 2
-    )
-    assert table["mean"].tolist() == pytest.approx([0.1, 0.1], abs=0.06)
-    with pytest.raises(
-        ValueError, match="baseline 'random' has no runs here; choose one of notes, balanced"
-    ):
-        analysis.differences(frame, "random", by=["cell", "window"], factor="initialisation")
+# --- planned contrasts
 
 
 def test_planned_contrasts_name_known_cells():
@@ -289,108 +147,7 @@ TRUE_EFFECTS = {
 }
 
 
-def test_two_way_effects_are_recovered_exactly_without_noise():
-    frame = simulated(TRUE, 3, np.random.default_rng(0), noise=0)
-    table = analysis.two_way(frame).set_index("effect")
-    assert table["mean"].to_dict() == pytest.approx(TRUE_EFFECTS)
-    assert table["kind"].tolist() == ["main"] * 4 + ["interaction"] * 3
-
-
-def test_two_way_intervals_cover_the_true_effects():
-    rng = np.random.default_rng(1)
-    frame = pd.concat([simulated(TRUE, 5, rng, simulation=i) for i in range(200)])
-    table = analysis.two_way(frame, by="simulation")
-    for effect, rows in table.groupby("effect"):
-        assert 0.91 < true_within(rows["low"], rows["high"], TRUE_EFFECTS[effect]) < 0.985, effect
-
-
-def test_two_way_uses_complete_seeds_alone():
-    frame = simulated({**TRUE, "gru": 0.5}, 4, np.random.default_rng(2))
-    incomplete = frame[~((frame["cell"] == "stp_dale") & (frame["seed"] == 2))]
-    found, expected = analysis.two_way(incomplete), analysis.two_way(frame[frame["seed"] != 2])
-    pd.testing.assert_frame_equal(found, expected)
-    assert set(found["n"]) == {3}
-    assert set(analysis.two_way(frame[frame["cell"] != "dale"])["n"]) == {
-        0
-    }  # never run: said, not invented
-
-
-# --- trends
-
-
-def windows_of(
-    rng, seeds=5, per_doubling=0.02, overlap=-0.03, noise=0.005, shapes=WINDOWS, cell="cb"
-):
-    rows = [
-        (
-            cell,
-            length,
-            stride,
-            seed,
-            0.3
-            + per_doubling * np.log2(length)
-            + overlap * (1 - stride / length)
-            + 0.01 * seed
-            + rng.normal(0, noise),
-        )
-        for length, stride in shapes
-        for seed in range(seeds)
-    ]
-    return pd.DataFrame(rows, columns=["cell", "input_length", "stride", "seed", "test_accuracy"])
-
-
-def test_trends_are_recovered_per_cell():
-    rng = np.random.default_rng(0)
-    frame = pd.concat(
-        [
-            windows_of(rng, noise=0),
-            windows_of(rng, per_doubling=0, overlap=0.1, noise=0, cell="gru"),
-        ]
-    )
-    table = analysis.trend(frame).set_index(["cell", "trend"])
-    expected = {
-        ("cb", "input_length"): 0.02,
-        ("cb", "overlap"): -0.03,
-        ("gru", "input_length"): 0,
-        ("gru", "overlap"): 0.1,
-    }
-    assert table["mean"].to_dict() == pytest.approx(expected, abs=1e-12)
-    assert set(table["n"]) == {5}
-
-
-def test_trend_intervals_cover_the_true_slopes():
-    rng = np.random.default_rng(1)
-    frame = pd.concat([windows_of(rng, 3, noise=0.02).assign(simulation=i) for i in range(200)])
-    table = analysis.trend(frame, by="simulation")
-    for name, truth in (("input_length", 0.02), ("overlap", -0.03)):
-        rows = table[table["trend"] == name]
-        assert 0.91 < true_within(rows["low"], rows["high"], truth) < 0.98
-
-
-def test_trend_of_a_seed_equals_least_squares_of_statsmodels():
-    frame = windows_of(np.random.default_rng(2), 1)
-    fit = smf.ols(
-        "test_accuracy ~ np.log2(input_length) + I(1 - stride / input_length)", frame
-    ).fit()
-    assert analysis.trend(frame)["mean"].tolist() == pytest.approx(fit.params.iloc[1:].tolist())
-
-
-def test_trend_needs_windows_that_tell_it_apart():
-    half = windows_of(np.random.default_rng(3), shapes=((4, 2), (8, 4), (16, 8)), overlap=0)
-    with pytest.raises(
-        ValueError,
-        match="windows 4/2, 8/4, 16/8 do not tell apart a trend on input_length and on overlap",
-    ):
-        analysis.trend(half)
-    assert analysis.trend(half, on="input_length")["mean"].tolist() == pytest.approx(
-        [0.02], abs=0.01
-    )
-    extended = pd.concat(
-        [half, windows_of(np.random.default_rng(4), 9, shapes=((8, 4),)).query("seed > 4")]
-    )
-    assert analysis.trend(extended, on="input_length")["n"].tolist() == [
-        5
-    ]  # seeds that ran one window only say nothing
+# --- training
 
 
 def test_last_epoch_slope():
@@ -644,6 +401,18 @@ def test_runs_that_do_not_compare_are_refused():
             analysis.correctness(runs, wrong)
     with pytest.raises(ValueError, match="Several runs share cell cb, seed 0"):
         analysis.correctness(runs.assign(seed=0), predictions)
+
+
+def test_values_of_seeds_are_compared_as_scipy_does():
+    frame = simulated({"cb": 0.40, "gru": 0.45}, 5, np.random.default_rng(2))
+    frame.loc[(frame["cell"] == "gru") & (frame["seed"] == 3), "test_accuracy"] = np.nan
+    values = {cell: part["test_accuracy"].dropna() for cell, part in frame.groupby("cell")}
+    (row,) = analysis.comparisons(analysis.of_seeds(frame), [("gru", "cb")]).to_dict("records")
+    test = stats.ttest_ind(values["gru"], values["cb"]).confidence_interval()
+    assert (row["n"], row["n_reference"]) == (4, 5)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(test), abs=1e-9)
+    with pytest.raises(ValueError, match="no column 'loss'"):
+        analysis.of_seeds(frame, value="loss")
 
 
 # weights

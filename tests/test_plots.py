@@ -281,7 +281,7 @@ def test_captions_name_data_window_size_epochs_seeds_and_interval():
     assert plots.caption(MAIN, "Bars.") == (
         "Bars. Data: sequential CIFAR-10; window 8/4 pixels (input length/stride); H = 48; "
         "10 epochs; n = 3 seeds; "
-        "95 % Student t intervals."
+        "95 % intervals."
     )
     digits = plots.caption(frames.runs(["cb", "gru"], ["8/4"], [0], dataset="digits", epochs=30))
     assert "digits, demonstration" in digits and "n = 1 seed; no interval" in digits
@@ -294,9 +294,7 @@ def test_captions_name_data_window_size_epochs_seeds_and_interval():
         )
     )
     assert (
-        "windows 4/2, 8/4" in mixed
-        and "n = 5 to 12" in mixed
-        and "95 % Student t and 95 % bootstrap" in mixed.replace(" intervals and", " and")
+        "windows 4/2, 8/4" in mixed and "n = 5 to 12" in mixed and mixed.endswith("95 % intervals.")
     )
 
 
@@ -516,14 +514,50 @@ def test_names_keep_their_underscore_in_computer_modern():
     assert r"CB, P$\_$z free" in [text.get_text() for text in axis.get_yticklabels()]
 
 
-def test_an_interval_of_two_seeds_does_not_widen_the_axis_of_more():
-    runs = frames.runs()
-    runs = runs[runs["window"] == "8/4"]
-    few = runs[(runs["cell"] != "rnn") | runs["seed"].isin([0, 1])].copy()
-    few.loc[(few["cell"] == "rnn") & (few["seed"] == 1), "test_accuracy"] += 0.1
-    low, high = plots.dot_and_interval(few).get_xlim()
-    widest = plots.summary(select.grouped(few)).query("n == 2").iloc[0]
-    assert widest["low"] < low and high < widest["high"]
+def test_two_seeds_have_dots_and_no_interval():
+    runs = frames.runs(["cb", "rnn"], ["8/4"])
+    few = runs[(runs["cell"] != "rnn") | runs["seed"].isin([0, 1])]
+    ax = plots.dot_and_interval(few)
+    lines = [line.get_xdata() for line in ax.lines if line.get_linestyle() == "-"]
+    lines = {bool(np.isnan(ends).any()): ends for ends in lines}
+    assert set(lines) == {True, False} and len(ax.lines) == 6
+    table = plots.summary(select.grouped(few)).set_index("cell")
+    assert lines[False] == pytest.approx(table.loc["cb", ["low", "high"]].tolist())
+
+
+def answered(runs, images=400):
+    """Predictions of runs, each right as often as its accuracy says."""
+    chance = np.random.default_rng(0).random((len(runs), images))
+    right = chance < runs["test_accuracy"].to_numpy()[:, None]
+    return pd.DataFrame(
+        {
+            "key": np.repeat(runs["key"].to_numpy(), images),
+            "image": np.tile(np.arange(images), len(runs)),
+            "label": 1,
+            "prediction": right.ravel().astype(int),
+        }
+    )
+
+
+def test_intervals_count_the_images_where_predictions_are_given():
+    predictions = answered(MAIN)
+    correct = analysis.correctness(MAIN, predictions)
+    cells_run = [cell for cell in MAIN["cell"].unique() if cell != "cb"]
+    expected = analysis.comparisons(correct, [(cell, "cb") for cell in cells_run])
+    main = select.grouped(MAIN)
+    found = plots.difference_summary(main, "cb", predictions=predictions).set_index("cell")
+    for name in ("mean", "low", "high"):
+        wanted = 100 * expected.set_index("group")[name]
+        assert found[name].to_dict() == pytest.approx(wanted.to_dict(), abs=0.05)
+    own = plots.summary(main, predictions=predictions).set_index("cell")
+    alone = analysis.accuracies(correct).set_index("cell")
+    assert own["low"].to_dict() == pytest.approx((100 * alone["low"]).to_dict())
+    ax = plots.bars(MAIN, predictions=predictions, linear=0.4)
+    texts = {text.get_text(): text.xy[0] for text in ax.texts}
+    assert texts == {"chance": 10, "linear on pixels": 40}
+    panels = plots.learning_curves(CURVES, linear=0.4).axes
+    level = [line.get_ydata()[0] for ax in panels for line in ax.lines if line.get_ls() == "--"]
+    assert level.count(40) == len(panels)
 
 
 def test_runs_with_a_delay_are_variants_and_say_so():

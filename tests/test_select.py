@@ -4,7 +4,7 @@ import frames
 import pandas as pd
 import pytest
 
-from lib import analysis, cells
+from lib import cells
 from lib.figures import select, style
 
 
@@ -102,7 +102,7 @@ def test_variants_are_compared_with_the_cell_they_are_named_after():
     values = {cell: part.set_index("seed")["test_accuracy"] for cell, part in frame.groupby("cell")}
     assert list(found["cell"].unique()) == ["dale_cb_all"]
     pd.testing.assert_series_equal(
-        found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"]
+        found.set_index("seed")["test_accuracy"], values["dale_cb_all"] - values["dale_cb"].mean()
     )
     own, parent = style.look("dale_cb_all"), style.look("dale_cb")
     assert (own.weights, own.stp) == (parent.weights, parent.stp) and own.colour != parent.colour
@@ -128,19 +128,25 @@ def test_families_are_those_of_the_looks():
         assert len(members) == {"baselines": 3, "without STP": 4, "with STP": 3}[family]
 
 
-def test_differences_are_those_of_the_statistics():
-    main = frames.runs(frames.TEN, ["8/4"])
-    found = select.differences(main, "cb")
-    table = analysis.summarise(found, "cell").set_index("cell")
-    pairs = [(cell, "cb") for cell in table.index]
-    expected = analysis.contrasts(main, pairs).set_index("cell")
-    for name in ("mean", "low", "high"):
-        assert table[name].tolist() == pytest.approx(expected.loc[table.index, name].tolist())
+def test_differences_are_from_the_mean_of_the_baseline():
+    main = frames.runs(frames.TEN, ["8/4", "4/4"])
+    found = select.differences(main, "cb").groupby(["cell", "window"])["test_accuracy"].mean()
+    means = main.groupby(["cell", "window"])["test_accuracy"].mean()
+    expected = means - means["cb"].reindex(means.index, level="window")
+    assert found.to_dict() == pytest.approx(expected.drop("cb").to_dict())
     with pytest.raises(ValueError, match="baseline 'lstm' has no finished run"):
         select.differences(main, "lstm")
-    apart = [frames.runs(["cb"], ["8/4"], [0]), frames.runs(["gru"], ["8/4"], [1])]
-    with pytest.raises(ValueError, match="pairs need the same seeds"):
+    apart = [frames.runs(["cb"], ["8/4"]), frames.runs(["gru"], ["4/4"])]
+    with pytest.raises(ValueError, match="shares its window with the baseline CB"):
         select.differences(pd.concat(apart), "cb")
+
+
+def test_seeds_that_made_somebody_choose_a_group_are_left_out():
+    plain = frames.runs(["dale_cb"], ["8/4"], range(5))
+    free = frames.runs(["dale_cb_free_input"], ["8/4"], range(5)).assign(label="DaleCB, P_z free")
+    (kind,) = select.variants(pd.concat([plain, free])).values()
+    seeds = kind.runs.groupby("group")["seed"].apply(list).to_dict()
+    assert seeds == {"DaleCB": [0, 1, 2, 3, 4], "DaleCB, P_z free": [3, 4]}
 
 
 def test_a_window_of_both_conventions_stands_in_both():

@@ -64,6 +64,7 @@ def difference_summary(
     """Differences of the groups of one window from their ``baseline`` (`select.differences`), as
     one family with simultaneous intervals (`analysis.comparisons`), in the shown unit.
     """
+    frame = frame if "group" in frame else grouped(frame)
     others = differences(frame, baseline, metric)
     pairs = list(dict.fromkeys(zip(others["group"], others["baseline"], strict=True)))
     found = answers(frame, metric, ["group"], predictions)
@@ -347,7 +348,7 @@ def bars(
         face = mpl.colors.to_rgba(own.colour, 0.55 if own.stp else 1)
         outline = {"edgecolor": own.colour, "hatch": own.hatch, "lw": 0.8}
         ax.barh(y, row.mean, 0.72, facecolor=face, **outline)
-        _interval_line(ax, y, row, "white", lw=2.6)  # seen on a dark bar
+        _interval_line(ax, y, row, "white", lw=2.2)  # seen on a dark bar
         _interval_line(ax, y, row, style.INK)
         ax.plot(seeds, np.full(len(seeds), y - 0.25), "o", **dot)
     if METRICS[metric].accuracy:
