@@ -398,7 +398,7 @@ def _slopes(frames, every):
         )
     lead += "validation accuracy in the last epoch, over seeds."
     names = tuple(every["cell"].unique())
-    return Table("slopes", shown, lead, every, names, wide=bool(trends))
+    return Table("slopes", shown, lead, every, names)
 
 
 def _trends(every, predictions):
