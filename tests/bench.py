@@ -175,6 +175,8 @@ def passes(names, steps, batch, features, hidden, repeats):
             "fast/products": row["fast"] / row["products"],
             "reference/fast": row["reference"] / row["fast"],
         }
+        if "notes" in row:
+            row["fast/notes"] = row["fast"] / row["notes"]
         rows.append(row)
         show(row, header=len(rows) == 1)
     return rows
@@ -191,6 +193,7 @@ COLUMNS = (
     "jax",
     "fast/GRU",
     "fast/products",
+    "fast/notes",
     "reference/fast",
     "first call s",
 )
@@ -420,26 +423,25 @@ def _together(children):
     return [float(child.communicate()[0]) for child in children]
 
 
-README_COLUMNS = {
-    "torch.nn.GRU": "nn.GRU",
-    "the notes' loop": "notes",
-    "reference path": "reference",
-    "fast path": "fast",
+README_ROWS = {
+    "fast path (ms)": "fast",
     "fast / torch.nn.GRU": "fast/GRU",
+    "fast / the notes' loop": "fast/notes",
     "fast / bare products": "fast/products",
 }
 
 
 def markdown(results):
-    """README's table of one run, as written by ``--json``."""
-    lines = [("cell", *README_COLUMNS), ("---",) * (1 + len(README_COLUMNS))]
-    for row in results["passes"]:
-        values = [(column, row.get(column)) for column in README_COLUMNS.values()]
-        shown = [
+    """README's table of one run, as written by ``--json``: a column for each cell."""
+    passes = results["passes"]
+    lines = [("", *(cells.get(row["cell"]).label for row in passes)), ("---",) * (1 + len(passes))]
+    for label, column in README_ROWS.items():
+        values = [row.get(column) for row in passes]
+        shown = (
             "" if value is None else f"{value:.2f}" if "/" in column else f"{value:.1f}"
-            for column, value in values
-        ]
-        lines.append((cells.get(row["cell"]).label, *shown))
+            for value in values
+        )
+        lines.append((label, *shown))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

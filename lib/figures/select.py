@@ -312,10 +312,12 @@ def without_scan(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:
-    """The learning-rate scan at its most frequent window; empty where none was run."""
+    """The learning-rate scan at its most frequent window and length; empty where none was run."""
     found = runs[(runs["state"] == "DONE") & (runs["options"] == "{}")]
     found = found[scanned(found)]
-    return found[found["window"] == found["window"].mode().get(0)]
+    for column in ("window", "epochs"):
+        found = found[found[column] == found[column].mode().get(0)]
+    return found
 
 
 # ---- windows
