@@ -20,8 +20,8 @@ import nbformat
 import pytest
 
 from lib import paths
-from lib.config import CellSpec, RunConfig, Training, Window
 from lib.runs import attempt
+from lib.runs.grid import grid
 from lib.runs.store import Store
 
 CHROMIUM = shutil.which("chromium")
@@ -57,8 +57,8 @@ DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => (
 PAGES = {  # notebooks of these tests alone
     "board": "explore.Board(store)",
     "recording": "explore.TraceExplorer(store, cell='STPDaleCB', input_length=8)",
-    "choice": """from lib.config import CellSpec, RunConfig, Training
-configs = [RunConfig(cell=CellSpec(cell, 8), training=Training(1)) for cell in ("cb", "gru")]
+    "choice": """from lib.runs.grid import grid
+configs = grid(cells=["cb", "gru"], hidden_size=8, epochs=1, seeds=[0])
 choice = explore.WindowControls(store, configs)
 choice.widget
 explore.CurveExplorer(choice.cache, choice)""",
@@ -69,10 +69,8 @@ explore.CurveExplorer(choice.cache, choice)""",
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for length, stride in ((8, 4), (4, 4), (4, 2)):
-        for cell in CELLS:
-            config = RunConfig(
-                window=Window(length, stride), cell=CellSpec(cell, 8), training=Training(epochs=1)
-            )
+        window = {"input_length": length, "stride": stride}
+        for config in grid(**window, cells=CELLS, hidden_size=8, epochs=1, seeds=[0]):
             attempt.execute(config, Store(folder / "results"), backend="reference")
     with jupyterlab(folder) as url:
         yield url

@@ -147,7 +147,8 @@ def span(slider, count):
 
 def assign(controls, state, refresh):
     """Set controls by name, in their order, since what one offers may depend on another:
-    ``refresh(name)`` comes before each; ValueError for what cannot be set.
+    ``refresh(name)`` comes before each; ValueError for what cannot be set. A cell's plain label
+    stands for its first group where the store holds several, such as "CB, rate 0.1".
     """
     for name in state:
         if name not in controls:
@@ -157,13 +158,12 @@ def assign(controls, state, refresh):
             refresh(name)
         except EXPECTED:  # told when it is drawn
             pass
+        options = getattr(controls[name], "options", ())
+        offered = [str(option[1] if isinstance(option, tuple) else option) for option in options]
+        alike = [option for option in offered if option.startswith(f"{state[name]}, ")]
         try:
-            controls[name].value = state[name]
+            controls[name].value = alike[0] if alike and state[name] not in offered else state[name]
         except traitlets.TraitError:
-            offered = [
-                str(option[1] if isinstance(option, tuple) else option)
-                for option in getattr(controls[name], "options", ())
-            ]
             remedy = f"choose one of {', '.join(offered)}" if offered else "there is no choice yet"
             raise ValueError(
                 f"{name} is {state[name]!r}, which is not offered; {remedy}."
