@@ -272,7 +272,7 @@ def _own_cells(path):
         from lib import cells
 
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.expanduser().read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(
