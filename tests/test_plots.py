@@ -243,11 +243,6 @@ def test_context_gives_settings_back_and_refuses_unknown_pages():
             style.width_of("icml", width)
 
 
-def test_plotly_shares_the_palette():
-    template = style.plotly_template()
-    assert list(template.layout.colorway) == [style.look(name).colour for name in style.ORDER]
-
-
 # ---- which runs
 
 

@@ -18,6 +18,7 @@ GROUND = "#FFFFFF"
 GREY = "#808080"
 LEFT, TOP, BOTTOM = 68, 28, 48  # pixels around a panel
 GAP = 16  # pixels between names beside lines
+TEMPLATE = style.plotly_template()
 
 
 @dataclass
@@ -470,32 +471,3 @@ def _hover(mark):
     if not mark.hover:
         return {"hoverinfo": "skip"}
     return {"hovertemplate": f"{mark.hover}<extra></extra>", "customdata": mark.data}
-
-
-def _template():
-    axis = {
-        "gridcolor": style.GRID,
-        "linecolor": style.INK,
-        "tickcolor": style.INK,
-        "showline": True,
-        "ticks": "outside",
-        "ticklen": 4,
-        "zeroline": False,
-    }
-    clear = "rgba(0,0,0,0)"
-    layout = {
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": style.INK},
-        "xaxis": axis,
-        "yaxis": axis,
-        "paper_bgcolor": clear,
-        "plot_bgcolor": clear,
-        "showlegend": False,
-        "hovermode": "closest",
-        "hoverlabel": {"bgcolor": GROUND, "font": {"color": style.INK}, "align": "left"},
-        "modebar": {"bgcolor": clear, "color": GREY, "activecolor": style.INK},
-        "margin": {"l": LEFT, "r": 24, "t": TOP, "b": BOTTOM},
-    }
-    return {"layout": layout}
-
-
-TEMPLATE = _template()

@@ -54,7 +54,7 @@ def content(frames) -> dict:
             for group, own in looks.items()
         },
         "metrics": {name: style.METRICS[name].axis for name in (*CURVES, *VALUES)},
-        "layout": style.plotly_template().layout.to_plotly_json(),
+        "layout": style.plotly_template()["layout"],
         "tasks": {},
     }
     curves = frames.curves.merge(runs[["key", "group"]], on="key")

@@ -336,29 +336,27 @@ def context(journal: str = "report", width: str | float = "text", height: float 
         yield
 
 
-def plotly_template():
-    """The same look for plotly's figures, as a template:
-    ``figure.update_layout(template=style.plotly_template())``.
-    """
-    import plotly.graph_objects as go
-
+def plotly_template() -> dict:
+    """The same look for plotly's figures, on the ground of the page that shows them."""
     axis = {
         "gridcolor": GRID,
         "linecolor": INK,
+        "tickcolor": INK,
         "showline": True,
         "ticks": "outside",
         "ticklen": 4,
         "zeroline": False,
     }
+    clear = "rgba(0,0,0,0)"
     layout = {
         "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
         "xaxis": axis,
         "yaxis": axis,
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "colorway": [look(name).colour for name in ORDER],
-        "colorscale": {"sequential": "Viridis", "diverging": DIVERGING},
+        "paper_bgcolor": clear,
+        "plot_bgcolor": clear,
+        "showlegend": False,
         "hovermode": "closest",
-        "margin": {"l": 60, "r": 20, "t": 40, "b": 65},
+        "hoverlabel": {"bgcolor": "#FFFFFF", "font": {"color": INK}, "align": "left"},
+        "modebar": {"bgcolor": clear, "color": "#808080", "activecolor": INK},
     }
-    return go.layout.Template(layout=layout)
+    return {"layout": layout}
