@@ -29,6 +29,8 @@ STEPS = 255
 TRACE = frames.trace(STEPS, 24)
 HISTORY = frames.history(MAIN[MAIN["cell"].isin(["cb", "stp_dale_cb"])])
 
+LADDER, REPAIRS = (select.rungs(frames.ladders(), item) for item in select.LADDERS.values())
+
 FIGURES = {
     "learning_curves": ("text", lambda: plots.learning_curves(CURVES)),
     "curve_panel": ("column", lambda: plots.curve_panel(CURVES, metric="train_loss")),
@@ -45,6 +47,8 @@ FIGURES = {
         "text",
         lambda: plots.before_after(MAIN[MAIN["cell"].isin(["rnn", "cb", "stp_dale_cb"])], HISTORY),
     ),
+    "ladder": ("column", lambda: plots.ladder(LADDER, linear=0.405)),
+    "repairs": ("column", lambda: plots.ladder(REPAIRS)),
     "parameters": (
         "text",
         lambda: plots.parameters_over_training(HISTORY[HISTORY["cell"] == "stp_dale_cb"]),
@@ -84,7 +88,9 @@ def test_figure_has_the_width_units_and_text_of_a_paper(name):
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     assert min(text.get_fontsize() for text in texts) >= 7
     legends = [*fig.legends, *(ax.get_legend() for ax in fig.axes if ax.get_legend())]
-    assert len(legends) == (name == "input_length")  # lines are labelled at their ends
+    assert len(legends) == (
+        name in ("input_length", "ladder", "repairs")
+    )  # others are labelled at their ends
     for ax in fig.axes:
         for direction in "xy":
             if has_numbers(ax, direction):
@@ -503,10 +509,10 @@ def test_before_and_after_are_the_ends_of_the_history():
         )  # one line a cell with a gate, none for the vanilla RNN
 
 
-def test_names_keep_their_underscore_in_computer_modern():
+def test_symbols_in_names_are_mathematics():
     frame = frames.runs().assign(label=lambda runs: runs["cell"].replace({"cb": "CB, P_z free"}))
     axis = plots.bars(frame[frame["window"] == "8/4"])
-    assert r"CB, P$\_$z free" in [text.get_text() for text in axis.get_yticklabels()]
+    assert r"CB, $P_z$ free" in [text.get_text() for text in axis.get_yticklabels()]
 
 
 def test_two_seeds_have_dots_and_no_interval():
@@ -595,3 +601,29 @@ def test_lesions_have_a_dot_for_each_cell_that_has_the_signal():
     dots = {line.get_label(): line.get_xdata().tolist() for line in ax.lines[:2]}
     assert dots == {"CB": [3], "STP nonDale": [5, 4]}  # percentage points
     assert [text.get_text() for text in ax.get_yticklabels()] == ["z", "UX"]
+
+
+def test_a_rung_stands_at_its_accuracy_with_the_interval_of_its_difference():
+    fig = drawn("ladder")
+    table = plots.rung_summary(LADDER).set_index(["panel", "label"])
+    means = 100 * LADDER.runs.groupby("group")["test_accuracy"].mean()
+    ax = fig.axes[2]
+    assert ax.get_title(loc="left") == "all changes but one"
+    assert ax.get_yticklabels()[0].get_text() == "− drive $z$"
+    row = table.loc[("without", "drive z")]
+    bars = [line.get_xdata() for line in ax.lines if set(line.get_ydata()) == {4}]
+    expected = [means[row["reference"]] + row[end] for end in ("low", "high")]
+    assert any(list(bar) == pytest.approx(expected) for bar in bars)
+    assert any(list(bar) == pytest.approx([means[row["group"]]]) for bar in bars)
+    assert [text.get_text() for text in fig.legends[0].texts] == [
+        "CB-GRU",
+        "simple GRU",
+        "linear on pixels",
+    ]
+
+
+def test_rungs_of_one_or_two_seeds_are_dots():
+    few = select.rungs(frames.ladders(seeds=(1, 2)), select.LADDERS["repairs"])
+    assert plots.rung_summary(few)["low"].isna().all()
+    with style.context():
+        assert len(plots.ladder(few).axes) == 3

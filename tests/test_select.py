@@ -158,3 +158,38 @@ def test_a_window_of_both_conventions_stands_in_both():
         (select.OTHER, "8/1"),
     ]
     assert select.window_columns(frames.runs(["cb"], ["8/4"])) == [(select.FIXED, "8/4")]
+
+
+def test_rungs_are_found_by_their_options():
+    runs = frames.ladders()
+    ladder, repairs = (select.rungs(runs, item) for item in select.LADDERS.values())
+    panels = ladder.steps.groupby("panel", sort=False)["label"].apply(list)
+    order = ["drive z", "z_max 1", "gate open", "r = v", "σ of drive"]
+    assert panels.to_dict() == {"added": order, "alone": [*order, "rates read"], "without": order}
+    assert ladder.ends == ["CB-GRU", "simple GRU"]
+    last = ladder.steps[ladder.steps["panel"] == "added"].iloc[-1]
+    assert (last["group"], last["reference"]) == ("simple GRU", "CB-GRU")
+    back = ladder.steps[ladder.steps["panel"] == "without"]
+    assert set(back["reference"]) == {"simple GRU"}
+    assert back["group"].iloc[-1] == "cb_gru_bridge, drive z, z_max 1, gate open, r = v"
+    panels = repairs.steps.groupby("panel", sort=False)["label"].apply(list)
+    assert panels["added"] == ["P_z free", *order[:3], "K gain 12"]
+    assert panels["other cells"] == ["STPDaleCB"]
+    assert repairs.steps["group"].iloc[-1] == "STPDaleCB, repaired"
+    assert set(ladder.runs["seed"]) == {1, 2, 3}
+
+
+def test_rungs_that_did_not_run_are_left_out():
+    runs = frames.ladders()
+    part = runs[(runs["options"] == "{}") | runs["options"].str.contains('"drive": "z"')]
+    labels = select.rungs(part, select.LADDERS["ladder"]).steps.query("panel == 'alone'")["label"]
+    assert list(labels) == ["drive z"]
+    scanned = pd.concat([part, *(part.assign(key=part["key"] + x, learning_rate=r, seed=100)
+                                 for x, r in (("a", 0.01), ("b", 0.03)))])  # fmt: skip
+    shown = select.rungs(scanned, select.LADDERS["ladder"]).runs
+    assert 100 not in set(shown["seed"])
+    other = [
+        frames.runs(["cb_gru"], ["8/4"]),
+        frames.runs(["cb_gru"], ["8/4"], options='{"dt": 1.0}'),
+    ]
+    assert select.rungs(pd.concat(other), select.LADDERS["ladder"]) is None

@@ -20,12 +20,13 @@ import pandas as pd
 
 from lib import analysis, cells, paths
 from lib.figures import export, plots, select, style
-from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
+from lib.figures.select import LADDERS, VARIANTS, Frames, comparison, main_window, variants
 
 # Column of a table -> its part of a command's name, where a text quotes it.
 QUOTED = {
     "Cell": "Cell",
     "Pair": "Pair",
+    "Change": "Change",
     "Effect": "Effect",
     "Accuracy (%)": "Accuracy",
     "Above linear": "AboveLinear",
@@ -162,6 +163,7 @@ def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[st
     found += [_of_variants(kind, *varied, families, evidence) for kind, varied in kinds.items()]
     if not kinds:
         left_out.append("controls: needs runs that differ from the comparison in one thing")
+    found += _of_ladders(frames)
     rates = select.scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
     if len(rates):
         lead = "Learning-rate scan on the validation set; a ring marks the best rate of each cell."
@@ -246,6 +248,25 @@ def _of_variants(kind, runs, plain, intervals, evidence):
     return Figure(kind, "column", height, lead, runs, draw)
 
 
+def _ladders(frames):
+    """Name -> ladder and its rungs, where any ran."""
+    made = {name: (item, select.rungs(frames.runs, item)) for name, item in LADDERS.items()}
+    return {name: (item, rungs) for name, (item, rungs) in made.items() if rungs is not None}
+
+
+def _of_ladders(frames):
+    for name, (item, rungs) in _ladders(frames).items():
+        found = frames.linear.get(rungs.runs["dataset"].iat[0])
+        lead = (
+            f"{item.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
+            "difference from the line that a rung is a change of; dots: seeds."
+        )
+        height = 0.8 + 0.16 * len(rungs.steps) + 0.2 * rungs.steps["panel"].nunique()
+        evidence = {"predictions": frames.predictions, "linear": found and found.accuracy}
+        draw = _call(plots.ladder, rungs, **evidence)
+        yield Figure(name, "column", height, lead, rungs.runs, draw)
+
+
 # ---- tables
 
 
@@ -270,7 +291,8 @@ def tables(frames: Frames) -> list[Table]:
     made = (_contrasts_table(main, frames), _effects_table(main, frames), _slopes(frames, every))
     found += [table for table in made if table is not None]
     kinds = variants(frames.runs)
-    return found + [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
+    found += [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
+    return found + [_ladder_table(name, *made, frames) for name, made in _ladders(frames).items()]
 
 
 def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataFrame:
@@ -435,6 +457,22 @@ def _variants_table(kind, runs, plain, frames):
     for column, end in (("mean", ""), ("low", " low"), ("high", " high"), ("n", None)):
         shown["n" if end is None else f"Difference{end}"] = table[column].to_numpy()
     return Table(kind, shown, lead, runs, tuple(table["group"]), wide=True)
+
+
+def _ladder_table(name, ladder, rungs, frames):
+    """One row a rung, called "added: drive z", "alone: drive z", ..."""
+    table = plots.rung_summary(rungs, frames.predictions)
+    own = plots.summary(rungs.runs, predictions=frames.predictions).set_index("group")
+    names = tuple(table["panel"] + ": " + table["label"])
+    shown = _interval("Change", names, "Accuracy (%)", own.loc[table["group"]])
+    shown = shown.join(_interval("Change", names, "Difference", table).drop(columns="Change"))
+    shown.insert(1, "From", list(table["reference"]))
+    shown["n"] = table["n"].to_numpy()
+    lead = (
+        f"{ladder.title}: test accuracy, and its difference (percentage points) from what it is a "
+    )
+    lead += f"change of; {_intervals(frames)}, of the differences simultaneous."
+    return Table(name, shown, lead, rungs.runs, names, wide=True)
 
 
 # ---- numbers

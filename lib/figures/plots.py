@@ -7,6 +7,7 @@ by side from `lib.figures.select`. Accuracies are fractions in frames and percen
 bars are the intervals of `lib.analysis`.
 """
 
+import re
 from math import ceil
 
 import matplotlib as mpl
@@ -33,6 +34,10 @@ from lib.figures.style import METRICS, VARIABLES
 
 QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
 DASHED = (0, (4, 3))
+LINEAR = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
+# A letter on its own, with or without an index.
+SYMBOL = re.compile(r"((?<![^\s(])[A-Za-zσ](?:_[A-Za-z]+)?(?![^\s,;)]))")
+INDEX, UPRIGHT = re.compile("_(..+)"), r"_{\\mathrm{\1}}"
 READ = "#D55E00"  # the window that a step reads
 
 
@@ -69,6 +74,17 @@ def difference_summary(
     pairs = list(dict.fromkeys(zip(others["group"], others["baseline"], strict=True)))
     found = answers(frame, metric, ["group"], predictions)
     return _in_unit(analysis.comparisons(found, pairs), frame, metric)
+
+
+def rung_summary(rungs, predictions=None) -> pd.DataFrame:
+    """The ``steps`` of a ladder (`select.rungs`) with n and, in percentage points, the mean of the
+    difference from the reference and its interval: one family with simultaneous intervals.
+    """
+    runs, steps, _ = rungs
+    found = answers(runs, "test_accuracy", ["group"], predictions)
+    pairs = list(dict.fromkeys(zip(steps["group"], steps["reference"], strict=True)))
+    table = _in_unit(analysis.comparisons(found, pairs), runs, "test_accuracy")
+    return steps.merge(table, on=["group", "reference"])
 
 
 def answers(frame, metric, by, predictions):
@@ -401,6 +417,54 @@ def paired_differences(
     ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
     ax.set_xlabel(_difference_axis(shown, metric), loc="right")
     return ax
+
+
+# Panels of a ladder: a title, and what stands before the name of a change.
+PANELS = {
+    "added": ("changes added up", "+ "),
+    "alone": ("one change alone", ""),
+    "without": ("all changes but one", "− "),
+    "other cells": ("other cells: plain (open), all changes (filled)", ""),
+}
+
+
+def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
+    """Test accuracy of every rung of a ladder (`select.rungs`), a row each.
+
+    A bar is the simultaneous interval of the difference from the rung's reference (`rung_summary`),
+    drawn about the reference's mean: a rung differs where its bar leaves the reference's line.
+    Dashed what a ``linear`` softmax on the pixels reaches (0..1).
+    """
+    table = rung_summary(rungs, predictions)
+    table["cell"] = table["cell"].map(style.kin)
+    group, factor = rungs.runs["group"], METRICS["test_accuracy"].factor
+    means = rungs.runs.groupby(group)["test_accuracy"].mean() * factor
+    ends = ["mean", "low", "high"]
+    table[ends] = table[ends].add(table["reference"].map(means), axis=0)
+    panels = dict(list(table.groupby("panel", sort=False)))
+    fig = fig or _figure()
+    heights = [len(part) + 0.5 for part in panels.values()]
+    axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (panel, part) in zip(axes, panels.items(), strict=True):
+        title, sign = PANELS[panel]
+        names = sign + part.set_index("group")["label"]
+        seeds = rungs.runs.assign(group=group.map(names))
+        _dots(ax, seeds, part.assign(group=list(names)), "test_accuracy", filled=True)
+        if panel == "other cells":
+            for y, row in zip(_heights(part), part.itertuples(), strict=True):
+                own = style.look(row.cell)
+                ax.plot(means[row.reference], y, own.marker, mfc="white", color=own.colour, ms=4.5)
+        else:
+            for end in rungs.ends:
+                colour = style.look(rungs.runs.loc[group == end, "cell"].iat[0]).colour
+                ax.axvline(means[end], color=colour, lw=0.9, label=end, zorder=1)
+        if linear is not None:
+            ax.axvline(100 * linear, **LINEAR, label="linear on pixels")
+        ax.set_title(title, loc="left")
+    axes[-1].set_xlabel(METRICS["test_accuracy"].axis, loc="right")
+    lines = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    fig.legend(lines.values(), lines, loc="outside upper center", ncols=3, frameon=False)
+    return fig
 
 
 def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
@@ -850,8 +914,13 @@ def _readable(colour):
 
 
 def _plain(name):
-    """A cell's name as text; Computer Modern has no underscore, where mathematics has one."""
-    return name.replace("_", r"$\_$")
+    """A name with its symbols as mathematics (P_z, r); Computer Modern has no underscore, where
+    mathematics has one.
+    """
+    parts = SYMBOL.split(name)
+    parts[::2] = [part.replace("_", r"$\_$") for part in parts[::2]]
+    parts[1::2] = [f"${INDEX.sub(UPRIGHT, part)}$" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def _difference_axis(frame, metric):
@@ -885,12 +954,13 @@ def _interval_line(ax, y, row, colour, lw=1.1):
     ax.plot([row.low, row.high], [y, y], **line)
 
 
-def _dots(ax, frame, table, metric):
+def _dots(ax, frame, table, metric, filled=False):
     """Mean with interval on one row a group, seeds as small dots below it."""
     for y, row, seeds in _rows(ax, table, frame, metric):
         own = style.look(row.cell)
         _interval_line(ax, y, row, own.colour)
-        ax.plot(row.mean, y, own.marker, mfc=own.face, color=own.colour, ms=4.5, zorder=4)
+        face = own.colour if filled else own.face
+        ax.plot(row.mean, y, own.marker, mfc=face, color=own.colour, ms=4.5, zorder=4)
         below = np.full(len(seeds), y - 0.3)
         ax.plot(seeds, below, "o", ms=1.8, color=own.colour, alpha=0.7, mew=0)
     ax.grid(axis="y")

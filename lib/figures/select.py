@@ -48,6 +48,27 @@ class Frames(NamedTuple):
     linear: Mapping = MappingProxyType({})
 
 
+class Ladder(NamedTuple):
+    """The ``changes`` that lead, one after the other, from the first of ``cells`` to ``end``; the
+    other cells are the first one with further options.
+    """
+
+    title: str
+    cells: tuple
+    changes: tuple
+    end: str | None = None
+
+
+class Rungs(NamedTuple):
+    """Runs of a ladder; its ``steps``, a row each: panel, label, group, and the group that it is a
+    change of, ``reference``; and the plain groups at its two ``ends``.
+    """
+
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    ends: list
+
+
 class Variants(NamedTuple):
     """Variants beside the plain runs of the same cells; ``plain`` maps every group to the one that
     it is compared with.
@@ -65,6 +86,34 @@ VARIANTS = {
     "epochs": ("Longer training", "the same cell in the comparison"),
 }
 
+# Values of options, and what a name calls them.
+CHANGES = {
+    ("input_gate", "free"): "P_z free",
+    ("drive", "z"): "drive z",
+    ("z_max", 1): "z_max 1",
+    ("gate_bias", "open"): "gate open",
+    ("conductance_gain", 3.5): "K gain 3.5",
+    ("conductance_gain", 12): "K gain 12",
+    ("rate", "v"): "r = v",
+    ("target", "sigma"): "σ of drive",
+    ("read", "rate"): "rates read",
+}
+GATED = (("drive", "z"), ("z_max", 1), ("gate_bias", "open"))
+LADDERS = {
+    "ladder": Ladder(
+        "From CB-GRU to the simple GRU",
+        ("cb_gru", "cb_gru_bridge"),
+        (*GATED, ("rate", "v"), ("target", "sigma")),
+        "simple_gru",
+    ),
+    "repairs": Ladder(
+        "Repairs of DaleCB",
+        ("dale_cb",),
+        (("input_gate", "free"), *GATED, ("conductance_gain", 12)),
+    ),
+}
+REPAIRED = frozenset(LADDERS["repairs"].changes)
+
 # Groups that were given more seeds because their first ones looked good, and those first seeds.
 EXTENDED = {"DaleCB, P_z free": (0, 1, 2), "STPDaleCB, P_z free": (0, 1, 2)}
 
@@ -73,7 +122,7 @@ def collect(store, **filters) -> Frames:
     """`Frames` of the runs of a store; filters as in `Store.runs`."""
     runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
     same = {"key": list(runs["key"])}
-    references = {name: linear.stored(Task(name), store.root) for name in runs["dataset"].unique()}
+    references = {name: _linear(name, store.root) for name in runs["dataset"].unique()}
     return Frames(
         runs,
         store.curves(**same),
@@ -82,6 +131,12 @@ def collect(store, **filters) -> Frames:
         store.predictions_of(runs["key"]),
         {name: found for name, found in references.items() if found},
     )
+
+
+def _linear(dataset, root):
+    """The linear reference of a data set, of this folder of results or of one beside it."""
+    task = Task(dataset)
+    return linear.stored(task, root) or linear.stored(task, root.resolve().parent)
 
 
 # ---- groups
@@ -122,8 +177,8 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _group_name(run, usual, differing):
     parts = [run.label]
-    for option, value in json.loads(run.options).items():
-        parts.append(f"{option.replace('_', ' ')} {value}")
+    changes = changed(run.options)
+    parts += ["repaired"] if REPAIRED == set(changes) else [change_name(*each) for each in changes]
     if run.initialisation != CellSpec().initialisation:
         parts.append(run.initialisation)
     parts += image_changes(run._asdict(), differing)
@@ -132,6 +187,18 @@ def _group_name(run, usual, differing):
         if value != usual[column].get((run.dataset, run.cell)):
             parts.append(f"{short} {value:g}")
     return ", ".join(parts)
+
+
+def changed(options: str) -> list[tuple]:
+    """What the options of a run (JSON) change, as (option, value), in the order of `CHANGES`."""
+    order = list(CHANGES)
+    found = json.loads(options).items()
+    return sorted(found, key=lambda each: order.index(each) if each in CHANGES else len(order))
+
+
+def change_name(option, value) -> str:
+    """One change in words."""
+    return CHANGES.get((option, value), f"{option.replace('_', ' ')} {value}")
 
 
 def image_changes(run, columns=tuple(IMAGES)) -> list[str]:
@@ -230,9 +297,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[plain & known & ~_other_images(runs)]
     for column in ("dataset", "scan", "hidden_size", "epochs", "batch_size"):
         runs = runs[runs[column] == runs[column].mode().get(0)]
-    rates = runs.groupby(["cell", "learning_rate"])["validation_accuracy"].agg(["size", "mean"])
-    best = rates.sort_values(["size", "mean"]).reset_index().groupby("cell")["learning_rate"].last()
-    runs = runs[runs["learning_rate"] == runs["cell"].map(best)]
+    runs = _of_one_rate(runs)
     if not len(runs):
         raise ValueError(
             "No finished run has default options and initialisation on whole images; "
@@ -241,6 +306,68 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     windows_run = runs.groupby("cell")["window"].transform("nunique")
     complete = windows_run == runs["window"].nunique()
     return grouped(runs[complete | runs["cell"].isin(style.ORDER)])
+
+
+def _of_one_rate(runs):
+    """Each kind of run at its most frequent rate; of rates equally frequent the best one."""
+    kind = ["cell", "options"]
+    rates = runs.groupby([*kind, "learning_rate"])["validation_accuracy"].agg(["size", "mean"])
+    best = rates.sort_values(["size", "mean"]).reset_index().drop_duplicates(kind, keep="last")
+    return runs.merge(best[[*kind, "learning_rate"]])
+
+
+def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
+    """The rungs of a ladder that ran, at their most frequent number of epochs; None where none did.
+
+    Panels: the changes *added* up in their order; each *alone*; all but one (*without*), where all
+    of them make another cell; and *other cells* with all of them, each from itself without any.
+    """
+    done = (runs["state"] == "DONE") & (runs["initialisation"] == CellSpec().initialisation)
+    runs = runs[done & ~scanned(runs) & ~_other_images(runs)]
+    known = [not CHANGES.keys().isdisjoint(changed(options)) for options in runs["options"]]
+    of_ladder = runs["cell"].isin(ladder.cells) & pd.Series(known, runs.index, dtype=bool)
+    if not of_ladder.any():
+        return None
+    for column in ("dataset", "window", "scan", "hidden_size", "epochs", "batch_size"):
+        runs = runs[runs[column] == runs.loc[of_ladder, column].mode().iat[0]]
+        of_ladder = of_ladder[runs.index]
+    runs = grouped(_of_one_rate(runs))
+    groups = {}
+    for run in runs.drop_duplicates("group").itertuples():
+        cell = ladder.cells[0] if run.cell in ladder.cells else run.cell
+        groups.setdefault((cell, frozenset(changed(run.options))), run.group)
+    steps = [
+        (panel, label, groups[kind], groups[reference])
+        for panel, label, kind, reference in _steps(ladder, groups)
+        if kind in groups and reference in groups
+    ]
+    steps = pd.DataFrame(steps, columns=["panel", "label", "group", "reference"])
+    ends = [
+        groups[of, frozenset()]
+        for of in (ladder.cells[0], ladder.end)
+        if (of, frozenset()) in groups
+    ]
+    shown = runs["group"].isin([*ends, *steps["group"], *steps["reference"]])
+    return Rungs(runs[shown], steps, ends) if len(steps) else None
+
+
+def _steps(ladder, ran):
+    """(panel, label, kind, reference) of every rung; a kind is a cell and its changes."""
+    plain = frozenset()
+    cell, all_of_them = ladder.cells[0], frozenset(ladder.changes)
+    start, end = (cell, plain), (ladder.end, plain)
+    for number, change in enumerate(ladder.changes, 1):
+        last = ladder.end is not None and number == len(ladder.changes)
+        kind = end if last else (cell, frozenset(ladder.changes[:number]))
+        yield "added", change_name(*change), kind, start
+    alone = [tuple(changes) for of, changes in ran if of == cell and len(changes) == 1]
+    for (change,) in sorted(alone, key=lambda each: [*CHANGES, *each].index(each[0])):
+        yield "alone", change_name(*change), (cell, frozenset({change})), start
+    for change in ladder.changes if ladder.end else ():
+        kind = (cell, all_of_them - {change})
+        yield "without", change_name(*change), kind, end
+    for other in sorted({of for of, _ in ran} - {cell}, key=style.rank):
+        yield "other cells", style.look(other).label, (other, all_of_them), (other, plain)
 
 
 def main_window(runs: pd.DataFrame) -> str:
