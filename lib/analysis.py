@@ -1,13 +1,10 @@
 """Statistics of the comparison, a linear reference, time constants and truncation: pure functions
-on tidy frames and arrays.
-
-Frames have the columns of `lib.runs.store`; results keep the unit of the values that went in
-(accuracies are fractions). Every function refuses a seed that occurs twice where it should occur
-once, since windows or options pooled by mistake would pass for replicates.
+on tidy frames and arrays, which keep the unit of the values that went in.
 
 Seeds and test images are both drawn by chance: `accuracies`, `comparisons` and `effects` count
 both where `correctness` gives them the answers, seeds alone where `of_seeds` gives them values, as
-`interval` and `summarise` do.
+`interval` and `summarise` do. A seed that occurs twice in a group is refused: windows or options
+pooled by mistake would pass for replicates.
 """
 
 import copy
@@ -107,21 +104,13 @@ def interval(values) -> Interval:
 
 
 def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataFrame:
-    """Mean and interval over seeds for every group.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        A column for each name in ``by``, ``seed`` and ``value``.
-    by : str or list of str
-        All that tells groups apart, for example ``["cell", "window"]``, or ``["cell", "epoch"]``
-        for curves.
+    """Mean and interval over seeds for every group of a frame with the columns ``by`` (all that
+    tells groups apart), ``seed`` and ``value``.
 
     Returns
     -------
     DataFrame
-        ``by``, n, missing (seeds whose value is NaN, as of a diverged run; they do not enter the
-        mean), mean, sd, low, high.
+        ``by``, n, missing (seeds whose value is NaN, which enter no mean), mean, sd, low, high.
 
     Raises
     ------
@@ -158,27 +147,22 @@ class _Means(NamedTuple):
     images_freedom: int
 
 
-def correctness(runs, predictions, by="cell", seen=None) -> pd.DataFrame:
-    """Whether each run was right on each test image: what `accuracies`, `comparisons` and `effects`
-    need.
+def correctness(runs, predictions, by="cell") -> pd.DataFrame:
+    """Whether each run was right on each test image.
 
     Parameters
     ----------
     runs : DataFrame
         key, seed and the columns ``by``; one row a finished run, all tested on the same images.
     predictions : DataFrame
-        key, image, label, prediction, of these runs and perhaps of others (`Store.predictions`, or
-        the file of a bundle).
+        key, image, label, prediction, of these runs and perhaps of others.
     by : str or list of str
         All that tells groups apart; the rest of a group are its seeds.
-    seen : mapping of group to seeds, optional
-        Seeds that made somebody choose a group because it looked good. They are left out, so that
-        it is judged on fresh seeds alone.
 
     Returns
     -------
     DataFrame
-        bool, a row for each run, with the index ``(*by, seed)``, and a column for each image.
+        bool; a row for each run, with the index ``(*by, seed)``, and a column for each image.
 
     Raises
     ------
@@ -188,10 +172,7 @@ def correctness(runs, predictions, by="cell", seen=None) -> pd.DataFrame:
     """
     by = _names(by)
     _check(runs, by, "key")
-    index = pd.MultiIndex.from_frame(runs[[*by, "seed"]])
-    seen = {(*_tuple(group), seed) for group, seeds in (seen or {}).items() for seed in seeds}
-    fresh = np.array([row not in seen for row in index], dtype=bool)
-    index, keys = index[fresh], pd.Index(runs["key"])[fresh]
+    index, keys = pd.MultiIndex.from_frame(runs[[*by, "seed"]]), pd.Index(runs["key"])
     row = keys.get_indexer(predictions["key"])
     predictions, row = predictions[row >= 0], row[row >= 0]
     without = keys.delete(np.unique(row))
@@ -219,16 +200,8 @@ def of_seeds(frame, by="cell", value="test_accuracy") -> pd.DataFrame:
     """One value per seed, for `accuracies`, `comparisons` and `effects` over seeds alone: where no
     predictions are at hand, or ``value`` is no accuracy of the test set.
 
-    Returns
-    -------
-    DataFrame
-        As `correctness`, with two equal columns: images that do not vary add nothing. Runs whose
-        value is NaN are left out.
-
-    Raises
-    ------
-    ValueError
-        As `summarise`.
+    As `correctness`, with two equal columns: images that do not vary add nothing. Runs whose value
+    is NaN are left out.
     """
     by = _names(by)
     _check(frame, by, value)
@@ -245,26 +218,25 @@ def accuracies(correct) -> pd.DataFrame:
 
         s^2 / n + (variance over images of the mean over seeds - r / n) / m,
 
-    with s the standard deviation of the runs' accuracies (see `pooled_spread`) and r the mean
-    square of what is left of single answers without the effects of seed and image. ``r / n`` is the
-    seeds' share of the variance over images, which s already holds: the two-way random effects of
-    an analysis of variance (Searle, Casella & McCulloch 1992). Student's t with Satterthwaite's
-    (1946) degrees of freedom, (sum V)^2 / sum(V^2 / f) over the parts V of the variance. In this
-    formula alone each part counts 1 + 2 / f times, as its square is too large by that on average:
-    else seeds that agree by accident claim the many degrees of freedom of the images. Three seeds
-    of one group then cover 93.8 to 95.6 % whatever the images' share, and 92.1 to 95.0 without.
+    with s the runs' standard deviation (`pooled_spread`) and r the mean square of what is left of
+    single answers without the effects of seed and image: ``r / n`` is the seeds' share of the
+    variance over images, which s already holds (two-way random effects; Searle, Casella & McCulloch
+    1992). Student's t with Satterthwaite's (1946) degrees of freedom, (sum V)^2 / sum(V^2 / f) over
+    the parts V of the variance; there each part counts 1 + 2 / f times, as its square is too large
+    by that on average, or seeds that agree by accident would claim the freedom of the images. Three
+    seeds of one group then cover 92 to 96 % whatever the images' share.
 
     Parameters
     ----------
     correct : DataFrame
-        Of `correctness`. Numbers will do for booleans: take a fixed reference's answers from every
-        row (``correct - reference``) for intervals of the distance from it.
+        Of `correctness`; less a fixed reference's answers (``correct - reference``) for the
+        distance from it.
 
     Returns
     -------
     DataFrame
-        One row a group: its labels, n (seeds), mean, sd (over its own seeds), low, high, freedom
-        (degrees of freedom). One or two seeds carry no inference: low, high and freedom are NaN.
+        One row a group: its labels, n (seeds), mean, sd (over its own seeds), low, high, freedom.
+        One or two seeds carry no inference: low, high and freedom are NaN.
     """
     found = _means(correct)
     labels = [_tuple(group) for group in found.groups]
@@ -283,9 +255,7 @@ def comparisons(correct, pairs) -> pd.DataFrame:
         s_A^2 / n_A + s_B^2 / n_B
             + (variance over images of the difference - r_A / n_A - r_B / n_B) / m,
 
-    as in `accuracies`; `effects` says how the intervals are made simultaneous. Give the family as
-    its pairs: all against a control (Dunnett 1955), all pairs (Tukey-Kramer), the rungs of a
-    ladder.
+    as in `accuracies`; `effects` says how the intervals are made simultaneous.
 
     Parameters
     ----------
@@ -321,19 +291,14 @@ def effects(correct, weights) -> pd.DataFrame:
     """Weighted sums of groups' accuracies, such as effects of W and STP or slopes over windows; one
     call is one family, and its 95 % intervals hold together.
 
-    The variance of ``w @ means`` is the sum over groups of w^2 s^2 / n, with s as in
-    `pooled_spread`, plus ``w @ C @ w``, with C the groups' covariance over images, from which the
-    seeds' share is taken (on the diagonal: seeds of different groups are independent). Its degrees
-    of freedom are Satterthwaite's (1946), of each pool's spread and of images - 1.
+    The variance of ``w @ means`` is the sum over groups of w^2 s^2 / n, plus ``w @ C @ w`` with C
+    the groups' covariance over images, less the seeds' share on its diagonal.
 
     The intervals are ``mean +- t(1 - a / 2, freedom) error`` with the one level a at which all of
-    them hold with 95 %, under the joint distribution of the studentised sums (single-step; Hothorn,
-    Bretz & Westfall 2008). Their correlation comes from the whole covariance, seeds and images:
-    what images add is shared by groups much as a control is, and it is known far better than the
-    seeds' part, so that it enters the correlation and the degrees of freedom as any other part.
-    Where images add nothing and one spread is pooled this is Dunnett's (1955) or Tukey's and
-    Kramer's (1956) interval. The errors of spreads that are not pooled are taken to be as large
-    together as they are alone, which matters little beside the sums' own correlation.
+    them hold with 95 % under the joint distribution of the studentised sums (single-step; Hothorn,
+    Bretz & Westfall 2008), whose correlation is that of the whole covariance. Where images add
+    nothing and one spread is pooled this is Dunnett's (1955) or Tukey's and Kramer's (1956)
+    interval. Errors of spreads that are not pooled are taken to be as large together as alone.
 
     Parameters
     ----------
@@ -341,7 +306,7 @@ def effects(correct, weights) -> pd.DataFrame:
         Of `correctness`.
     weights : DataFrame
         Index: groups, as in ``correct`` (tuples where several columns tell them apart); a column
-        for each effect (`design_weights`, `window_weights`). Only groups with a weight take part.
+        for each effect (`design_weights`). Only groups with a weight take part.
 
     Returns
     -------
@@ -376,61 +341,13 @@ def design_weights() -> dict[str, pd.DataFrame]:
     }
 
 
-def window_weights(groups, on=("input_length", "overlap")) -> dict[str, pd.DataFrame]:
-    """Weights of linear trends with the window, by least squares: for each trend, which is a
-    family, a frame (groups, what precedes the window in a group).
-
-    Accuracy = a + b log2(input_length) + c overlap, with overlap = 1 - stride / input_length; ``b``
-    is per doubling of the input length, ``c`` from no overlap (0) to full (1). Both also change the
-    sequence length, which is not told apart.
-
-    Parameters
-    ----------
-    groups : list of tuples
-        (cell, input_length, stride), as `correctness` gives with these columns.
-    on : sequence of {"input_length", "overlap"}
-        Predictors. Give one alone for windows of one convention, in which they cannot be told
-        apart.
-
-    Raises
-    ------
-    ValueError
-        The windows of a cell do not vary enough to tell the trends apart.
-    """
-    groups, on = list(groups), _names(on)
-    index = pd.Index(groups, tupleize_cols=False)
-    names = list(dict.fromkeys(group[0] for group in groups))
-    found = {trend: pd.DataFrame(0.0, index, names) for trend in on}
-    for name in names:
-        rows = [place for place, group in enumerate(groups) if group[0] == name]
-        length, stride = np.array([groups[row][1:] for row in rows], dtype=float).T
-        slopes = np.linalg.pinv(_window_design(length, stride, on))[1:]
-        for trend, slope in zip(on, slopes, strict=True):
-            found[trend].iloc[rows, names.index(name)] = slope
-    return found
-
-
-def _window_design(length, stride, on):
-    """Matrix (windows, 1 + predictors) of a trend; refuses windows that do not tell it apart."""
-    predictors = {"input_length": np.log2(length), "overlap": 1 - stride / length}
-    design = np.column_stack([np.ones_like(length), *(predictors[name] for name in on)])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        windows = ", ".join(f"{a:g}/{b:g}" for a, b in zip(length, stride, strict=True))
-        raise ValueError(
-            f"The windows {windows} do not tell apart a trend on {' and on '.join(on)}; choose "
-            "other windows or predictors."
-        )
-    return design
-
-
 def pooled_spread(variances, freedom):
     """Variances of groups, pooled unless a test of equal spread refuses it.
 
-    The spread over a few seeds is itself a matter of chance; pooled, it neither rewards a group
-    whose seeds agree by accident nor punishes one whose do not. Cochran's (1941) test in 't Lam's
-    (2010) form for unequal groups takes out, one at a time, a group whose variance is too large for
-    the rest: F of its variance against the others' pooled one, at 5 % over all groups (Bonferroni).
-    Such a group keeps its own.
+    Pooled, the spread of a few seeds neither rewards a group whose seeds agree by accident nor
+    punishes one whose do not. Cochran's (1941) test in 't Lam's (2010) form for unequal groups
+    takes out, one at a time, a group whose variance is too large for the rest: F of its variance
+    against the others' pooled one, at 5 % over all groups (Bonferroni). It keeps its own.
 
     Parameters
     ----------
@@ -548,42 +465,6 @@ def _draws(dimensions):
 
 def _tuple(group):
     return group if isinstance(group, tuple) else (group,)
-
-
-# --- training
-
-
-def last_epoch_slope(
-    curves, by=("cell", "window", "seed"), value="validation_accuracy"
-) -> pd.DataFrame:
-    """Least-squares slope of each run's curve over its last epoch, per epoch: how far from finished
-    the training was.
-
-    The cosine schedule has lowered the learning rate to 0 by then, so that a slope of 0 does not
-    show that longer training is useless.
-
-    Returns
-    -------
-    DataFrame
-        ``by``, slope (NaN with fewer than two validations in that epoch); `summarise` turns it into
-        intervals.
-    """
-
-    def slope(run):
-        last = run[run["epoch"] >= run["epoch"].max() - 1 - 1e-9].dropna(subset=[value])
-        return (
-            stats.linregress(last["epoch"], last[value]).slope
-            if last["epoch"].nunique() > 1
-            else np.nan
-        )
-
-    by = _names(by)
-    if curves.duplicated([*by, "epoch"]).any():
-        raise ValueError(
-            f"Several curves share {', '.join(by)}; add the column that tells them apart."
-        )
-    groups = curves.groupby(by, sort=False, dropna=False, observed=True)
-    return groups[["epoch", value]].apply(slope).rename("slope").reset_index()
 
 
 def _names(columns):

@@ -10,8 +10,6 @@ from scipy import stats
 
 from lib import analysis, cells
 
-WINDOWS = ((4, 4), (4, 2), (8, 4), (16, 4), (16, 8))
-
 
 def simulated(levels, seeds, rng, shared=0.02, noise=0.01, **columns):
     """One run per cell and seed: the cell's true level, what a seed gives to all its cells, and
@@ -145,33 +143,6 @@ TRUE_EFFECTS = {
     "(reversal - free) x STP": 0.03,
     "(reversal - sign) x STP": 0.0,
 }
-
-
-# --- training
-
-
-def test_last_epoch_slope():
-    epoch = np.arange(0, 10.5, 0.5)
-    runs = [
-        pd.DataFrame(
-            {
-                "cell": "cb",
-                "window": "8/4",
-                "seed": seed,
-                "epoch": epoch,
-                "validation_accuracy": np.where(epoch < 9, 0.9, 0.1 + slope * epoch),
-            }
-        )
-        for seed, slope in ((0, 0.01), (1, 0.02))
-    ]
-    table = analysis.last_epoch_slope(pd.concat(runs))
-    assert table["slope"].tolist() == pytest.approx([0.01, 0.02])
-    assert analysis.summarise(table, ["cell", "window"], "slope")["mean"].tolist() == pytest.approx(
-        [0.015]
-    )
-    assert np.isnan(analysis.last_epoch_slope(runs[0][:1])["slope"].item())
-    with pytest.raises(ValueError, match="Several curves share cell, window; add"):
-        analysis.last_epoch_slope(pd.concat(runs), by=["cell", "window"])
 
 
 # --- seeds and images
@@ -384,12 +355,6 @@ def test_correctness_of_runs():
     assert wide["low"].tolist() == plain["low"].tolist() and wide.loc[0, "n"] == 3
 
 
-def test_what_was_chosen_is_judged_on_fresh_seeds():
-    runs, predictions = runs_and_predictions(seeds=5)
-    correct = analysis.correctness(runs, predictions, seen={"gru": [0, 1]})
-    assert correct.loc["gru"].index.tolist() == [2, 3, 4] and len(correct.loc["cb"]) == 5
-
-
 def test_runs_that_do_not_compare_are_refused():
     runs, predictions = runs_and_predictions()
     with pytest.raises(ValueError, match="Run cb1 has no predictions here; give those of every"):
@@ -431,27 +396,6 @@ def test_effects_of_w_and_stp_on_answers():
     assert set(table["freedom"].round(6)) == {12}
     lacking = analysis.effects(exact.drop("dale"), weights["main"])
     assert lacking["n"].tolist() == [0, 0, 3, 0] and lacking["mean"].isna().sum() == 3
-
-
-def test_slopes_over_windows():
-    windows = [(cell, *shape) for cell in ("cb", "gru") for shape in WINDOWS]
-    values = {
-        g: np.log2(g[1]) * (0.02 if g[0] == "cb" else 0) - 0.03 * (1 - g[2] / g[1]) for g in windows
-    }
-    rng = np.random.default_rng(11)
-    index = [(*group, seed) for group in windows for seed in range(3)]
-    index = pd.MultiIndex.from_tuples(index, names=["cell", "input_length", "stride", "seed"])
-    p = np.repeat([0.4 + values[group] for group in windows], 3)[:, None]
-    correct = pd.DataFrame(rng.random((len(index), 4000)) < p, index)
-    weights = analysis.window_weights(values)
-    length = analysis.effects(correct, weights["input_length"])
-    assert length.index.tolist() == ["cb", "gru"] and length["n"].tolist() == [3, 3]
-    assert holds(length, [0.02, 0]) and holds(analysis.effects(correct, weights["overlap"]), -0.03)
-    fit = np.polyfit(np.log2([4, 8, 16]), [0.1, 0.3, 0.2], 1)[0]
-    one = analysis.window_weights([("cb", 4, 2), ("cb", 8, 4), ("cb", 16, 8)], on="input_length")
-    assert one["input_length"]["cb"].to_numpy() @ [0.1, 0.3, 0.2] == pytest.approx(fit)
-    with pytest.raises(ValueError, match="do not tell apart a trend on input_length and on"):
-        analysis.window_weights([("cb", 4, 2), ("cb", 8, 4)])
 
 
 # --- recorded variables

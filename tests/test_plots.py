@@ -30,6 +30,8 @@ TRACE = frames.trace(STEPS, 24)
 HISTORY = frames.history(MAIN[MAIN["cell"].isin(["cb", "stp_dale_cb"])])
 
 LADDER, REPAIRS = (select.rungs(frames.ladders(), item) for item in select.LADDERS.values())
+HEADLINE = frames.curves(select.headline(frames.ladders()))
+GROWTH = pd.concat([MAIN, frames.runs(frames.LONGER, ["8/4"], [0], epochs=40)])
 
 FIGURES = {
     "learning_curves": ("text", lambda: plots.learning_curves(CURVES)),
@@ -42,6 +44,8 @@ FIGURES = {
     "input_length": ("text", lambda: plots.accuracy_vs_input_length(RUNS)),
     "effects": ("column", lambda: plots.effects(MAIN)),
     "scan": ("text", lambda: plots.learning_rate_scan(frames.scan())),
+    "headline": ("text", lambda: plots.learning_curves(HEADLINE)),
+    "growth": ("text", lambda: plots.growth(GROWTH)),
     "saturation": ("column", lambda: plots.statistic_over_training(HISTORY, "z", "saturated")),
     "before_after": (
         "text",
@@ -131,7 +135,7 @@ def test_an_axis_without_a_unit_is_found():
     assert not UNIT.search(said(ax, "x"))
 
 
-@pytest.mark.parametrize("name", ["learning_curves", "scan", "effects", "saturation"])
+@pytest.mark.parametrize("name", ["learning_curves", "headline", "effects", "growth"])
 def test_labels_at_line_ends_do_not_collide(name):
     fig = drawn(name)
     renderer = fig.canvas.get_renderer()
@@ -627,3 +631,39 @@ def test_rungs_of_one_or_two_seeds_are_dots():
     assert plots.rung_summary(few)["low"].isna().all()
     with style.context():
         assert len(plots.ladder(few).axes) == 3
+
+
+def test_a_repaired_cell_is_filled_where_the_plain_one_is_open():
+    with style.context():
+        ax = plots.bars(select.headline(frames.ladders()))
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    white = {
+        name
+        for name, bar in zip(names, ax.patches, strict=True)
+        if bar.get_facecolor()[:3] == (1, 1, 1)
+    }
+    assert white == {"DaleCB", "STPDaleCB"}
+
+
+def test_growth_has_a_line_a_cell_over_its_epochs():
+    ax = drawn("growth").axes[0]
+    assert ax.get_xscale() == "log" and list(ax.get_xticks()) == [10, 40]
+    ends = {line.get_label(): line.get_xdata()[-1] for line in ax.lines}
+    assert (ends["vanilla RNN"], ends["simple GRU"], ends["full GRU"]) == (40, 10, 40)
+
+
+def test_windows_are_compared_with_the_main_one_of_the_same_cell():
+    found = plots.window_differences(select.grouped(RUNS))
+    cb = found[found["group"] == "CB"].set_index("window")
+    means = 100 * RUNS[RUNS["cell"] == "cb"].groupby("window")["test_accuracy"].mean()
+    assert cb["mean"].to_dict() == pytest.approx((means - means["8/4"]).to_dict())
+    assert cb.loc["16/4", "low"] < cb.loc["16/4", "mean"] < cb.loc["16/4", "high"]
+
+
+def test_each_kind_of_run_has_a_panel_of_rates_with_the_best_ringed():
+    fig = drawn("scan")
+    assert len(fig.axes) == len(frames.NINE) + 6
+    rings = [line for ax in fig.axes for line in ax.lines if line.get_markersize() == 8]
+    scan = frames.scan()
+    best = scan.loc[scan.groupby(["cell", "initialisation"])["validation_accuracy"].idxmax()]
+    assert sorted(ring.get_xdata()[0] for ring in rings) == sorted(best["learning_rate"])

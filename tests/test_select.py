@@ -29,14 +29,13 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(m
     )
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
     assert set(select.variants(study.runs)) == set(select.VARIANTS)
-    shown, own = select.variants(study.runs)["controls"]
-    assert len(shown) == (8 + 4) * 3 and 100 not in set(
-        shown["seed"]
-    )  # beside the four cells they vary
-    assert (
-        own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
-        and own["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
-    )
+    found = select.variants(study.runs)
+    shown, own = found["initialisation"]
+    assert len(shown) == (2 + 2) * 3 and own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
+    assert 100 not in set(shown["seed"])
+    assert found["steps"].plain["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
+    assert "STPDaleCB, excitatory fraction 0.8" in found["equation"].plain
+    assert "full GRU, H 61" in found["size"].plain
     images, longer = (
         select.variants(study.runs)["tasks"][0],
         select.variants(study.runs)["epochs"][0],
@@ -141,12 +140,28 @@ def test_differences_are_from_the_mean_of_the_baseline():
         select.differences(pd.concat(apart), "cb")
 
 
-def test_seeds_that_made_somebody_choose_a_group_are_left_out():
-    plain = frames.runs(["dale_cb"], ["8/4"], range(5))
-    free = frames.runs(["dale_cb_free_input"], ["8/4"], range(5)).assign(label="DaleCB, P_z free")
-    (kind,) = select.variants(pd.concat([plain, free])).values()
+def test_a_variant_that_was_given_more_seeds_is_judged_on_the_fresh_ones():
+    plain = frames.runs(["dale_cb"], ["8/4"], range(6))
+    free = frames.runs(["dale_cb_free_input"], ["8/4"], range(6)).assign(label="DaleCB, P_z free")
+    other = frames.runs(["dale_cb"], ["8/4"], options='{"readout": "all"}')
+    (kind,) = select.variants(pd.concat([plain, free, other])).values()
     seeds = kind.runs.groupby("group")["seed"].apply(list).to_dict()
-    assert seeds == {"DaleCB": [0, 1, 2, 3, 4], "DaleCB, P_z free": [3, 4]}
+    assert seeds["DaleCB, P_z free"] == [3, 4, 5] and seeds["DaleCB, readout all"] == [0, 1, 2]
+    assert seeds["DaleCB"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_versions_of_what_a_user_added_are_told_apart():
+    runs = [frames.runs(["mine"], ["8/4"], s, source=v) for s, v in ((range(3), "a"), ((3,), "b"))]
+    groups = select.grouped(pd.concat(runs)).groupby("group")["seed"].apply(list).to_dict()
+    assert groups == {"mine": [0, 1, 2], "mine, version b": [3]}
+
+
+def test_repaired_cells_stand_beside_the_plain_ones():
+    shown = select.headline(frames.ladders())
+    groups = list(shown["group"].unique())
+    assert groups.index("DaleCB, repaired") == groups.index("DaleCB") + 1
+    assert "STPDaleCB, repaired" in groups and len(groups) == len(frames.TEN) + 2
+    assert set(select.variants(frames.ladders())) == set()
 
 
 def test_a_window_of_both_conventions_stands_in_both():

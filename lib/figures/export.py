@@ -54,13 +54,7 @@ DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"
 # Names of numbers start with a capital, which few commands of LaTeX do; \newcommand itself stops at
 # any that a document has defined.
 COMMAND = re.compile(r"[A-Z][A-Za-z]{2,}")
-TAKEN = set(
-    """Alph Arrowvert Big Bigg Biggl Biggr Bigl Bigr Delta Downarrow Gamma Huge LARGE LaTeX LaTeXe
-    Lambda Large Leftarrow Leftrightarrow Longleftarrow Longleftrightarrow Longrightarrow Omega Phi
-    Psi Rightarrow Roman Sigma TeX Theta Uparrow Updownarrow Upsilon Vert""".split()
-)
-# Decimals of a column by its name; 1 for others, 3 for p values.
-DECIMALS = {"n": 0, "H": 0, "Parameters": 0, "Last epoch": 2, "rate": 4}
+DECIMALS = {"n": 0, "Parameters": 0}  # of a column by its name; 1 for others
 
 
 # ---- text
@@ -172,11 +166,6 @@ def export_figure(
     formats : of "pdf", "pgf", "png"
         PGF needs pdflatex; without it one line says so and the rest is written.
 
-    Returns
-    -------
-    list of Path
-        What was written, the PNG pieces of a PGF's heat maps included.
-
     Raises
     ------
     ValueError
@@ -255,7 +244,7 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
 
     Parameters
     ----------
-    best : names of columns whose largest value is bold; ``-name`` for the smallest
+    best : names of columns whose largest value is bold
     wide : bool
         Across both columns of a page.
 
@@ -273,7 +262,7 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
         raise ValueError(
             f"label is {label!r}, but may hold only letters, digits, colon, hyphen and underscore."
         )
-    if unknown := {column.lstrip("-") for column in best} - set(frame.columns):
+    if unknown := set(best) - set(frame.columns):
         raise ValueError(
             f"Unknown column {sorted(unknown)[0]!r} in best; "
             f"columns are {', '.join(map(str, frame.columns))}."
@@ -309,21 +298,17 @@ def markdown(frame, caption, best=()) -> str:
 
 
 def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
-    """Which cells of ``shown``, made by `formatted` of a frame, hold the best value of a column in
-    ``best``, as `export_table`.
+    """Which cells of ``shown``, made by `formatted` of a frame, hold the largest value of a column
+    in ``best``.
     """
     found = pd.DataFrame(False, shown.index, shown.columns)
     for column in best:
-        title = column.lstrip("-")
-        values = -frame[title] if column.startswith("-") else frame[title]
-        found.loc[values == values.max(), _title(frame, title)] = True
+        found.loc[frame[column] == frame[column].max(), _title(frame, column)] = True
     return found
 
 
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table's numbers as text: mean and interval in one column, decimals by `DECIMALS`, a dash
-    where nothing was run.
-    """
+    """A table's numbers as text: mean and interval in one column, a dash where nothing was run."""
     shown = {}
     ends = {f"{column} {end}" for column in frame for end in ("low", "high")}
     for column in (column for column in frame if column not in ends):
@@ -357,19 +342,13 @@ def export_numbers(mapping, *, folder=None) -> Path:
     Raises
     ------
     ValueError
-        A name is no command name, or belongs to LaTeX.
-    StoreError
-        The folder cannot be written; the numbers before stay.
+        A name is no command name.
     """
     for name in mapping:
-        why = ""
-        if name in TAKEN:
-            why = "belongs to LaTeX"
-        elif not COMMAND.fullmatch(name):
-            why = "must start with a capital and hold at least three letters and nothing else"
-        if why:
+        if not COMMAND.fullmatch(name):
             raise ValueError(
-                f"The number's name {name!r} {why}; rename it, for example to 'GruAccuracy'."
+                f"The number's name {name!r} must start with a capital and hold at least three "
+                "letters and nothing else; rename it, for example to 'GruAccuracy'."
             )
     folder = Path(folder or paths.results_dir() / "tables")
     return write(folder / "numbers.tex", render("numbers.tex.j2", numbers=mapping))

@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -22,22 +23,21 @@ from lib import analysis, cells, paths
 from lib.figures import export, plots, select, style
 from lib.figures.select import LADDERS, VARIANTS, Frames, comparison, main_window, variants
 
-# Column of a table -> its part of a command's name, where a text quotes it.
-QUOTED = {
-    "Cell": "Cell",
-    "Pair": "Pair",
-    "Change": "Change",
-    "Effect": "Effect",
-    "Accuracy (%)": "Accuracy",
-    "Above linear": "AboveLinear",
-    "Difference": "Difference",
-    "n": "Seeds",
-}
+# Column of a table -> what a text calls it, where that is not its own name.
+QUOTED = {"Accuracy (%)": "Accuracy", "Above linear": "AboveLinear", "n": "Seeds"}
 # Table -> what of its rows becomes a command of LaTeX.
 COMMANDS = {
     "summary": ("Accuracy", "AccuracyInterval"),
     "contrasts": ("Difference", "DifferenceInterval"),
     "effects": ("Difference", "DifferenceInterval"),
+}
+# What a figure needs, said where it is left out.
+NEEDS = {
+    "paired_differences": "finished runs of the baseline and of another cell at one window",
+    "accuracy_heatmap": "runs of several windows",
+    "input_length": "runs of several input lengths",
+    "effects": "a finished run of each of the six cells of the design W x STP",
+    "learning_rate_scan": "a seed that a cell ran at several learning rates",
 }
 CONFIGURATION = (
     "dataset permuted last_rows data_seed window scan cell hidden_size initialisation options "
@@ -93,14 +93,12 @@ class Table(NamedTuple):
 
 def _quoted(row):
     found = {}
-    for column, name in QUOTED.items():
-        value = row.get(column)
-        if column not in row:
+    for column, value in row.items():
+        if column.endswith((" low", " high")):
             continue
-        if isinstance(value, str):
-            found[name] = value
-        else:
-            found[name] = export.number(value, export.DECIMALS.get(column, 1))
+        name = QUOTED.get(column, column)
+        number = not isinstance(value, str)
+        found[name] = export.number(value, export.DECIMALS.get(column, 1)) if number else value
         if f"{column} low" in row:
             interval = export.bracket(row[f"{column} low"], row[f"{column} high"])
             found[f"{name}Interval"] = interval or "(fewer than three seeds, no interval)"
@@ -110,142 +108,106 @@ def _quoted(row):
 # ---- figures
 
 
-def figures(frames: Frames, baseline: str = "cb") -> tuple[list[Figure], list[str]]:
-    """Every figure that the runs allow, and one sentence for each that they do not."""
-    every = comparison(frames.runs)
-    window = main_window(every)
-    main = every[every["window"] == window]
-    wide = every[every.groupby("cell")["window"].transform("nunique") > 1]
-    found = [*_of_one_window(main, frames)]
+def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
+    """Every figure that the runs allow."""
+    return [*_of_cells(frames, baseline), *_of_windows(frames), *_of_changes(frames)]
+
+
+def _of_cells(frames, baseline):
+    main, evidence = _main(frames), {"predictions": frames.predictions}
     bars = f"bars: {_intervals(frames)}; dots: seeds"
-    families = f"bars: simultaneous {_intervals(frames)}; dots: seeds"
-    evidence = {"predictions": frames.predictions}
-    left_out = []
-    high = _height(0.45, main)
-    paired = baseline in set(main["cell"]) and main["cell"].nunique() > 1
-    name = style.look(baseline).label
-    if paired:
-        lead = f"Differences of test accuracy from {name}; {families}."
-        draw = _call(plots.paired_differences, main, baseline, **evidence)
-        found.append(Figure("paired_differences", "column", high, lead, main, draw))
-    else:
-        left_out.append(
-            f"paired_differences: needs finished runs of {baseline} and of another cell at {window}"
-        )
-    if len(wide):
-        found += _of_windows(wide, baseline if paired else None)
-    else:
-        left_out.append("accuracy_heatmap: needs runs of several windows")
-    if wide["input_length"].nunique() > 1:
-        lead = (
-            "Test accuracy against input length, one line a stride convention; "
-            f"bars: {_intervals(frames)}."
-        )
-        rows = -(-wide["group"].nunique() // 5)
-        draw = _call(plots.accuracy_vs_input_length, wide, **evidence)
-        height = max(1.7, 0.65 + 0.5 * rows)
-        found.append(Figure("input_length", "text", height, lead, wide, draw))
-    else:
-        left_out.append("input_length: needs runs of several windows")
-    design = main[main["cell"].isin(cells.DESIGN)]
-    lacking = [cell for cell in cells.DESIGN if cell not in set(main["cell"])]
-    if not lacking:
-        lead = f"How W is made and short-term plasticity (STP); {bars}."
-        draw = _call(plots.effects, design, **evidence)
-        found.append(Figure("effects", "column", 1.7, lead, design, draw))
-    else:
-        left_out.append(
-            "effects: needs the six cells of the design; "
-            f"without a finished run at {window}: {', '.join(lacking)}"
-        )
-    found += _of_gates(main, frames.history)
-    kinds = variants(frames.runs)
-    found += [_of_variants(kind, *varied, families, evidence) for kind, varied in kinds.items()]
-    if not kinds:
-        left_out.append("controls: needs runs that differ from the comparison in one thing")
-    found += _of_ladders(frames)
-    rates = select.scan(frames.runs[frames.runs["dataset"] == every["dataset"].iat[0]])
-    if len(rates):
-        lead = "Learning-rate scan on the validation set; a ring marks the best rate of each cell."
-        draw = _call(plots.learning_rate_scan, rates)
-        found.append(Figure("learning_rate_scan", "text", 1.4, lead, rates, draw))
-    else:
-        left_out.append(
-            "learning_rate_scan: needs a seed that a cell ran at several learning rates"
-        )
-    return found, left_out
-
-
-def _intervals(frames):
-    over = "seeds" if frames.predictions is None else "seeds and test images"
-    return f"95 % intervals over {over}"
-
-
-def _call(draw, *arguments, **options):
-    return lambda: draw(*arguments, **options)
-
-
-def _height(edge, runs):
-    """Inches of a figure with a row for each group."""
-    return edge + 0.14 * runs["group"].nunique()
-
-
-def _of_one_window(main, frames):
-    high = _height(0.45, main)
+    shown = select.headline(frames.runs)
+    linear = _linear(frames, main)
     lead = (
         "Learning curves. Mean over seeds, 95 % interval as a band, seeds as thin lines; "
         "in grey the cells of the other panels"
     )
-    found = frames.linear.get(main["dataset"].iat[0])
-    linear = found and found.accuracy
     lead += "." if linear is None else "; dashed: a linear softmax on the pixels, test set."
-    shown = frames.curves[frames.curves["key"].isin(main["key"])]
-    draw = _call(plots.learning_curves, shown, linear=linear)
-    yield Figure("learning_curves", "text", 2.2, lead, main, draw)
-    evidence = {"predictions": frames.predictions}
-    bars = f"bars: {_intervals(frames)}; dots: seeds"
+    curves = frames.curves[frames.curves["key"].isin(shown["key"])]
+    draw = partial(plots.learning_curves, curves, linear=linear)
+    yield Figure("learning_curves", "text", 2.2, lead, shown, draw)
     floor = "chance" if linear is None else "chance, and a linear softmax on the pixels"
     lead = f"Test accuracy; lines on {bars}; dashed: {floor}."
-    draw = _call(plots.bars, main, linear=linear, **evidence)
-    yield Figure("accuracy_bars", "column", high, lead, main, draw)
-    lead = f"Test accuracy, best first; {bars}; the axis does not start at 0."
-    draw = _call(plots.dot_and_interval, main, **evidence)
-    yield Figure("accuracy_dots", "column", high, lead, main, draw)
-
-
-def _of_windows(wide, baseline):
-    high = _height(0.6, wide)
-    lead = "Mean test accuracy of every window, by stride convention; 8/4 belongs to both."
-    yield Figure("accuracy_heatmap", "column", high, lead, wide, _call(plots.heatmap, wide))
-    if baseline and {baseline} < set(wide["cell"]):
+    draw = partial(plots.bars, shown, linear=linear, **evidence)
+    yield Figure("accuracy_bars", "column", _height(0.45, shown), lead, shown, draw)
+    if baseline in set(main["cell"]) and main["cell"].nunique() > 1:
         name = style.look(baseline).label
-        lead = f"Mean differences of test accuracy from {name} for every window."
-        draw = _call(plots.heatmap, wide, baseline=baseline)
-        yield Figure("difference_heatmap", "column", high, lead, wide, draw)
-
-
-def _of_gates(main, history):
-    gates = history[(history["variable"] == "z") & (history["statistic"] == "saturated")]
-    gates = gates[gates["key"].isin(main["key"])]
-    if len(gates):
+        lead = f"Differences of test accuracy from {name}; {_family(frames)}."
+        draw = partial(plots.paired_differences, main, baseline, **evidence)
+        yield Figure("paired_differences", "column", _height(0.45, main), lead, main, draw)
+    design = main[main["cell"].isin(cells.DESIGN)]
+    if design["cell"].nunique() == len(cells.DESIGN):
+        lead = f"How W is made and short-term plasticity (STP); {bars}."
+        draw = partial(plots.effects, design, **evidence)
+        yield Figure("effects", "column", 1.7, lead, design, draw)
+    history = frames.history
+    gates = history[(history["variable"] == "z") & (history["statistic"] == "q50")]
+    gated = main[main["key"].isin(gates["key"])]
+    if len(gated):
         lead = (
-            "Gates above 95 % of their maximum, on 64 validation images, over training; "
-            "band: 95 % interval over seeds."
+            "Test accuracy, and what training did: open marks before, filled after, medians over "
+            "units, 64 validation images and seeds; bars: 95 % intervals over seeds."
         )
-        gated = main[main["key"].isin(gates["key"])]
-        draw = _call(plots.statistic_over_training, gates, "z", "saturated")
-        yield Figure("gate_saturation", "column", 1.45, lead, gated, draw)
+        draw = partial(plots.before_after, gated, history)
+        yield Figure("before_after", "text", _height(0.5, gated), lead, gated, draw)
 
 
-def _of_variants(kind, runs, plain, intervals, evidence):
-    title, compared_with = VARIANTS[kind]
-    counts = runs[runs["group"] != runs["group"].map(plain)].groupby("group")["seed"].nunique()
-    if counts.max() < analysis.FEWEST:
-        intervals = "dots: seeds, too few for a 95 % interval"
-    lead = f"{title}: difference from {compared_with}; {intervals}."
-    height = 0.5 + 0.14 * (len(plain) - len(set(plain.values())))
-    draw = _call(plots.paired_differences, runs, plain, **evidence)
-    return Figure(kind, "column", height, lead, runs, draw)
+def _of_windows(frames):
+    wide = _wide(frames)
+    if not len(wide):
+        return
+    lead = "Mean test accuracy of every window, by stride convention; 8/4 belongs to both."
+    height = _height(0.6, wide)
+    yield Figure("accuracy_heatmap", "column", height, lead, wide, partial(plots.heatmap, wide))
+    if wide["input_length"].nunique() > 1:
+        lead = (
+            f"Test accuracy less that at {main_window(wide)}, one line a stride convention; bars: "
+            f"simultaneous {_intervals(frames)}, a family each cell."
+        )
+        rows = -(-wide["group"].nunique() // 5)
+        draw = partial(plots.accuracy_vs_input_length, wide, predictions=frames.predictions)
+        yield Figure("input_length", "text", 0.9 + 0.6 * rows, lead, wide, draw)
+
+
+def _of_changes(frames):
+    evidence = {"predictions": frames.predictions}
+    for name, (ladder, rungs) in _ladders(frames).items():
+        lead = (
+            f"{ladder.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
+            "difference from the line that a rung is a change of; dots: seeds."
+        )
+        height = 0.8 + 0.16 * len(rungs.steps) + 0.2 * rungs.steps["panel"].nunique()
+        draw = partial(plots.ladder, rungs, linear=_linear(frames, rungs.runs), **evidence)
+        yield Figure(name, "column", height, lead, rungs.runs, draw)
+    for question, (runs, plain) in variants(frames.runs).items():
+        title, compared_with = VARIANTS[question]
+        if question == "epochs":
+            lead = f"{title}: test accuracy; means over seeds, bars: 95 % intervals over seeds."
+            draw = partial(plots.growth, runs, linear=_linear(frames, runs))
+            yield Figure(question, "text", 2.2, lead, runs, draw)
+            continue
+        lead = f"{title}: difference from {compared_with}; {_family(frames)}."
+        height = 0.5 + 0.14 * (len(plain) - len(set(plain.values())))
+        draw = partial(plots.paired_differences, runs, plain, **evidence)
+        yield Figure(question, "column", height, lead, runs, draw)
+    rates = select.scan(frames.runs)
+    if len(rates):
+        lead = "Learning rates, on the validation set, one panel a kind of run; ringed: the best."
+        kinds = rates.drop_duplicates(["cell", "options", "initialisation"])
+        height = 0.5 + 0.85 * -(-len(kinds) // 6)
+        draw = partial(plots.learning_rate_scan, rates)
+        yield Figure("learning_rate_scan", "text", height, lead, rates, draw)
+
+
+def _main(frames):
+    every = comparison(frames.runs)
+    return every[every["window"] == main_window(every)]
+
+
+def _wide(frames):
+    """The runs of cells that ran several windows."""
+    every = comparison(frames.runs)
+    return every[every.groupby("cell")["window"].transform("nunique") > 1]
 
 
 def _ladders(frames):
@@ -254,17 +216,23 @@ def _ladders(frames):
     return {name: (item, rungs) for name, (item, rungs) in made.items() if rungs is not None}
 
 
-def _of_ladders(frames):
-    for name, (item, rungs) in _ladders(frames).items():
-        found = frames.linear.get(rungs.runs["dataset"].iat[0])
-        lead = (
-            f"{item.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
-            "difference from the line that a rung is a change of; dots: seeds."
-        )
-        height = 0.8 + 0.16 * len(rungs.steps) + 0.2 * rungs.steps["panel"].nunique()
-        evidence = {"predictions": frames.predictions, "linear": found and found.accuracy}
-        draw = _call(plots.ladder, rungs, **evidence)
-        yield Figure(name, "column", height, lead, rungs.runs, draw)
+def _linear(frames, runs):
+    found = frames.linear.get(runs["dataset"].iat[0])
+    return found and found.accuracy
+
+
+def _intervals(frames):
+    over = "seeds" if frames.predictions is None else "seeds and test images"
+    return f"95 % intervals over {over}"
+
+
+def _family(frames):
+    return f"bars: simultaneous {_intervals(frames)}; dots: seeds"
+
+
+def _height(edge, runs):
+    """Inches of a figure with a row for each group."""
+    return edge + 0.14 * runs["group"].nunique()
 
 
 # ---- tables
@@ -273,26 +241,21 @@ def _of_ladders(frames):
 def tables(frames: Frames) -> list[Table]:
     """Every table that the runs allow; ``names`` are what texts call its rows.
 
-    Differences, effects and slopes are one family a table (main effects and interactions, and each
-    trend, are their own), whose intervals hold together; what rests on one or two seeds is in none.
+    Differences and effects are one family a table (main effects and interactions are their own),
+    whose intervals hold together; what rests on one or two seeds is in none.
     """
-    every = comparison(frames.runs)
-    main = every[every["window"] == main_window(every)]
-    over = _intervals(frames)
+    main = _main(frames)
     linear = frames.linear.get(main["dataset"].iat[0])
-    lead = f"Test accuracy (mean; {over}), "
+    lead = f"Test accuracy (mean; {_intervals(frames)}), "
     lead += "how far above a linear softmax on the pixels, " if linear else ""
     lead += "trainable parameters and median time of a training step."
-    names = tuple(main["cell"].unique())
-    summary = summary_table(main, frames.predictions, linear)
-    found = [Table("summary", summary, lead, main, names, ("Accuracy (%)",))]
-    if every["window"].nunique() > 1:
-        found.append(_windows_table(every, frames))
-    made = (_contrasts_table(main, frames), _effects_table(main, frames), _slopes(frames, every))
+    shown, names = summary_table(main, frames.predictions, linear), tuple(main["cell"].unique())
+    found = [Table("summary", shown, lead, main, names, ("Accuracy (%)",))]
+    made = (_windows_table(frames), _contrasts_table(main, frames), _effects_table(main, frames))
     found += [table for table in made if table is not None]
+    found += [_ladder_table(name, *made, frames) for name, made in _ladders(frames).items()]
     kinds = variants(frames.runs)
-    found += [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
-    return found + [_ladder_table(name, *made, frames) for name, made in _ladders(frames).items()]
+    return found + [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
 
 
 def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataFrame:
@@ -302,50 +265,42 @@ def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataF
     runs = select.grouped(runs)
     table = plots.summary(runs, predictions=predictions)
     other = runs.groupby("group")[["parameters", "ms_per_step"]].median().loc[table["group"]]
-    shown = _interval("Cell", table["group"], "Accuracy (%)", table)
+    shown = pd.DataFrame({"Cell": table["group"]}).assign(**_interval("Accuracy (%)", table))
     if linear is not None and predictions is not None:
         answers = plots.answers(runs, "test_accuracy", ["group"], predictions)
         reference = linear.predictions.set_index("image")
         right = (reference["label"] == reference["prediction"]).astype(float)
         above = analysis.accuracies(answers - right.reindex(answers.columns))
-        own = _interval("Cell", table["group"], "Above linear", above, 100)
-        shown = shown.join(own.drop(columns="Cell"))
+        shown = shown.assign(**_interval("Above linear", above, 100))
     shown["n"] = table["n"].to_numpy()
     shown["Parameters"] = other["parameters"].to_numpy()
     shown["ms/step"] = other["ms_per_step"].to_numpy()
     return shown
 
 
-def _interval(key, names, title, table, factor=1):
-    """Names beside mean and interval of a table of `lib.analysis`, as `export.formatted` takes
-    them.
-    """
-    shown = pd.DataFrame({key: list(names)})
-    for column, end in (("mean", ""), ("low", " low"), ("high", " high")):
-        shown[f"{title}{end}"] = (table[column] * factor).to_numpy()
-    return shown
+def _interval(title, table, factor=1):
+    """Columns of a table of `lib.analysis`, as `export.formatted` takes them."""
+    ends = (("mean", ""), ("low", " low"), ("high", " high"))
+    return {f"{title}{end}": (table[column] * factor).to_numpy() for column, end in ends}
 
 
-def _differences(key, names, table):
-    """Differences in percentage points with interval and n."""
-    shown = _interval(key, names, "Difference", table, 100)
-    shown["n"] = table["n"].to_numpy()
-    return shown
-
-
-def _windows_table(every, frames):
-    table = plots.summary(every, by=("group", "window"), predictions=frames.predictions)
-    shown = pd.DataFrame({"Cell": every["group"].unique()})
-    shapes = _windows(every)
-    for shape in shapes:
-        part = table[table["window"] == shape].set_index("group").reindex(shown["Cell"])
-        shown = shown.join(_interval("Cell", shown["Cell"], shape, part).drop(columns="Cell"))
+def _windows_table(frames):
+    wide = _wide(frames)
+    if not len(wide):
+        return None
+    base = main_window(wide)
+    own = plots.summary(wide[wide["window"] == base], predictions=frames.predictions)
+    shown = pd.DataFrame({"Cell": own["group"]}).assign(**_interval(f"{base} (%)", own))
+    differences = plots.window_differences(wide, frames.predictions)
+    for shape in _windows(wide):
+        part = differences[differences["window"] == shape].set_index("group")
+        if shape != base:
+            shown = shown.assign(**_interval(shape, part.reindex(shown["Cell"])))
     lead = (
-        f"Test accuracy (%) of every window (mean; {_intervals(frames)}); "
-        "bold: the best of each window."
+        f"Test accuracy at {base} (mean; {_intervals(frames)}) and what other windows change it by "
+        "(percentage points; simultaneous intervals of each row)."
     )
-    names = tuple(every["cell"].unique())
-    return Table("windows", shown, lead, every, names, tuple(shapes), True)
+    return Table("windows", shown, lead, wide, tuple(wide["cell"].unique()), wide=True)
 
 
 def _windows(runs):
@@ -354,8 +309,9 @@ def _windows(runs):
 
 def _contrasts_table(main, frames):
     labels = main.groupby("cell")["group"].first()
-    ran = set(labels.index)
-    planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
+    planned = [
+        item for item in analysis.PLANNED if {item.cell, item.reference} <= set(labels.index)
+    ]
     if not planned:
         return None
     answers = plots.answers(main, "test_accuracy", ["cell"], frames.predictions)
@@ -371,6 +327,12 @@ def _contrasts_table(main, frames):
     )
     frame = _differences("Pair", pairs, table[told])
     return Table("contrasts", frame, lead, main, tuple(item.name for item in planned))
+
+
+def _differences(key, names, table):
+    """Differences in percentage points with interval and n."""
+    shown = pd.DataFrame({key: list(names)}).assign(**_interval("Difference", table, 100))
+    return shown.assign(n=table["n"].to_numpy())
 
 
 def _effects_table(main, frames):
@@ -390,57 +352,24 @@ def _effects_table(main, frames):
     return Table("effects", frame, lead, design, tuple(table.index))
 
 
-def _slopes(frames, every):
-    """One row a cell: its trends with the window, where windows tell them apart, and the slope of
-    its last epoch; None where there is neither.
-    """
-    shown = pd.DataFrame({"Cell": every["group"].unique()})
-    cell = shown["Cell"].map(every.groupby("group")["cell"].first())
-    trends = _trends(every, frames.predictions)
-    for trend, table in trends.items():
-        title = {"input_length": "Length", "overlap": "Overlap"}[trend]
-        own = _interval("Cell", shown["Cell"], title, table.reindex(cell), 100)
-        shown = shown.join(own.drop(columns="Cell"))
-    main = every[every["window"] == main_window(every)]
-    curves = frames.curves.merge(main[["key", "group"]], on="key")
-    if len(curves):
-        last = analysis.last_epoch_slope(curves, ["group", "seed"])
-        if last["slope"].notna().any():
-            part = analysis.summarise(last, "group", "slope").set_index("group")
-            part = part.reindex(shown["Cell"])
-            own = _interval("Cell", shown["Cell"], "Last epoch", part, 100)
-            shown = shown.join(own.drop(columns="Cell"))
-    if shown.shape[1] == 1:
-        return None
-    lead = "Slopes (points): "
-    if trends:
-        lead += (
-            "test accuracy per doubling of length and per overlap "
-            f"(simultaneous {_intervals(frames)}); "
-        )
-    lead += "validation accuracy in the last epoch, over seeds."
-    names = tuple(every["cell"].unique())
-    return Table("slopes", shown, lead, every, names)
+def _ladder_table(name, ladder, rungs, frames):
+    """One row a rung, called "added: drive z", "alone: drive z", ..."""
+    table = plots.rung_summary(rungs, frames.predictions)
+    own = plots.summary(rungs.runs, predictions=frames.predictions).set_index("group")
+    names = tuple(table["panel"] + ": " + table["label"])
+    shown = pd.DataFrame({"Change": names, "From": table["reference"]})
+    shown = shown.assign(**_interval("Accuracy (%)", own.loc[table["group"]]))
+    shown = shown.assign(**_interval("Difference", table), n=table["n"])
+    lead = (
+        f"{ladder.title}: test accuracy, and its difference (percentage points) from what it is a "
+        f"change of; {_intervals(frames)}, of the differences simultaneous."
+    )
+    return Table(name, shown, lead, rungs.runs, names, wide=True)
 
 
-def _trends(every, predictions):
-    """Trend -> its slopes of the cells that ran all windows; empty where the windows do not tell
-    length and overlap apart.
-    """
-    counts = every.groupby("cell")["window"].transform("nunique")
-    complete = every[counts == every["window"].nunique()]
-    conventions = {len(names.split(", ")) for names in complete["convention"]}
-    if not conventions >= {1, 2} or complete["input_length"].nunique() == 1:
-        return {}
-    by = ["cell", "input_length", "stride"]
-    answers = plots.answers(complete, "test_accuracy", by, predictions)
-    weights = analysis.window_weights(answers.index.droplevel("seed").unique())
-    return {trend: analysis.effects(answers, each) for trend, each in weights.items()}
-
-
-def _variants_table(kind, runs, plain, frames):
+def _variants_table(question, runs, plain, frames):
     table = plots.difference_summary(runs, plain, predictions=frames.predictions)
-    title, compared_with = VARIANTS[kind]
+    title, compared_with = VARIANTS[question]
     lead = f"{title}: test accuracy, and its difference (percentage points) from {compared_with}"
     told = table["low"].notna()
     if told.any():
@@ -450,29 +379,12 @@ def _variants_table(kind, runs, plain, frames):
         lead += "; one or two seeds give no 95 % interval."
     shown = summary_table(runs, frames.predictions).set_index("Cell").loc[table["group"]]
     shown = shown.reset_index().drop(columns=["ms/step", "n"])
-    if kind == "epochs":  # the best one says whether all of the training was of use
+    if question == "epochs":  # the best one says whether all of the training was of use
         best = runs.groupby("group")["best_epoch"].median()
         shown = shown.drop(columns="Parameters")
         shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
-    for column, end in (("mean", ""), ("low", " low"), ("high", " high"), ("n", None)):
-        shown["n" if end is None else f"Difference{end}"] = table[column].to_numpy()
-    return Table(kind, shown, lead, runs, tuple(table["group"]), wide=True)
-
-
-def _ladder_table(name, ladder, rungs, frames):
-    """One row a rung, called "added: drive z", "alone: drive z", ..."""
-    table = plots.rung_summary(rungs, frames.predictions)
-    own = plots.summary(rungs.runs, predictions=frames.predictions).set_index("group")
-    names = tuple(table["panel"] + ": " + table["label"])
-    shown = _interval("Change", names, "Accuracy (%)", own.loc[table["group"]])
-    shown = shown.join(_interval("Change", names, "Difference", table).drop(columns="Change"))
-    shown.insert(1, "From", list(table["reference"]))
-    shown["n"] = table["n"].to_numpy()
-    lead = (
-        f"{ladder.title}: test accuracy, and its difference (percentage points) from what it is a "
-    )
-    lead += f"change of; {_intervals(frames)}, of the differences simultaneous."
-    return Table(name, shown, lead, rungs.runs, names, wide=True)
+    shown = shown.assign(**_interval("Difference", table), n=table["n"].to_numpy())
+    return Table(question, shown, lead, runs, tuple(table["group"]), wide=True)
 
 
 # ---- numbers
@@ -481,88 +393,46 @@ def _ladder_table(name, ladder, rungs, frames):
 def numbers(frames: Frames) -> dict[str, str]:
     """Every number that is a command of LaTeX, by its name: what was run (``Runs``, ``Epochs``,
     ...), the best and the worst cell, each cell at the main window (``CbAccuracy``), planned
-    contrasts and effects (``GateDifference``), and the ends of tables (``LengthHighest``).
+    contrasts and effects (``GateDifference``).
     """
-    every = comparison(frames.runs)
-    main = every[every["window"] == main_window(every)]
-    made = {item.name: item for item in tables(frames)}
-    rows = {name: item.quoted() for name, item in made.items()}
+    return _numbers(frames, tables(frames))
+
+
+def _numbers(frames, made):
+    rows = {item.name: item.quoted() for item in made}
     found = {}
     for table, columns in COMMANDS.items():
         for name, row in rows.get(table, {}).items():
             stem = export.command_name(name)
             found |= {f"{stem}{column}": row[column] for column in columns}
-    order = plots.summary(main).sort_values("mean")
-    for place, cell in (("Best", order["cell"].iat[-1]), ("Worst", order["cell"].iat[0])):
+    every, main = comparison(frames.runs), _main(frames)
+    order = main.groupby("cell")["test_accuracy"].mean()
+    for place, cell in (("Best", order.idxmax()), ("Worst", order.idxmin())):
         row = rows["summary"][cell]
-        columns = ("Cell", "Accuracy", "AccuracyInterval")
-        found |= {f"{place}{column}": row[column] for column in columns}
-    for kind in VARIANTS:
-        if kind in made:
-            found |= _ends(kind.capitalize(), made[kind].frame, "Difference")
-    if "slopes" in made:
-        for title in ("Length", "Overlap", "Last epoch"):
-            if title in made["slopes"].frame:
-                stem = title.title().replace(" ", "")
-                found |= _ends(stem, made["slopes"].frame, title)
-    kinds = variants(frames.runs)
-    if "controls" in kinds:
-        found |= _best_change(kinds["controls"], made["controls"], "dale_cb")
-    if "epochs" in kinds:
-        found |= _longer(*kinds["epochs"])
+        found |= {f"{place}{name}": row[name] for name in ("Cell", "Accuracy", "AccuracyInterval")}
     linear = frames.linear.get(main["dataset"].iat[0])
     if linear is not None:
         found["Linear"] = export.number(100 * linear.accuracy)
         found["LinearInterval"] = export.bracket(100 * linear.low, 100 * linear.high)
-    return found | _diverged(frames.runs) | _spread(main) | _run(frames.runs, every, main)
-
-
-def _ends(stem, frame, column):
-    """The lowest and the highest value of a column with intervals, and whose they are."""
-    decimals = export.DECIMALS.get(column, 1)
-    found = {}
-    for end, row in (("Lowest", frame[column].idxmin()), ("Highest", frame[column].idxmax())):
-        row = frame.loc[row]
-        interval = export.bracket(row[f"{column} low"], row[f"{column} high"], decimals)
-        found[f"{stem}{end}"] = f"{export.number(row[column], decimals)} {interval}".rstrip()
-        found[f"{stem}{end}Cell"] = row["Cell"]
-    return found
-
-
-def _best_change(varied, table, cell):
-    """Of the changes to one cell the one with the highest mean difference."""
-    runs, _ = varied
-    groups = runs.loc[runs["cell"].map(style.kin) == cell, "group"].unique()
-    changed = [group for group in groups if group in table.names]
-    if not changed:
-        return {}
-    differences = table.frame.set_index("Cell")["Difference"]
-    row = table.quoted()[differences[changed].idxmax()]
-    columns = ("Cell", "Difference", "DifferenceInterval")
-    return {f"Fix{column}": row[column] for column in columns}
-
-
-def _longer(runs, plain):
-    """Whether cells keep their order at the other number of epochs that most of them were trained
-    for, over the seeds that both have.
-    """
-    is_plain = runs["group"] == runs["group"].map(plain)
-    others = runs[~is_plain]
-    epochs = others.groupby("epochs")["cell"].nunique().idxmax()
-    both = runs[is_plain].merge(
-        others[others["epochs"] == epochs], on=["cell", "seed"], suffixes=("", " longer")
+    done = frames.runs[frames.runs["state"] == "DONE"]
+    return (
+        found
+        | _diverged(frames.runs)
+        | {
+            "Data": " and ".join(sorted(set(main.apply(plots.task_name, axis=1)))),
+            "Window": main["window"].iat[0],
+            "Windows": ", ".join(_windows(every)),
+            "Cells": str(every["cell"].nunique()),
+            "Seeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
+            "HiddenSize": str(every["hidden_size"].iat[0]),
+            "BatchSize": str(every["batch_size"].iat[0]),
+            "Epochs": str(every["epochs"].iat[0]),
+            "Runs": str(len(every)),
+            "AllRuns": str(len(done)),
+            "Hours": f"{done['seconds'].sum() / 3600:.1f}",
+            "Chance": f"{plots.chance(main):.0f}",
+        }
     )
-    means = both.groupby("cell")[["test_accuracy", "test_accuracy longer"]].mean()
-    if len(means) < 3:
-        return {}
-    best = means["test_accuracy longer"].idxmax()
-    return {
-        "LongerEpochs": str(epochs),
-        "LongerCells": str(len(means)),
-        "LongerSeeds": plots.ranged(both.groupby("cell")["seed"].nunique()),
-        "LongerOrder": f"{means.corr('spearman').iat[0, 1]:.2f}",
-        "LongerBestCell": both.loc[both["cell"] == best, "label"].iat[0],
-    }
 
 
 def _diverged(runs):
@@ -573,31 +443,6 @@ def _diverged(runs):
     lost = lost[lost["key"].isin(diverged)]
     names = "; ".join(f"{run.group}, seed {run.seed}" for run in lost.itertuples())
     return {"Diverged": f"{len(lost)} run{'s' * (len(lost) > 1)}", "DivergedRuns": names}
-
-
-def _spread(main):
-    spread = analysis.summarise(main, "cell")["sd"] * 100
-    if spread.isna().all():
-        return {}
-    return {"SpreadLow": f"{spread.min():.1f}", "SpreadHigh": f"{spread.max():.1f}"}
-
-
-def _run(runs, every, main):
-    done = runs[runs["state"] == "DONE"]
-    return {
-        "Data": " and ".join(sorted(set(main.apply(plots.task_name, axis=1)))),
-        "Window": main["window"].iat[0],
-        "Windows": ", ".join(_windows(every)),
-        "Cells": str(every["cell"].nunique()),
-        "Seeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
-        "HiddenSize": str(every["hidden_size"].iat[0]),
-        "BatchSize": str(every["batch_size"].iat[0]),
-        "Epochs": str(every["epochs"].iat[0]),
-        "Runs": str(len(every)),
-        "AllRuns": str(len(done)),
-        "Hours": f"{done['seconds'].sum() / 3600:.1f}",
-        "Chance": f"{plots.chance(main):.0f}",
-    }
 
 
 # ---- files
@@ -623,7 +468,9 @@ def write(
     """
     out = Path(out)
     found = {}
-    plan, left_out = figures(frames, baseline)
+    plan = figures(frames, baseline)
+    drawn = {item.name for item in plan}
+    left_out = [f"{name}: needs {what}" for name, what in NEEDS.items() if name not in drawn]
     if "pgf" in formats and not export.has_tex():
         left_out.append(
             "PGF figures: pdflatex is not installed; the PDFs are complete without them"
@@ -640,13 +487,14 @@ def write(
                 plt.close(figure)
         found |= dict.fromkeys(written, item.runs)
     folder = out / "tables"
-    for item in tables(frames):
+    made = tables(frames)
+    for item in made:
         look = {"best": item.best, "wide": item.wide, "folder": folder}
         label = f"tab:{item.name}"
         path = export.export_table(item.frame, item.name, item.caption, label, **look)
         found[path] = item.runs
         found[export.write(folder / f"{item.name}.md", item.markdown)] = item.runs
-    found[export.export_numbers(numbers(frames), folder=out)] = comparison(frames.runs)
+    found[export.export_numbers(_numbers(frames, made), folder=out)] = comparison(frames.runs)
     _remove_earlier(out, found)
     export.write(out / "MANIFEST.json", _manifest(out, found, frames.environments))
     return left_out
@@ -717,7 +565,7 @@ def main_tex(frames: Frames, journal: str = "report", baseline: str = "cb") -> s
         "main.tex.j2",
         page=page,
         separation=max(page.text - 2 * page.column, 0),
-        figures=figures(frames, baseline)[0],
+        figures=figures(frames, baseline),
         tables=tables(frames),
     )
 
@@ -757,7 +605,7 @@ def readme(frames: Frames, template="README.md.j2", figures_at=".", place="resul
     ``Platforms`` of the runs; ``From``, the folder; the names of all ``figures`` and ``tables``,
     and the functions ``figure(name)`` and ``table(name)`` that show one with its caption.
     """
-    drawn = {item.name: item for item in figures(frames)[0]}
+    drawn = {item.name: item for item in figures(frames)}
     made = {item.name: item for item in tables(frames)}
 
     def figure(name):
@@ -766,7 +614,7 @@ def readme(frames: Frames, template="README.md.j2", figures_at=".", place="resul
 
     return export.render(
         template,
-        **numbers(frames),
+        **_numbers(frames, list(made.values())),
         **_made_by(frames),
         From=place,
         isolates={contrast.name: contrast.isolates for contrast in analysis.PLANNED},

@@ -8,6 +8,7 @@ bars are the intervals of `lib.analysis`.
 """
 
 import re
+import textwrap
 from math import ceil
 
 import matplotlib as mpl
@@ -32,6 +33,7 @@ from lib.figures.select import (
 )
 from lib.figures.style import METRICS, VARIABLES
 
+ACCURACY = METRICS["test_accuracy"]
 QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
 DASHED = (0, (4, 3))
 LINEAR = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
@@ -98,9 +100,23 @@ def answers(frame, metric, by, predictions):
 
 
 def _in_unit(table, frame, metric):
+    kinds = frame.drop_duplicates("group").set_index("group")
+    cell = table["group"].map(kinds["cell"])
     scaled = table[["mean", "low", "high"]] * METRICS[metric].factor
-    cell = table["group"].map(frame.drop_duplicates("group").set_index("group")["cell"])
-    return table.assign(cell=cell, mean=scaled["mean"], low=scaled["low"], high=scaled["high"])
+    return table.assign(cell=cell, form=table["group"].map(_forms(kinds)), **scaled)
+
+
+def _forms(kinds):
+    """Group -> "repaired", "plain" where its cell also stands repaired, else ""."""
+    repaired = kinds["options"].map(lambda text: select.REPAIRED == set(select.changed(text)))
+    repaired = repaired.astype(bool)
+    twin = kinds["cell"].isin(kinds.loc[repaired, "cell"])
+    return pd.Series(np.select([repaired, twin], ["repaired", "plain"], ""), kinds.index)
+
+
+def _face(row, own):
+    """Fill of a marker: a cell as in the notes is open where it also stands repaired."""
+    return {"plain": "white", "repaired": own.colour}.get(row.form, own.face)
 
 
 def chance(frame: pd.DataFrame) -> float:
@@ -163,7 +179,7 @@ def ranged(values) -> str:
 # ---- over training
 
 
-def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy", highlight=None):
+def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy"):
     """Curves of one setting against epochs: mean, interval as a band (from three seeds on), seeds
     as thin lines, names at the line ends.
 
@@ -174,12 +190,10 @@ def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy
         renamed to the statistic.
     metric : str
         A key of `style.METRICS`.
-    highlight : list of str, optional
-        The groups in colour; the others stay light grey behind.
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    limits = _draw_curves(ax, frame, metric, highlight)
+    limits = _draw_curves(ax, frame, metric, frame["group"].unique())
     ax.set(xlabel="Training (epochs)", ylabel=METRICS[metric].axis, ylim=limits)
     _label_ends([ax])
     return ax
@@ -209,13 +223,13 @@ def learning_curves(
 
 
 def _draw_curves(ax, frame, metric, highlight):
-    """Draw all groups of a frame; return limits of the axis."""
+    """Draw all groups of a frame, those not highlighted in grey; return limits of the axis."""
     few = {}
     table = summary(frame, metric, ("group", "epoch"))
     factor = METRICS[metric].factor
     for group, part in table.groupby("group", sort=False):
         own = style.look(part["cell"].iat[0])
-        if highlight is not None and group not in highlight:
+        if group not in highlight:
             ax.plot(part["epoch"], part["mean"], color=style.CONTEXT, lw=0.8, zorder=1)
             continue
         seeds = part["n"].max()
@@ -228,11 +242,12 @@ def _draw_curves(ax, frame, metric, highlight):
         if seeds >= analysis.FEWEST:
             band = {"color": own.colour, "alpha": 0.18, "lw": 0, "zorder": 2}
             ax.fill_between(part["epoch"], part["low"], part["high"], **band)
-        ax.plot(part["epoch"], part["mean"], color=own.colour, ls=own.line, zorder=3)
-        end = part.iloc[-1:]
-        mark = {"marker": own.marker, "mfc": own.face, "color": own.colour}
+        end = part.iloc[-1]
+        line = {"ls": own.line, "lw": 0.8 if end["form"] == "plain" else None}
+        ax.plot(part["epoch"], part["mean"], color=own.colour, zorder=3, **line)
+        mark = {"marker": own.marker, "mfc": _face(end, own), "color": own.colour}
         ax.plot(end["epoch"], end["mean"], label=group, clip_on=False, zorder=4, **mark)
-    _say_few_seeds(ax, few, table["group"].nunique() if highlight is None else len(highlight))
+    _say_few_seeds(ax, few, len(highlight))
     ax.set_xlim(0, table["epoch"].max())
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     return _limits(table, frame[metric] * factor, METRICS[metric])
@@ -345,33 +360,27 @@ def parameters_over_training(frame: pd.DataFrame, fig=None, variables=None):
 # ---- summaries of finished runs
 
 
-def bars(
-    frame: pd.DataFrame,
-    ax=None,
-    metric: str = "test_accuracy",
-    predictions=None,
-    linear: float | None = None,
-):
+def bars(frame: pd.DataFrame, ax=None, predictions=None, linear: float | None = None):
     """Bars from 0 with interval (`summary`), seeds as dots; dashed chance and what a ``linear``
     softmax on the pixels reaches (0..1); cells in the fixed order of their families.
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    table = summary(frame, metric, predictions=predictions)
+    table = summary(frame, predictions=predictions)
     dot = {"ms": 2.2, "mfc": style.INK, "mec": "white", "mew": 0.3, "clip_on": False, "zorder": 5}
-    for y, row, seeds in _rows(ax, table, frame, metric):
+    for y, row, seeds in _rows(ax, table, frame):
         own = style.look(row.cell)
         face = mpl.colors.to_rgba(own.colour, 0.55 if own.stp else 1)
+        face = "white" if row.form == "plain" else face
         outline = {"edgecolor": own.colour, "hatch": own.hatch, "lw": 0.8}
         ax.barh(y, row.mean, 0.72, facecolor=face, **outline)
         _interval_line(ax, y, row, "white", lw=2.2)  # seen on a dark bar
         _interval_line(ax, y, row, style.INK)
         ax.plot(seeds, np.full(len(seeds), y - 0.25), "o", **dot)
-    if METRICS[metric].accuracy:
-        _reference(ax, "x", chance(frame), "chance")
-        if linear is not None:
-            _reference(ax, "x", 100 * linear, "linear on pixels")
-    ax.set_xlabel(METRICS[metric].axis, loc="right")
+    _reference(ax, "x", chance(frame), "chance")
+    if linear is not None:
+        _reference(ax, "x", 100 * linear, "linear on pixels")
+    ax.set_xlabel(ACCURACY.axis, loc="right")
     ax.set_xlim(0, None)
     return ax
 
@@ -390,32 +399,24 @@ def _reference(ax, axis, value, name):
         ax.annotate(name, (0.98, value), size=_small(), **place, **near)
 
 
-def dot_and_interval(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", predictions=None):
+def dot_and_interval(frame: pd.DataFrame, ax=None, predictions=None):
     """Mean and interval (`summary`) of each cell, best first; the axis does not start at 0."""
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    lowest_first = METRICS[metric].better == "lower"
-    table = summary(frame, metric, predictions=predictions)
-    table = table.sort_values("mean", ascending=lowest_first, kind="stable")
-    _dots(ax, frame, table, metric)
-    ax.set_xlabel(METRICS[metric].axis, loc="right")
+    table = summary(frame, predictions=predictions)
+    _dots(ax, frame, table.sort_values("mean", ascending=False, kind="stable"))
+    ax.set_xlabel(ACCURACY.axis, loc="right")
     return ax
 
 
-def paired_differences(
-    frame: pd.DataFrame,
-    baseline="cb",
-    ax=None,
-    metric: str = "test_accuracy",
-    predictions=None,
-):
+def paired_differences(frame: pd.DataFrame, baseline="cb", ax=None, predictions=None):
     """`difference_summary`; a dot is one seed less the baseline's mean."""
     frame = _of_one_window(frame)
-    shown = differences(frame, baseline, metric)
+    shown = differences(frame, baseline)
     ax = ax or _axes()
-    _dots(ax, shown, difference_summary(frame, baseline, metric, predictions), metric)
+    _dots(ax, shown, difference_summary(frame, baseline, predictions=predictions))
     ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
-    ax.set_xlabel(_difference_axis(shown, metric), loc="right")
+    ax.set_xlabel(_difference_axis(shown), loc="right")
     return ax
 
 
@@ -437,8 +438,8 @@ def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
     """
     table = rung_summary(rungs, predictions)
     table["cell"] = table["cell"].map(style.kin)
-    group, factor = rungs.runs["group"], METRICS["test_accuracy"].factor
-    means = rungs.runs.groupby(group)["test_accuracy"].mean() * factor
+    group = rungs.runs["group"]
+    means = rungs.runs.groupby(group)["test_accuracy"].mean() * ACCURACY.factor
     ends = ["mean", "low", "high"]
     table[ends] = table[ends].add(table["reference"].map(means), axis=0)
     panels = dict(list(table.groupby("panel", sort=False)))
@@ -449,7 +450,7 @@ def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
         title, sign = PANELS[panel]
         names = sign + part.set_index("group")["label"]
         seeds = rungs.runs.assign(group=group.map(names))
-        _dots(ax, seeds, part.assign(group=list(names)), "test_accuracy", filled=True)
+        _dots(ax, seeds, part.assign(group=list(names)), filled=True)
         if panel == "other cells":
             for y, row in zip(_heights(part), part.itertuples(), strict=True):
                 own = style.look(row.cell)
@@ -461,7 +462,7 @@ def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
         if linear is not None:
             ax.axvline(100 * linear, **LINEAR, label="linear on pixels")
         ax.set_title(title, loc="left")
-    axes[-1].set_xlabel(METRICS["test_accuracy"].axis, loc="right")
+    axes[-1].set_xlabel(ACCURACY.axis, loc="right")
     lines = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
     fig.legend(lines.values(), lines, loc="outside upper center", ncols=3, frameon=False)
     return fig
@@ -487,8 +488,8 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     columns = {kind: how for kind, how in columns.items() if kind in recorded}
     fig = fig or _figure()
     axes = fig.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
-    _dots(axes[0], runs, table, "test_accuracy")
-    axes[0].set_xlabel(METRICS["test_accuracy"].axis)
+    _dots(axes[0], runs, table)
+    axes[0].set_xlabel(ACCURACY.axis)
     for ax, (kind, (title, shown)) in zip(axes[1:], columns.items(), strict=True):
         ends = recorded[kind].groupby(["group", "key"])["value"].agg(["first", "last"])
         ends = ends.groupby("group").median()
@@ -517,26 +518,30 @@ def _log_ticks(ax):
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
-def heatmap(
-    frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", baseline: str | None = None
-):
-    """Cell x window with the numbers printed, columns grouped by stride convention (8/4 belongs to
-    both).
+def _log_values(ax, values, margin):
+    """A logarithmic x axis with a tick at each of the values."""
+    values = sorted(set(values))
+    ax.set(xscale="log", xlim=(values[0] / margin, values[-1] * margin))
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
-    With a ``baseline`` the differences from it, on a scale that diverges about zero.
+
+def heatmap(frame: pd.DataFrame, ax=None, baseline: str | None = None):
+    """Cell x window with the numbers printed, columns grouped by stride convention (8/4 belongs to
+    both); with a ``baseline`` the differences from it, on a scale that diverges about zero.
     """
     frame = grouped(frame)
     ax = ax or _axes()
-    shown = frame if baseline is None else differences(frame, baseline, metric)
+    shown = frame if baseline is None else differences(frame, baseline)
     titles, shapes = zip(*window_columns(frame), strict=True)
-    table = summary(shown, metric, ("group", "window"))
+    table = summary(shown, by=("group", "window"))
     table = table.pivot(index="group", columns="window", values="mean")
     table = table.reindex(index=shown["group"].unique(), columns=shapes)
     if baseline is None:
-        title, number = METRICS[metric].axis, "{:.1f}"
+        title, number = ACCURACY.axis, "{:.1f}"
         colours = {"cmap": style.SEQUENTIAL}
     else:
-        title, number = _difference_axis(shown, metric), "${:+.1f}$"
+        title, number = _difference_axis(shown), "${:+.1f}$"
         reach = float(np.nanmax(np.abs(table.to_numpy())))
         colours = {"cmap": style.DIVERGING, "vmin": -reach, "vmax": reach}
     text = table.map(lambda value: "" if pd.isna(value) else number.format(value)).to_numpy()
@@ -558,36 +563,47 @@ def heatmap(
     return ax
 
 
-def accuracy_vs_input_length(
-    frame: pd.DataFrame, fig=None, metric: str = "test_accuracy", predictions=None
-):
-    """One panel a cell, one line a stride convention: always 4 pixels (filled), half the input
-    length (open); they share 8/4.
+def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, predictions=None):
+    """Differences of the windows from the main one (`window_differences`): one panel a cell, one
+    line a stride convention, always 4 pixels (filled) or half the input length (open).
     """
     frame = grouped(frame)
     columns = window_columns(frame)
     titles = list(dict.fromkeys(title for title, _ in columns))
-    table = summary(frame, metric, ("group", "window", "input_length"), predictions)
+    table = window_differences(frame, predictions)
     groups = frame["group"].unique()
     fig = fig or _figure()
     axes = _grid(fig, len(groups), columns=5, sharex=True, sharey=True)
     for ax, group in zip(axes, groups, strict=True):
+        ax.axhline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
         _draw_conventions(ax, table[table["group"] == group].set_index("window"), columns)
         ax.set_title(_plain(group))
-        ax.set_xscale("log", base=2)
-        lengths = sorted(frame["input_length"].unique())
-        ax.set_xticks(lengths, [str(length) for length in lengths])
-        ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)
-    if METRICS[metric].share:  # a wide interval may reach below
-        axes[0].set_ylim(bottom=max(0, axes[0].get_ylim()[0]))
+        _log_values(ax, frame["input_length"], 1.3)
     keys = [
         mpl.lines.Line2D([], [], color=style.INK, marker="o", mfc=_fill(title, style.INK), lw=0.9)
         for title in titles
     ]
     fig.legend(keys, titles, loc="outside upper center", ncols=3, frameon=False, borderaxespad=0.1)
     fig.supxlabel("Input length (pixels)", size=mpl.rcParams["axes.labelsize"])
-    fig.supylabel(METRICS[metric].axis, size=mpl.rcParams["axes.labelsize"])
+    label = f"Difference from {select.main_window(frame)}\n({ACCURACY.points})"
+    fig.supylabel(label, size=mpl.rcParams["axes.labelsize"])
     return fig
+
+
+def window_differences(frame: pd.DataFrame, predictions=None) -> pd.DataFrame:
+    """Test accuracy of each group at each window less that at the main one, in percentage points;
+    the windows of a group are one family with simultaneous intervals.
+    """
+    base = select.main_window(frame)
+    parts = []
+    for group, own in frame.groupby("group", sort=False):
+        shapes = list(own["window"].unique())
+        found = answers(own, "test_accuracy", ["window"], predictions)
+        table = analysis.comparisons(found, [(shape, base) for shape in shapes])
+        parts.append(table.rename(columns={"group": "window"}).assign(group=group))
+    lengths = frame.drop_duplicates("window").set_index("window")["input_length"]
+    table = _in_unit(pd.concat(parts), frame, "test_accuracy")
+    return table.assign(input_length=table["window"].map(lengths))
 
 
 def _draw_conventions(ax, rows, columns):
@@ -623,13 +639,13 @@ PLACES = {
 }
 
 
-def effects(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", predictions=None):
+def effects(frame: pd.DataFrame, ax=None, predictions=None):
     """The design W x STP: how W is made on the axis, without STP (solid) and with (dashed);
     parallel lines mean no interaction.
     """
     frame = _of_one_window(frame[frame["cell"].isin(cells.DESIGN)])
     ax = ax or _axes()
-    table = summary(frame, metric, predictions=predictions)
+    table = summary(frame, predictions=predictions)
     if table["cell"].duplicated().any():
         raise ValueError(
             "The design shows one kind of run a cell, but the frame holds "
@@ -646,7 +662,7 @@ def effects(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", predict
             errors = [[row.mean - row.low], [row.high - row.mean]]
             mark = {"marker": own.marker, "ms": 4.5, "mfc": own.face, "color": own.colour}
             ax.errorbar(row.x, row.mean, errors, elinewidth=1.1, **mark)
-            seeds = frame.loc[frame["group"] == row.group, metric] * METRICS[metric].factor
+            seeds = frame.loc[frame["group"] == row.group, "test_accuracy"] * ACCURACY.factor
             x = np.full(len(seeds), row.x + 0.09 * side)
             ax.plot(x, seeds, "o", ms=1.8, mew=0, color=own.colour, alpha=0.7)
         title = "with STP" if stp else "without STP"
@@ -654,39 +670,53 @@ def effects(frame: pd.DataFrame, ax=None, metric: str = "test_accuracy", predict
         ax.plot(part["x"].to_numpy(), part["mean"].to_numpy(), label=title, **line)
     places, names = zip(*PLACES.values(), strict=True)
     ax.set_xticks(places, names)
-    ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made", ylabel=METRICS[metric].axis)
+    ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made", ylabel=ACCURACY.axis)
     _label_ends([ax])
     return ax
 
 
-def learning_rate_scan(frame: pd.DataFrame, fig=None, metric: str = "validation_accuracy"):
-    """Accuracy against learning rate, one panel an initialisation, one line a cell; a ring marks
-    each cell's best rate.
+def growth(frame: pd.DataFrame, fig=None, linear: float | None = None):
+    """Test accuracy against the epochs of training, as `learning_curves`; bars are intervals over
+    seeds.
     """
-    frame = _of_one_window(frame)
-    frame["group"] = frame["label"]  # the rate is on the axis
-    policies = [name for name in cells.INITIALISATIONS if name in set(frame["initialisation"])]
+    frame = frame.assign(epoch=frame["epochs"], epochs=0, learning_rate=0)
+    fig = learning_curves(frame, fig, "test_accuracy", linear)
+    table = summary(grouped(frame), by=("group", "epoch"))
+    for ax in fig.axes:
+        own = table[table["group"].isin([line.get_label() for line in ax.lines])]
+        colours = [style.look(cell).colour for cell in own["cell"]]
+        ax.vlines(own["epoch"], own["low"], own["high"], colours, lw=0.8)
+        _log_values(ax, frame["epoch"], 1.15)
+    return fig
+
+
+def learning_rate_scan(frame: pd.DataFrame, fig=None):
+    """Validation accuracy against learning rate, one panel a kind of run, the best rate ringed."""
+    frame = _of_one_window(frame.assign(rate=frame["learning_rate"], learning_rate=0))
+    table = summary(frame, "validation_accuracy", ("group", "rate"))
     fig = fig or _figure()
-    axes = fig.subplots(1, len(policies), sharey=True, squeeze=False)[0]
-    for ax, policy in zip(axes, policies, strict=True):
-        part = frame[frame["initialisation"] == policy]
-        table = summary(part, metric, ("group", "learning_rate"))
-        for group, line in table.groupby("group", sort=False):
-            own = style.look(line["cell"].iat[0])
-            line = line.sort_values("learning_rate")
-            mark = {"color": own.colour, "ls": own.line, "marker": own.marker, "mfc": own.face}
-            ax.plot(line["learning_rate"], line["mean"], label=group, **mark)
-            best = line.loc[line["mean"].idxmax()]
-            ring = {"ms": 8, "mfc": "none", "mec": own.colour, "mew": 0.7}
-            ax.plot(best["learning_rate"], best["mean"], "o", **ring)
-        rates = sorted(part["learning_rate"].unique())
+    axes = _grid(fig, table["group"].nunique(), columns=6, sharex=True, sharey=True)
+    for ax, (group, line) in zip(axes, table.groupby("group", sort=False), strict=True):
+        line = line.sort_values("rate")
+        own = style.look(line["cell"].iat[0])
+        ax.plot(line["rate"], line["mean"], own.marker, color=own.colour, ls=own.line, mfc=own.face)
+        best = line.loc[line["mean"].idxmax()]
+        ax.plot(
+            best["rate"],
+            best["mean"],
+            "o",
+            ms=8,
+            mfc="none",
+            mec=own.colour,
+            mew=0.7,
+            clip_on=False,
+        )
+        ax.set_title(_plain(textwrap.fill(group, 16)), size=_small())
         ax.set_xscale("log")
-        ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ax.set_xlim(table["rate"].min() / 2, table["rate"].max() * 2)
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        ax.set_title(f"initialisation: {policy}", loc="left")
-        ax.set_xlabel("Learning rate (per step)")
-    axes[0].set_ylabel(METRICS[metric].axis.replace(" (", "\n("))  # the figure is low
-    _label_ends(axes)
+    fig.supxlabel("Learning rate (per step)", size=mpl.rcParams["axes.labelsize"])
+    fig.supylabel(METRICS["validation_accuracy"].axis, size=mpl.rcParams["axes.labelsize"])
     return fig
 
 
@@ -887,6 +917,8 @@ def _grid(fig, count, columns, **shared):
     axes = fig.subplots(rows, min(columns, count), squeeze=False, **shared).flat
     for ax in axes[count:]:
         ax.remove()
+    for ax in axes[max(count - columns, 0) : count]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
     return axes[:count]
 
 
@@ -923,11 +955,11 @@ def _plain(name):
     return "".join(parts)
 
 
-def _difference_axis(frame, metric):
+def _difference_axis(frame):
     """What the axis of `select.differences` says."""
     names = frame["baseline"].unique()
     name = names[0] if len(names) == 1 else "the plain cell"
-    return f"Difference from {name} ({METRICS[metric].points})"
+    return f"Difference from {name} ({ACCURACY.points})"
 
 
 def _heights(table):
@@ -935,15 +967,14 @@ def _heights(table):
     return range(len(table))[::-1]
 
 
-def _rows(ax, table, frame, metric):
+def _rows(ax, table, frame):
     """One row a group, the first on top, by name: (height, row of the table, its seeds)."""
     heights = _heights(table)
     ax.set_yticks(list(heights), [_plain(name) for name in table["group"]])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.6, len(table) - 0.4)
-    factor = METRICS[metric].factor
     return [
-        (y, row, frame.loc[frame["group"] == row.group, metric] * factor)
+        (y, row, frame.loc[frame["group"] == row.group, "test_accuracy"] * ACCURACY.factor)
         for y, row in zip(heights, table.itertuples(), strict=True)
     ]
 
@@ -954,12 +985,12 @@ def _interval_line(ax, y, row, colour, lw=1.1):
     ax.plot([row.low, row.high], [y, y], **line)
 
 
-def _dots(ax, frame, table, metric, filled=False):
+def _dots(ax, frame, table, filled=False):
     """Mean with interval on one row a group, seeds as small dots below it."""
-    for y, row, seeds in _rows(ax, table, frame, metric):
+    for y, row, seeds in _rows(ax, table, frame):
         own = style.look(row.cell)
         _interval_line(ax, y, row, own.colour)
-        face = own.colour if filled else own.face
+        face = own.colour if filled else _face(row, own)
         ax.plot(row.mean, y, own.marker, mfc=face, color=own.colour, ms=4.5, zorder=4)
         below = np.full(len(seeds), y - 0.3)
         ax.plot(seeds, below, "o", ms=1.8, color=own.colour, alpha=0.7, mew=0)

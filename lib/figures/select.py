@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lib import windows
+from lib import analysis, windows
 from lib.config import CellSpec, Task
 from lib.figures import style
 from lib.runs import linear
@@ -78,13 +78,18 @@ class Variants(NamedTuple):
     plain: dict
 
 
-# Kinds of variants: a title, and what each is compared with. Each kind is one family of
-# comparisons.
+# Questions that variants answer, each one family of comparisons: a title, and what each variant is
+# compared with.
+ITSELF = "the same cell as it is in the comparison"
 VARIANTS = {
-    "controls": ("Controls", "the same cell as it is in the comparison"),
+    "equation": ("Changes of the equation", ITSELF),
+    "steps": ("Other time steps", ITSELF),
+    "initialisation": ("Other initialisation", ITSELF),
+    "size": ("Other sizes", ITSELF),
     "tasks": ("Other images", "the same cell on whole images in their order"),
     "epochs": ("Longer training", "the same cell in the comparison"),
 }
+STEPS = {"dt", "stp_dt"}
 
 # Values of options, and what a name calls them.
 CHANGES = {
@@ -113,9 +118,6 @@ LADDERS = {
     ),
 }
 REPAIRED = frozenset(LADDERS["repairs"].changes)
-
-# Groups that were given more seeds because their first ones looked good, and those first seeds.
-EXTENDED = {"DaleCB, P_z free": (0, 1, 2), "STPDaleCB, P_z free": (0, 1, 2)}
 
 
 def collect(store, **filters) -> Frames:
@@ -161,7 +163,7 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
             "No finished run to show; train some first, for example with: python -m lib compare."
         )
     runs = frame.drop_duplicates("key")
-    usual = {column: _usual(runs, column) for column in SHORT}
+    usual = {column: _usual(runs, column) for column in (*SHORT, "source")}
     differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
     names = {run.key: _group_name(run, usual, differing) for run in runs.itertuples()}
 
@@ -186,6 +188,8 @@ def _group_name(run, usual, differing):
         value = getattr(run, column)
         if value != usual[column].get((run.dataset, run.cell)):
             parts.append(f"{short} {value:g}")
+    if run.source != usual["source"].get((run.dataset, run.cell)):
+        parts.append(f"version {run.source}")
     return ", ".join(parts)
 
 
@@ -309,11 +313,27 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_one_rate(runs):
-    """Each kind of run at its most frequent rate; of rates equally frequent the best one."""
-    kind = ["cell", "options"]
-    rates = runs.groupby([*kind, "learning_rate"])["validation_accuracy"].agg(["size", "mean"])
-    best = rates.sort_values(["size", "mean"]).reset_index().drop_duplicates(kind, keep="last")
-    return runs.merge(best[[*kind, "learning_rate"]])
+    """Each kind of run in one version and at one rate, the most frequent; of those equally frequent
+    the best on validation.
+    """
+    kind, chosen = ["cell", "options"], ["source", "learning_rate"]
+    found = runs.groupby([*kind, *chosen])["validation_accuracy"].agg(["size", "mean"])
+    best = found.sort_values(["size", "mean"]).reset_index().drop_duplicates(kind, keep="last")
+    return runs.merge(best[[*kind, *chosen]])
+
+
+def headline(runs: pd.DataFrame) -> pd.DataFrame:
+    """The comparison at its main window and, beside each cell, its repaired form where it ran."""
+    main = comparison(runs)
+    main = main[main["window"] == main_window(main)].drop(columns="group")
+    like = main.iloc[0]
+    same = ("dataset", "window", "scan", "hidden_size", "initialisation", "epochs", "batch_size")
+    others = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
+    for column in same:
+        others = others[others[column] == like[column]]
+    repaired = others["options"].map(lambda text: REPAIRED == set(changed(text))).astype(bool)
+    repaired &= others["cell"].isin(main["cell"])
+    return grouped(pd.concat([main, _of_one_rate(others[repaired])]))
 
 
 def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
@@ -324,8 +344,7 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     """
     done = (runs["state"] == "DONE") & (runs["initialisation"] == CellSpec().initialisation)
     runs = runs[done & ~scanned(runs) & ~_other_images(runs)]
-    known = [not CHANGES.keys().isdisjoint(changed(options)) for options in runs["options"]]
-    of_ladder = runs["cell"].isin(ladder.cells) & pd.Series(known, runs.index, dtype=bool)
+    of_ladder = runs["cell"].isin(ladder.cells) & runs["options"].map(_on_ladder).astype(bool)
     if not of_ladder.any():
         return None
     for column in ("dataset", "window", "scan", "hidden_size", "epochs", "batch_size"):
@@ -376,38 +395,53 @@ def main_window(runs: pd.DataFrame) -> str:
 
 
 def variants(runs: pd.DataFrame) -> dict[str, Variants]:
-    """Runs at the main window that differ in something from the comparison, by what differs: a key
-    of `VARIANTS`; kinds without a run are left out.
+    """Runs at the main window that differ in something from the comparison, by the question that
+    they answer: a key of `VARIANTS`; questions without a run are left out.
 
-    A user's cell counts as a variant of the one it is named after. The learning-rate scan, runs
-    that share no seed with the plain ones and seeds that made somebody choose a group (`EXTENDED`)
-    are left out.
+    A user's cell counts as a variant of the one it is named after. The learning-rate scan, rungs of
+    ladders and runs that share no seed with the plain ones are left out. A variant that was given
+    more seeds than most of its question, after a look at these, is judged on the fresh ones alone.
     """
     main = comparison(runs)
     main = main[main["window"] == main_window(main)].drop(columns="group")
-    dataset, window, epochs = main[["dataset", "window", "epochs"]].iloc[0]
+    plain = main.iloc[0]
     others = runs[
         (runs["state"] == "DONE")
         & ~scanned(runs)
         & ~runs["key"].isin(main["key"])
-        & (runs["dataset"] == dataset)
-        & (runs["window"] == window)
+        & ~runs["options"].map(_on_ladder).astype(bool)
+        & (runs["dataset"] == plain["dataset"])
+        & (runs["window"] == plain["window"])
     ]
     seeds = pd.MultiIndex.from_frame(main[["cell", "seed"]])
     own = pd.MultiIndex.from_arrays([others["cell"].map(style.kin), others["seed"]])
     others = others[own.isin(seeds)]
-    longer = others["epochs"] != epochs
-    images = _other_images(others)
-    kinds = {"controls": ~longer & ~images, "tasks": ~longer & images, "epochs": longer}
-    return {kind: _beside(main, others[chosen]) for kind, chosen in kinds.items() if chosen.any()}
+    question = pd.Series("equation", others.index)
+    question[
+        [{name for name, _ in changed(text)} & STEPS != set() for text in others["options"]]
+    ] = "steps"
+    question[others["initialisation"] != plain["initialisation"]] = "initialisation"
+    question[others["hidden_size"] != plain["hidden_size"]] = "size"
+    question[_other_images(others)] = "tasks"
+    question[others["epochs"] != plain["epochs"]] = "epochs"
+    asked = [name for name in VARIANTS if (question == name).any()]
+    return {name: _beside(main, others[question == name]) for name in asked}
+
+
+def _on_ladder(options):
+    return not CHANGES.keys().isdisjoint(changed(options))
 
 
 def _beside(main, others):
     plain = main[main["cell"].isin(others["cell"].map(style.kin))]
     shown = grouped(pd.concat([plain, others]))
-    chose = [run.seed in EXTENDED.get(run.group, ()) for run in shown.itertuples()]
-    fresh = ~pd.Series(chose, shown.index)
-    shown = shown[fresh | ~shown["group"].isin(shown.loc[fresh, "group"])]
+    varied = shown[~shown["key"].isin(main["key"])]
+    seeds = varied.groupby("group")["seed"].apply(set)
+    usual = {
+        seed for seed in set().union(*seeds) if 2 * sum(seed in own for own in seeds) > len(seeds)
+    }
+    extended = [group for group, own in seeds.items() if len(own - usual) >= analysis.FEWEST]
+    shown = shown[~(shown["group"].isin(extended) & shown["seed"].isin(usual))]
     own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     cells = shown.groupby("group")["cell"].first()
     return Variants(shown, cells.map(style.kin).map(own).to_dict())
@@ -423,7 +457,7 @@ def scanned(runs: pd.DataFrame) -> pd.Series:
     rates.
     """
     columns = ["dataset", *IMAGES, "window", "cell", "hidden_size", "initialisation", "options"]
-    same = runs.groupby([*columns, "epochs", "seed"], dropna=False)
+    same = runs.groupby([*columns, "source", "epochs", "seed"], dropna=False)
     return same["learning_rate"].transform("nunique") > 1
 
 
@@ -439,10 +473,11 @@ def without_scan(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:
-    """The learning-rate scan at its most frequent window and length; empty where none was run."""
-    found = runs[(runs["state"] == "DONE") & (runs["options"] == "{}")]
-    found = found[scanned(found)]
-    for column in ("window", "epochs"):
+    """The learning-rate scan of every kind of run, at its most frequent window and length; empty
+    where none was run.
+    """
+    found = runs[(runs["state"] == "DONE") & scanned(runs)]
+    for column in ("dataset", "window", "epochs"):
         found = found[found[column] == found[column].mode().get(0)]
     return found
 
