@@ -156,6 +156,12 @@ def test_versions_of_what_a_user_added_are_told_apart():
     assert groups == {"mine": [0, 1, 2], "mine, version b": [3]}
 
 
+def test_the_rate_of_a_kind_is_said_only_where_it_ran_at_several():
+    runs = [frames.runs(["cb"], ["8/4"]), frames.runs(["cb"], ["8/4"], options='{"drive": "z"}')]
+    runs[1]["learning_rate"] = 0.01
+    assert set(select.grouped(pd.concat(runs))["group"]) == {"CB", "CB, drive z"}
+
+
 def test_repaired_cells_stand_beside_the_plain_ones():
     shown = select.headline(frames.ladders())
     groups = list(shown["group"].unique())

@@ -7,7 +7,6 @@ their order. *Variants* differ from them in something that their group's name sa
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,9 +20,10 @@ from lib.runs import linear
 
 # The window of figures that show one, where it was run: both stride conventions hold there.
 WINDOW = "8/4"
-# Columns of a run in which its group may differ from most runs of the same cell, and their short
-# names.
-SHORT = {"hidden_size": "H", "epochs": "epochs", "learning_rate": "rate"}
+# Columns of a run that its group names where they are not the most frequent of its cell, or of its
+# cell and options: their short names.
+OF_CELL = {"hidden_size": "H", "epochs": "epochs"}
+OF_KIND = {"learning_rate": "rate", "source": "version"}
 # Columns that change the images or their order, and how a name says so.
 IMAGES = {
     "permuted": "permuted",
@@ -149,7 +149,7 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     cell's label and what tells its runs apart.
 
     What differs from the defaults is said ("CB, dt 0.3"; "DaleCB, notes"); so are hidden size,
-    epochs and learning rate where they are not the cell's most frequent.
+    epochs, learning rate and version where they are not the most frequent.
 
     Raises
     ------
@@ -163,7 +163,11 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
             "No finished run to show; train some first, for example with: python -m lib compare."
         )
     runs = frame.drop_duplicates("key")
-    usual = {column: _usual(runs, column) for column in (*SHORT, "source")}
+    usual = [
+        (column, short, by, _usual(runs, column, by))
+        for names, by in ((OF_CELL, ["dataset", "cell"]), (OF_KIND, ["dataset", "cell", "options"]))
+        for column, short in names.items()
+    ]
     differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
     names = {run.key: _group_name(run, usual, differing) for run in runs.itertuples()}
 
@@ -184,12 +188,10 @@ def _group_name(run, usual, differing):
     if run.initialisation != CellSpec().initialisation:
         parts.append(run.initialisation)
     parts += image_changes(run._asdict(), differing)
-    for column, short in SHORT.items():
+    for column, short, by, most in usual:
         value = getattr(run, column)
-        if value != usual[column].get((run.dataset, run.cell)):
-            parts.append(f"{short} {value:g}")
-    if run.source != usual["source"].get((run.dataset, run.cell)):
-        parts.append(f"version {run.source}")
+        if value != most.get(tuple(getattr(run, name) for name in by)):
+            parts.append(f"{short} {value}" if isinstance(value, str) else f"{short} {value:g}")
     return ", ".join(parts)
 
 
@@ -211,20 +213,13 @@ def image_changes(run, columns=tuple(IMAGES)) -> list[str]:
     return [IMAGES[column].format(v) for column, v in values.items() if pd.notna(v) and v]
 
 
-def _usual(runs, column):
-    """The most frequent value of a column for each (dataset, cell); none where two are equally
+def _usual(runs, column, by):
+    """The most frequent value of a column for each value of ``by``; none where two are equally
     frequent.
     """
-    counts = {}
-    found = Counter(zip(runs["dataset"], runs["cell"], runs[column], strict=True))
-    for (dataset, cell, value), count in found.items():
-        counts.setdefault((dataset, cell), []).append((count, value))
-    usual = {}
-    for of, values in counts.items():
-        (count, value), *others = sorted(values, reverse=True)
-        if not others or count > others[0][0]:
-            usual[of] = value
-    return usual
+    counts = runs.value_counts([*by, column]).reset_index()
+    most = counts[counts["count"] == counts.groupby(by)["count"].transform("max")]
+    return most.drop_duplicates(by, keep=False).set_index(by)[column].to_dict()
 
 
 def one(frame: pd.DataFrame, column: str):
