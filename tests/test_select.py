@@ -205,6 +205,11 @@ def test_rungs_that_did_not_run_are_left_out():
     part = runs[(runs["options"] == "{}") | runs["options"].str.contains('"drive": "z"')]
     labels = select.rungs(part, select.LADDERS["ladder"]).steps.query("panel == 'alone'")["label"]
     assert list(labels) == ["drive z"]
+    ends = runs[runs["options"].map(lambda text: text.count(":") in (0, 5))]
+    (label,) = select.rungs(ends, select.LADDERS["repairs"]).steps.query("panel == 'added'")[
+        "label"
+    ]
+    assert label == "P_z free ... K gain 12"
     scanned = pd.concat([part, *(part.assign(key=part["key"] + x, learning_rate=r, seed=100)
                                  for x, r in (("a", 0.01), ("b", 0.03)))])  # fmt: skip
     shown = select.rungs(scanned, select.LADDERS["ladder"]).runs

@@ -334,8 +334,9 @@ def headline(runs: pd.DataFrame) -> pd.DataFrame:
 def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     """The rungs of a ladder that ran, at their most frequent number of epochs; None where none did.
 
-    Panels: the changes *added* up in their order; each *alone*; all but one (*without*), where all
-    of them make another cell; and *other cells* with all of them, each from itself without any.
+    Panels: the changes *added* up in their order ("a ... c" where b did not run on its own); each
+    *alone*; all but one (*without*), where all of them make another cell; and *other cells* with
+    all of them, each from itself without any.
     """
     done = (runs["state"] == "DONE") & (runs["initialisation"] == CellSpec().initialisation)
     runs = runs[done & ~scanned(runs) & ~_other_images(runs)]
@@ -350,11 +351,15 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     for run in runs.drop_duplicates("group").itertuples():
         cell = ladder.cells[0] if run.cell in ladder.cells else run.cell
         groups.setdefault((cell, frozenset(changed(run.options))), run.group)
-    steps = [
-        (panel, label, groups[kind], groups[reference])
-        for panel, label, kind, reference in _steps(ladder, groups)
-        if kind in groups and reference in groups
-    ]
+    steps, skipped = [], []
+    for panel, label, kind, reference in _steps(ladder, groups):
+        skipped = skipped if panel == "added" else []
+        if kind in groups and reference in groups:
+            label = f"{skipped[0]} ... {label}" if skipped else label
+            steps.append((panel, label, groups[kind], groups[reference]))
+            skipped = []
+        else:
+            skipped.append(label)
     steps = pd.DataFrame(steps, columns=["panel", "label", "group", "reference"])
     ends = [
         groups[of, frozenset()]
