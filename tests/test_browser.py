@@ -61,7 +61,7 @@ PAGES = {  # notebooks of these tests alone
 configs = grid(cells=["cb", "gru"], hidden_size=8, epochs=1, seeds=[0])
 choice = explore.WindowControls(store, configs)
 choice.widget
-explore.CurveExplorer(choice.cache, choice)""",
+explore.Board(choice.cache, choice)""",
 }
 
 

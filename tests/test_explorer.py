@@ -20,6 +20,8 @@ from lib.figures import plots, select
 from lib.runs import attempt
 from lib.runs.store import Store
 
+CURVES, RESULTS = 0, 1  # panels of a board
+
 
 def _config(cell, seed=0, window=(8, 8)):
     return RunConfig(
@@ -65,81 +67,113 @@ def drawn(view, panel=-1):
     return traces, layout
 
 
-def named(view, name, **like):
+def named(view, name, panel=-1, **like):
     """The traces of a name whose fields are like this."""
     return [
         trace
-        for trace in drawn(view)[0]
+        for trace in drawn(view, panel)[0]
         if trace.get("name") == name and all(trace.get(k) == v for k, v in like.items())
     ]
 
 
-def lines(view):
+def lines(view, panel=-1):
     """name -> the line that is labelled at its end."""
-    labels = {note["text"] for note in drawn(view)[1]["annotations"] if "ax" in note}
-    return {name: named(view, name, mode="lines")[-1] for name in labels}
+    labels = {note["text"] for note in drawn(view, panel)[1]["annotations"] if "ax" in note}
+    return {name: named(view, name, panel, mode="lines")[-1] for name in labels}
 
 
 def test_curves_show_the_numbers_of_the_store(store):
-    view = explore.CurveExplorer(store, stride=8)
+    view = explore.Board(store, stride=8)
     table = plots.summary(
         select.grouped(store.curves(window="8/8")), "validation_accuracy", ("group", "epoch")
     )
-    means = lines(view)
+    means = lines(view, CURVES)
     assert set(means) == {"CB", "STPDaleCB"}
     for name, trace in means.items():
         np.testing.assert_allclose(trace["y"], table[table["group"] == name]["mean"], rtol=1e-6)
-    seeds = [trace for name in means for trace in named(view, name) if trace["opacity"] < 1]
+    seeds = [trace for name in means for trace in named(view, name, CURVES) if trace["opacity"] < 1]
     hover = np.concatenate([np.asarray(trace["customdata"], object) for trace in seeds])
     assert set(hover[:, 1]) == set(store.runs(window="8/8")["key"])
     assert set(hover[:, 2]) == {0, 14, 28}
     view.controls["cells"].value = ("CB",)
-    assert set(lines(view)) == {"CB"}
-    view.controls["metric"].value = "train_loss"
-    assert np.max(lines(view)["CB"]["y"]) > 1
+    assert set(lines(view, CURVES)) == {"CB"}
+    view.controls["metric"].value = "loss while training"
+    assert np.max(lines(view, CURVES)["CB"]["y"]) > 1
     view.controls["cells"].boxes["CB"].value = False
     assert "No cell is chosen" in view.message.value and not drawn(view)[0]
 
 
-@pytest.mark.parametrize("kind", [explore.CurveExplorer, explore.BarExplorer])
-def test_a_view_does_not_depend_on_those_before_it(store, kind):
-    view = kind(store, stride=8)
-    other = view.controls["metric"].options[1][1]
-    for name, value in (("cells", ("CB",)), ("metric", other), ("highlight", "with STP")) * 2:
+def test_a_view_does_not_depend_on_those_before_it(store):
+    view = explore.Board(store, stride=8)
+    changes = {"cells": ("CB",), "metric": "loss", "highlight": "with STP"}
+    for name, value in [*changes.items(), ("results", "sorted dots"), *changes.items()]:
         before = view.controls[name].value
         for state in (value, before):
             view.controls[name].value = state
-            fresh = kind(store, **{name: control.value for name, control in view.controls.items()})
-            for one, same in zip(drawn(view), drawn(fresh), strict=True):
-                np.testing.assert_equal(one, same)
+            fresh = explore.Board(
+                view.choice.cache,
+                **{name: control.value for name, control in view.controls.items()},
+            )
+            for panel in range(len(view.canvas.children)):
+                for one, same in zip(drawn(view, panel), drawn(fresh, panel), strict=True):
+                    np.testing.assert_equal(one, same)
 
 
 def test_a_highlight_greys_the_others(store):
-    view = explore.CurveExplorer(store, stride=8, highlight="with STP")
-    assert set(lines(view)) == {"STPDaleCB"}
-    assert [trace["line"]["color"] for trace in named(view, "CB")] == ["#D5D8DC"]
+    view = explore.Board(store, stride=8, highlight="with STP")
+    assert set(lines(view, CURVES)) == {"STPDaleCB"}
+    assert [trace["line"]["color"] for trace in named(view, "CB", CURVES)] == ["#D5D8DC"]
 
 
 def test_bars_dots_and_differences(store):
-    view, runs = explore.BarExplorer(store, stride=8, baseline="CB"), store.runs(window="8/8")
+    view, runs = explore.Board(store, stride=8, baseline="CB"), store.runs(window="8/8")
     means = 100 * runs.groupby("label")["test_accuracy"].mean()
-    traces, layout = drawn(view)
+    traces, layout = drawn(view, RESULTS)
     bar = next(trace for trace in traces if trace["type"] == "bar")
     rows = layout["yaxis"]["ticktext"]
     np.testing.assert_allclose(bar["x"], means[rows], rtol=1e-6)
-    seeds = named(view, "seeds")[0]
+    seeds = named(view, "seeds", RESULTS)[0]
     assert sorted(seeds["x"]) == pytest.approx(sorted(100 * runs["test_accuracy"]))
     assert {data[2] for data in seeds["customdata"]} == set(runs["key"])
     # Seeds lie beside the means, and hide neither them nor their intervals.
     assert np.abs(np.subtract.outer(seeds["y"], bar["y"])).min() > 0.3
-    view.controls["view"].value = "sorted dots"
-    dots = named(view, "mean")[0]
+    view.controls["results"].value = "sorted dots"
+    dots = named(view, "mean", RESULTS)[0]
     assert list(dots["x"]) == pytest.approx(sorted(means, reverse=True)) and dots["y"][0] == 1
-    view.controls["view"].value = "paired differences"
-    (dot,), want = named(view, "mean"), means["STPDaleCB"] - means["CB"]
+    view.controls["results"].value = "differences"
+    (dot,), want = named(view, "mean", RESULTS), means["STPDaleCB"] - means["CB"]
     assert dot["x"] == pytest.approx([want], abs=1e-5)
     assert 100 * view.frame["test_accuracy"].mean() == pytest.approx(want)
-    assert "Difference from CB" in drawn(view)[1]["xaxis"]["title"]["text"]
+    assert "Difference from CB" in drawn(view, RESULTS)[1]["xaxis"]["title"]["text"]
+
+
+def _answers(runs):
+    """Predictions of 400 test images that are right as often as each run is."""
+    image, parts = np.arange(400), []
+    for run in runs.itertuples():
+        chance = np.random.default_rng(run.seed).random(400)
+        right = (chance < run.test_accuracy).astype(int)
+        parts.append(pd.DataFrame({"image": image, "label": 1, "prediction": right}))
+    answers = pd.concat(parts)
+    answers.insert(0, "key", pd.Categorical(np.repeat(runs["key"], 400), list(runs["key"])))
+    return answers
+
+
+def test_intervals_count_seeds_and_images_from_three_seeds_on(synthetic, monkeypatch):
+    runs = frames.runs(["cb", "gru"], ["8/4"])
+    runs = runs[(runs["cell"] == "cb") | (runs["seed"] < 2)]
+    answers = _answers(runs)
+    monkeypatch.setattr(
+        Store, "predictions_of", lambda self, keys: answers[answers["key"].isin(keys)]
+    )
+    view = explore.Board(synthetic(runs)[0])
+    rows = {row[0]: row for row in named(view, "mean", RESULTS)[0]["customdata"]}
+    table = plots.summary(select.grouped(runs), predictions=answers).set_index("group")
+    for group in ("CB", "full GRU"):
+        known = table.loc[group, ["low", "high"]].to_numpy(float)
+        np.testing.assert_allclose(np.array(rows[group][1:3], float), known)
+    assert np.isnan(float(rows["full GRU"][1] or "nan"))
+    assert f"[{rows['CB'][1]:.1f}, {rows['CB'][2]:.1f}]" in view.headline.value
 
 
 def test_the_board_says_what_was_found_and_follows_clicks(store):
@@ -149,7 +183,7 @@ def test_the_board_says_what_was_found_and_follows_clicks(store):
     assert f"window 8/8, {means.idxmax()} ({means.max():.1f} %" in view.headline.value
     assert [len(drawn(view, panel)[0]) > 0 for panel in range(3)] == [True] * 3
     heat = drawn(view, 2)[0][0]
-    assert heat["customdata"][0] == [["CB", "8/4"], ["CB", "8/8"]]
+    assert heat["customdata"][0] == [["CB", "8/4", 8, 4], ["CB", "8/8", 8, 8]]
     assert heat["z"][:, 1] == pytest.approx(means[["CB", "STPDaleCB"]], rel=1e-6)
     assert np.isnan(heat["z"][1, 0])  # never run
     view.clicked(1, {"name": "mean", "customdata": ["CB", 0.0, 0.0, 2]})
@@ -161,14 +195,14 @@ def test_the_board_says_what_was_found_and_follows_clicks(store):
     key = _config("stp_dale_cb", 1).key()
     view.clicked(1, {"name": "seeds", "customdata": ["STPDaleCB", 1, key, 1]})
     assert view.recording.key == key and drawn(view.recording)[0]
-    view.clicked(2, {"customdata": ["CB", "8/4"]})
+    view.clicked(2, {"customdata": ["CB", "8/4", 8, 4]})
     assert view.choice.window == Window(8, 4) and "window 8/4" in view.headline.value
     view.set(input_length=4)
     assert not drawn(view)[0] and view.headline.value == ""
 
 
 def test_a_window_that_was_never_run_says_so_and_offers_it(store):
-    for make in (explore.CurveExplorer, explore.BarExplorer, explore.TraceExplorer):
+    for make in (explore.Board, explore.TraceExplorer):
         view = make(store, stride=8)
         runner = view.choice.runner
         assert drawn(view)[0] and runner.widget.layout.display == "none"
@@ -185,7 +219,7 @@ def test_a_window_that_was_never_run_says_so_and_offers_it(store):
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path):
-    for make in (explore.CurveExplorer, explore.BarExplorer, explore.TraceExplorer):
+    for make in (explore.Board, explore.TraceExplorer):
         view = make(Store(tmp_path))
         assert "load_or_run" in view.message.value and not drawn(view)[0]
 
@@ -196,7 +230,7 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(store, tmp_path, name):
     broken, key = Store(tmp_path / "copy"), _config("cb", 1).key()
     path = broken.folder(key) / "result" / name
     path.write_bytes(path.read_bytes()[:-20])
-    view = explore.CurveExplorer(broken, stride=8)
+    view = explore.Board(broken, stride=8)
     assert key in view.message.value and drawn(view)[0]
     assert drawn(explore.TraceExplorer(broken, stride=8))[0]
 
@@ -213,10 +247,8 @@ def test_damaged_weights_are_named_in_place(store, tmp_path):
 
 def test_state_as_code_makes_the_same_view(store):
     for view in (
-        explore.CurveExplorer(
-            store, stride=8, metric="train_loss", highlight="with STP", cells=("CB",)
-        ),
-        explore.BarExplorer(store, stride=8, view="paired differences", baseline="CB"),
+        explore.Board(store, stride=8, metric="loss", highlight="with STP", cells=("CB",)),
+        explore.Board(store, stride=8, results="differences", baseline="CB"),
         explore.TraceExplorer(
             store,
             stride=8,
@@ -237,9 +269,9 @@ def test_state_as_code_makes_the_same_view(store):
 
 def test_what_cannot_be_set_is_refused_with_one_sentence(store):
     with pytest.raises(ValueError, match="no control 'colour'"):
-        explore.CurveExplorer(store, colour="red")
-    with pytest.raises(ValueError, match=r"metric is 'luck', .*validation_accuracy"):
-        explore.CurveExplorer(store, metric="luck")
+        explore.Board(store, colour="red")
+    with pytest.raises(ValueError, match=r"metric is 'luck', .*gradient norm"):
+        explore.Board(store, metric="luck")
 
 
 def test_every_choice_of_a_recording_is_drawn(store):
@@ -346,7 +378,7 @@ def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
 
 
 def test_the_form_of_export_writes_links_and_latex(store, tmp_path, monkeypatch):
-    view = explore.CurveExplorer(store, stride=8)
+    view = explore.Board(store, stride=8)
     view.buttons["export"].click()
     (form,) = view.extra.children
     monkeypatch.setattr(view.choice.cache.store, "root", tmp_path)
@@ -378,7 +410,7 @@ def test_window_controls_give_the_configurations_of_a_notebook(store):
     assert [config.cell.name for config in choice.runner.configs] == ["gru"]
     choice.controls["stride"].value = "half"
     assert {config.window for config in choice.configs} == {Window(8, 4)}
-    view = explore.CurveExplorer(store, choice)
+    view = explore.Board(store, choice)
     assert view.choice is choice and drawn(view)[0]
     choice.controls["input_length"].value = 4
     assert not drawn(view)[0]
@@ -399,12 +431,12 @@ def test_a_window_that_was_chosen_is_kept_when_the_cell_runs_again(store):
 
 def test_one_change_draws_once(store, monkeypatch):
     choice = explore.WindowControls(store, stride=8)
-    view = explore.CurveExplorer(store, choice)
+    view = explore.Board(store, choice)
     drawings = []
     monkeypatch.setattr(view, "look", lambda: drawings.append(1) or view.view)
     choice.set(input_length=4, stride="half")
     choice.controls["input_length"].value = 8
-    view.set(stride=8, metric="train_loss", highlight="baselines")
+    view.set(stride=8, metric="loss", highlight="baselines")
     assert len(drawings) == 3
 
 
@@ -414,32 +446,31 @@ def test_many_variants_are_found_by_a_filter(synthetic):
         for value in range(3, 10)
     ]
     runs = pd.concat([frames.runs(frames.TEN, ["4/4", "8/4"]), *variants], ignore_index=True)
-    for make in (explore.CurveExplorer, explore.BarExplorer):
-        cells = make(synthetic(runs)[0]).controls["cells"]
-        assert len(cells.options) == 17 and len(cells.value) == 10
-        assert not any("dt" in name for name in cells.value) and len(cells.children) == 1
-        cells.filter.value = "DT 0.3"
-        (found,) = cells.children[1].children
-        assert found.description == "CB, dt 0.3"
-        found.value = True
-        assert "CB, dt 0.3" in cells.value
-        cells.filter.value = ""
-        assert cells.children[1].children == (found,)  # what is ticked stays in sight
+    cells = explore.Board(synthetic(runs)[0]).controls["cells"]
+    assert len(cells.options) == 17 and len(cells.value) == 10
+    assert not any("dt" in name for name in cells.value) and len(cells.children) == 1
+    cells.filter.value = "DT 0.3"
+    (found,) = cells.children[1].children
+    assert found.description == "CB, dt 0.3"
+    found.value = True
+    assert "CB, dt 0.3" in cells.value
+    cells.filter.value = ""
+    assert cells.children[1].children == (found,)  # what is ticked stays in sight
 
 
 def test_the_seed_of_a_scan_is_not_among_those_that_compare(synthetic):
     runs = pd.concat([frames.runs(["cb"], ["4/4", "8/4"]), frames.scan()], ignore_index=True)
-    view = explore.BarExplorer(synthetic(runs)[0])
+    view = explore.Board(synthetic(runs)[0])
     assert sorted(view.frame.loc[view.frame["group"] == "CB", "seed"]) == [0, 1, 2]
     assert 100 in set(view.choice.cache.done["seed"])
 
 
 def test_300_runs_change_without_reading(synthetic):
     store, reads = synthetic(frames.runs(frames.TEN, seeds=range(6)))
-    for view in (explore.CurveExplorer(store), explore.BarExplorer(store)):
-        count = len(reads)
-        for name, control in view.controls.items():
-            for option in list(getattr(control, "options", ()))[:6]:
-                if name != "cells":
-                    control.value = option[1] if isinstance(option, tuple) else option
-        assert len(reads) == count
+    view = explore.Board(store)
+    count = len(reads)
+    for name, control in view.controls.items():
+        for option in list(getattr(control, "options", ()))[:6]:
+            if name != "cells":
+                control.value = option[1] if isinstance(option, tuple) else option
+    assert len(reads) == count

@@ -62,7 +62,7 @@ def _wait(condition):
 def test_the_button_trains_what_is_missing_and_shows_it(tmp_path):
     store, config = Store(tmp_path), tiny.config("cb")
     choice = explore.WindowControls(store, config)
-    view = explore.CurveExplorer(store, choice)
+    view = explore.Board(store, choice)
     assert view.view is None and choice.runner.button.description == "Run 1 run"
     choice.runner.button.click()
     assert choice.runner.button.description == "Stop" and choice.runner.running

@@ -409,10 +409,9 @@ def test_live_text_and_audit(tmp_path, capsys):
     assert (
         "100% done, 1 of 1 runs finished; best validation so far: DaleCB" in capsys.readouterr().out
     )
-    with live.Watch(store, configs) as watch:  # stored runs are shown at once
-        assert watch.view.message.startswith(
-            "100% done, 2 of 2 runs finished; best validation so far: CB"
-        )
+    with live.watch(store, configs) as view:  # stored runs are shown at once
+        said = "100% done, 2 of 2 runs finished; best validation so far: CB"
+        assert view.progress.lines[0].startswith(said)
     table = audit.constraints(store, [config.key() for config in configs]).set_index(
         ["label", "weights"]
     )

@@ -4,13 +4,12 @@ from lib.explore.board import Board
 from lib.explore.choice import WindowControls, lengths
 from lib.explore.live import Live, load_or_run
 from lib.explore.recording import TraceExplorer
-from lib.explore.results import BarExplorer, CurveExplorer
 from lib.explore.sequence import SequenceExplorer
 
+CurveExplorer = BarExplorer = Board  # what scripts of the first layout call it
+
 __all__ = [
-    "BarExplorer",
     "Board",
-    "CurveExplorer",
     "Live",
     "SequenceExplorer",
     "TraceExplorer",

@@ -5,64 +5,116 @@ windows, and the recording of a run.
 import html
 
 import ipywidgets
-import pandas as pd
 
 from lib import windows
 from lib.datasets import is_demonstration
-from lib.explore.choice import Cache
+from lib.explore import results as views
+from lib.explore.choice import Cache, NotRun
+from lib.explore.explorer import Explorer, placed
 from lib.explore.recording import TraceExplorer
-from lib.explore.results import RunsExplorer, curves, heat, results
 from lib.explore.view import View
-from lib.explore.widgets import TEXT, row
-from lib.figures import plots
+from lib.explore.widgets import TEXT, Checks, dropdown, offer, row
+from lib.figures import style
 
+FAMILIES = {
+    "all": lambda look: True,
+    **{name: lambda look, name=name: look.family == name for name in style.FAMILIES},
+    **{
+        style.KINDS[kind]: lambda look, kind=kind: look.weights == kind
+        for kind in ("free", "sign", "reversal")
+    },
+}
 # what is chosen -> the metric over training, and that of the results
 METRICS = {
     "accuracy": ("validation_accuracy", "test_accuracy"),
+    "accuracy while training": ("train_accuracy", "test_accuracy"),
     "loss": ("validation_loss", "test_loss"),
+    "loss while training": ("train_loss", "test_loss"),
+    "gradient norm": ("gradient_norm", "test_accuracy"),
+    "time of a step": ("validation_accuracy", "ms_per_step"),
+    "parameters": ("validation_accuracy", "parameters"),
 }
+MANY = 12  # groups; where there are more, the variants of a cell are shown once they are ticked
 
 
-class Board(RunsExplorer):
+class Board(Explorer):
     """Curves, results and all windows of the chosen cells, under what they say in sentences.
 
-    Controls: task, input_length, stride, metric, highlight, cells. A click on a bar or a curve
-    puts its cell in front of the others, on a field of the heat map chooses its window, on a seed
-    opens its recording below.
+    Controls: task, input_length, stride, metric, results, baseline, highlight, cells. A click on a
+    bar or a curve puts its cell in front of the others, on a field of the heat map chooses its
+    window, on a seed opens its recording below.
     """
 
     def __init__(self, store=None, choice=None, data=None, **state):
         self.folder, self.recording = data, None
-        if choice is None and "task" not in state:  # demonstrations are not what one concludes from
+        if choice is None and "task" not in state:
             store = store if isinstance(store, Cache) else Cache(store)
-            tasks = [
-                name
-                for name, (task, _) in store.tasks.items()
-                if not is_demonstration(task.dataset)
-            ]
-            state |= {"task": tasks[0]} if tasks else {}
+            state |= _conclusive(store.tasks)
         self.headline, self.below = ipywidgets.HTML(), ipywidgets.VBox(layout={"width": "100%"})
-        super().__init__(store, choice, state, list(METRICS))
+        controls = {
+            "metric": dropdown("Metric", list(METRICS)),
+            "results": dropdown("Results", views.KINDS),
+            "baseline": dropdown("Less"),
+            "highlight": dropdown("Highlight", list(FAMILIES)),
+            "cells": Checks(),
+        }
+        shared, choice = choice is not None, placed(store, choice, state)
+        super().__init__(controls, state, choice, shared)
         self.widget.children = (*self.widget.children, self.below)
 
     def arrange(self):
-        narrow = row([self.controls["metric"], self.controls["highlight"]])
-        return [self.headline, narrow, self.controls["cells"]]
+        *narrow, cells = self.own
+        return [
+            self.headline,
+            row(self.controls[name] for name in narrow),
+            self.controls[cells],
+        ]
+
+    @property
+    def place(self):
+        return self.choice.cache, self.choice.task, self.choice.window.label
+
+    def refresh(self, name=None):
+        if not len(self.choice.runs):
+            return
+        cache, task, window = self.place
+        groups = cache.finished(task, window).drop_duplicates("group")
+        plain = groups[cache.plain(groups)]
+        few = len(groups) <= MANY or plain.empty
+        names = list(groups["group"])
+        self.controls["cells"].offer(names, names if few else list(plain["group"]))
+        offer(self.controls["baseline"], names)
+        offer(self.controls["highlight"], [*FAMILIES, *names])
+
+    def chosen(self):
+        """Looks of the chosen groups in the fixed order, and those of them that stand in front."""
+        if not len(self.choice.runs):
+            raise NotRun(self.choice.report())
+        cache, task, window = self.place
+        groups = cache.finished(task, window)[["group", "cell"]].drop_duplicates()
+        ticked, front = self.controls["cells"].value, self.controls["highlight"].value
+        looks = {g: style.look(c) for g, c in groups.itertuples(index=False) if g in ticked}
+        if not looks:
+            raise ValueError("No cell is chosen; tick one.")
+        family = FAMILIES.get(front, lambda look: False)
+        return looks, [group for group, look in looks.items() if family(look) or group == front]
 
     def look(self):
         self.headline.value = ""
         looks, front = self.chosen()
         over, final = METRICS[self.controls["metric"].value]
+        kind, baseline = self.controls["results"].value, self.controls["baseline"].value
+        self.controls["baseline"].layout.display = None if kind == "differences" else "none"
         shown = [
-            curves(*self.place, over, looks, front),
-            results(*self.place, final, looks, front),
+            views.curves(*self.place, over, looks, front),
+            views.results(*self.place, final, looks, front, kind, baseline),
         ]
-        if len(self.choice.cache.finished(self.choice.task)["window"].unique()) > 1:
-            shown.append(heat(self.choice.cache, self.choice.task, final, looks))
+        cache, task, _ = self.place
+        if cache.finished(task)["window"].nunique() > 1:
+            shown.append(views.heat(cache, task, final, looks))
+        said = html.escape(views.headline(*self.place, looks))
+        self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         panels = [panel for view in shown for panel in view.panels]
-        for panel, share in zip(panels, (1.1, 1.0, 0.9), strict=False):
-            panel.share = share
-        self.headline.value = _large(headline(*self.place, looks))
         height = max(view.height for view in shown)
         return View(panels, shown[1].frame, shown[1].note, height)
 
@@ -70,19 +122,14 @@ class Board(RunsExplorer):
         """Follow a click on the curves (0), the results (1) or the heat map (2)."""
         data = point.get("customdata")
         if number == 2:
-            length, stride = (int(part) for part in data[1].split("/"))
+            _, _, length, stride = data
             named = windows.conventions(length, stride)
             self.choice.set(input_length=length, stride=named[0] if named else stride)
-        elif number == 1 and len(data) == 4 and isinstance(data[2], str):
+        elif point["name"] == "seeds":
             self.open(data[0], data[2])
-        elif point.get("name") in self.controls["highlight"].options:
-            self._highlight(point["name"])
-        elif number == 1:
-            self._highlight(data[0])
-
-    def _highlight(self, group):
-        control = self.controls["highlight"]
-        control.value = "all" if control.value == group else group
+        else:
+            control, group = self.controls["highlight"], data[0] if number == 1 else point["name"]
+            control.value = "all" if control.value == group else group
 
     def open(self, group, key):
         """Show the recording of a run below."""
@@ -93,43 +140,7 @@ class Board(RunsExplorer):
             self.recording.set(cell=group, run=key)
 
 
-def headline(cache, task, window, looks):
-    """What the finished runs say of the test set, in sentences."""
-    runs = cache.finished(task, window)
-    table = cache.summary(("runs", task, window), runs, "test_accuracy", ("group",), looks)
-    table = table.sort_values("mean", ascending=False)
-    best, said = table.iloc[0], []
-    where = f"{plots.task_name(runs.iloc[0])}, window {window}"
-    said.append(f"On {where}, {_result(best)} is best.")
-    held = table[[looks[group].weights != "baseline" for group in table["group"]]]
-    if len(held) and held["group"].iloc[0] != best["group"]:
-        gap = best["mean"] - held["mean"].iloc[0]
-        said.append(
-            f"Among the cells with conductances {_result(held.iloc[0])} leads, {gap:.1f} points "
-            "behind."
-        )
-    pair = {look.name: group for group, look in looks.items()}
-    if {"cb", "dale_cb"} <= set(pair):
-        own = runs[runs["group"].isin([pair["dale_cb"], pair["cb"]])]
-        predictions = cache.store.predictions_of(own["key"])
-        said.append(_difference(own, pair["cb"], predictions))
-    return " ".join(said)
-
-
-def _result(found):
-    interval = f" [{found['low']:.1f}, {found['high']:.1f}]" if pd.notna(found["low"]) else ""
-    return f"{found['group']} ({found['mean']:.1f} %{interval})"
-
-
-def _difference(runs, baseline, predictions):
-    """A sentence on the difference of two groups, over seeds and test images."""
-    found = plots.difference_summary(runs, baseline, predictions=predictions).iloc[0]
-    side = "above" if found["mean"] > 0 else "below"
-    said = f"{found['group']} lies {abs(found['mean']):.1f} points {side} {baseline}"
-    if pd.isna(found["low"]):
-        return f"{said}; fewer than three seeds say no more."
-    return f"{said} (difference {found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}])."
-
-
-def _large(text):
-    return f"<div style='{TEXT}; font-size:16px; max-width:72em'>{html.escape(text)}</div>"
+def _conclusive(tasks):
+    """The first task that is no demonstration: those are not what one concludes from."""
+    found = [name for name, (task, _) in tasks.items() if not is_demonstration(task.dataset)]
+    return {"task": found[0]} if found else {}

@@ -6,6 +6,7 @@ The controls say what was not run, and run it.
 import math
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,13 +17,17 @@ from lib import datasets, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run, slots
 from lib.explore.widgets import assign, dropdown, offer, row, say
-from lib.figures import plots, select
+from lib.figures import plots, select, style
 from lib.runs import linear, sweep
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
 
 STRIDES = (("fixed: 4 pixels", "fixed"), ("half the input length", "half"))
 LENGTHS = (4, 8, 16)  # pixels
+
+
+class NotRun(ValueError):
+    """No finished run is here of what is chosen."""
 
 
 class Cache:
@@ -69,26 +74,61 @@ class Cache:
         )
 
     def curves(self, task, window):
-        """Learning curves of the runs of `finished`."""
-        curves = self.keep("curves", lambda: self.store.curves(state="DONE"))
-        return self.keep(
-            ("curves", task, window),
-            lambda: self.finished(task, window)[["key", "group"]].merge(curves, on="key"),
-        )
+        """Learning curves of the runs of `finished`; those of all windows are read at once."""
+        runs = self.finished(task)[["key", "group", "window"]]
+        curves = self.keep(("curves", task), lambda: self._curves(runs))
+        return curves[curves["window"] == window]
 
-    def summary(self, name, frame, metric, by, groups):
-        """`plots.summary` of these groups of a frame that ``name`` tells apart, each computed
-        once.
+    def _curves(self, runs):
+        curves = self.store.curves(key=list(runs["key"]))
+        return runs[["key", "group"]].merge(curves, on="key")
+
+    def plain(self, frame):
+        """Which rows of a frame are of built-in cells as they are, not of variants."""
+        return (frame["group"] == frame["label"]) & frame["cell"].isin(style.ORDER)
+
+    def summary(self, task, window, metric, groups, by=("group",)):
+        """`plots.summary` of some groups at one window, over seeds and test images where those
+        count. Plain cells share their spread as in the paper, apart from that of variants; each
+        kind is computed once.
         """
-        place, columns = (name, metric, by), dict.fromkeys(["group", "cell", "seed", *by, metric])
-        frame = frame[list(columns)]
-        held = set(frame.loc[frame[metric].notna(), "group"])
-        new = [group for group in groups if group in held and (*place, group) not in self._kept]
-        if new:
-            made = plots.summary(frame[frame["group"].isin(new)], metric, by)
-            self._kept |= {(*place, group): part for group, part in made.groupby("group")}
-        parts = [self._kept[(*place, group)] for group in groups if group in held]
-        return pd.concat(parts) if parts else plots.summary(frame.iloc[:0], metric, by)
+        frame = self.curves(task, window) if "epoch" in by else self.finished(task, window)
+        plain, tables = self.plain(frame), []
+        for kind, part in (("plain", frame[plain]), ("variants", frame[~plain])):
+            if set(groups) & set(part.loc[part[metric].notna(), "group"]):
+                make = partial(self._summary, task, window, metric, part, by)
+                tables.append(self.keep((kind, task, window, metric, by), make))
+        table = pd.concat(tables or [pd.DataFrame(columns=["group", "mean", "low", "high", "n"])])
+        return table[table["group"].isin(list(groups))]
+
+    def _summary(self, task, window, metric, frame, by):
+        columns = dict.fromkeys(["key", "group", "cell", "seed", *by, metric])
+        predictions = self._predictions(task, window, metric, frame)
+        return plots.summary(frame[list(columns)], metric, by, predictions)
+
+    def differences(self, task, window, metric, groups, baseline):
+        """`plots.difference_summary` of groups from a baseline: one family."""
+        frame = self.finished(task, window)
+        frame = frame[frame["group"].isin([*groups, baseline])]
+
+        def make():
+            predictions = self._predictions(task, window, metric, frame)
+            return plots.difference_summary(frame, baseline, metric, predictions)
+
+        return self.keep(("differences", task, window, metric, *groups, baseline), make)
+
+    def _predictions(self, task, window, metric, runs):
+        """Predictions of runs, where the intervals of a metric count test images."""
+        if metric != "test_accuracy":
+            return None
+        every = self.finished(task, window)
+        plain = every.loc[self.plain(every), "key"]
+        wanted, read = runs["key"], self.store.predictions_of
+        if wanted.isin(plain).all():  # read once for tables and differences
+            found = self.keep(("predictions", task, window), lambda: read(plain))
+        else:
+            found = read(wanted)
+        return found if wanted.isin(found["key"].cat.categories).all() else None
 
     def linear(self, task):
         """Percent that a linear softmax on the pixels reaches; None where it is not stored."""
@@ -241,19 +281,11 @@ class WindowControls:
         runs = self.cache.runs[self.cache.runs["task"] == self.task]
         held = {*zip(runs["input_length"], runs["stride"], strict=True)}
         held |= {(c.window.input_length, c.window.stride) for c in self.templates}
-        usual = lengths(self.image_shape[2])
-        offer(
-            self.controls["input_length"],
-            [(f"{n} pixels", int(n)) for n in sorted({*usual, *(n for n, _ in held)})],
-        )
+        known = sorted({*lengths(self.image_shape[2]), *(length for length, _ in held)})
+        offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in known])
         longest = self.controls["input_length"].value
-        other = {
-            int(stride)
-            for n, stride in held
-            if not windows.conventions(n, stride) and stride <= longest
-        }
-        named = [(f"{stride} pixels", stride) for stride in sorted(other)]
-        offer(self.controls["stride"], [*STRIDES, *named])
+        other = sorted({s for n, s in held if not windows.conventions(n, s) and s <= longest})
+        offer(self.controls["stride"], [*STRIDES, *((f"{n} pixels", int(n)) for n in other)])
         self._held = before
 
     def reload(self):

@@ -5,7 +5,9 @@ run.
 """
 
 import html
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
@@ -13,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from lib import paths
 from lib.explore import view as views
-from lib.explore.choice import WindowControls
+from lib.explore.choice import NotRun, WindowControls
 from lib.explore.export import Form
 from lib.explore.figure import Figure
 from lib.explore.widgets import EXPECTED, assign, button, row, say
@@ -24,7 +26,7 @@ from lib.runs.files import digest
 PLACE = ("task", "input_length", "stride")
 
 
-class Explorer:
+class Explorer(ABC):
     """Controls and figures in one container.
 
     Attributes
@@ -36,6 +38,10 @@ class Explorer:
     view : lib.explore.view.View or None
         What is shown; None when nothing is.
     """
+
+    clicked = (
+        None  # an explorer's own function of a figure's number and a point (`Figure.on_click`)
+    )
 
     def __init__(self, controls, state, choice=None, shared=False):
         self.choice, self.view, self._held = choice, None, True
@@ -52,22 +58,13 @@ class Explorer:
         if choice and not shared:
             self.buttons["reload"] = button("Read the store again", choice.reload)
         above = [] if shared or choice is None else [choice.widget]
-        self.widget = ipywidgets.VBox(
-            [
-                *above,
-                *self.arrange(),
-                self.canvas,
-                self.message,
-                row(self.buttons.values()),
-                self.extra,
-            ],
-            layout={"width": "100%"},
-        )
+        below = [self.canvas, self.message, row(self.buttons.values()), self.extra]
+        self.widget = ipywidgets.VBox([*above, *self.arrange(), *below], layout={"width": "100%"})
         assign(self.controls, state, self.refresh)
         for name in self.own:
             self.controls[name].observe(self._changed, "value")
         if choice:
-            choice.listeners.append(lambda: self._changed(None))
+            choice.listeners.append(self._changed)
         self._held = False
         self.update()
 
@@ -78,17 +75,15 @@ class Explorer:
         """Rows of the explorer's own controls, above the figures."""
         return [row(self.controls[name] for name in self.own)]
 
+    @abstractmethod
     def refresh(self, name=None):
         """Fit what the controls offer to each other, at least as far as one of a name needs it."""
 
+    @abstractmethod
     def look(self):
         """The `View` of what the controls say; ValueError, StoreError and OSError are told in
         place.
         """
-        raise NotImplementedError
-
-    def clicked(self, number, point):
-        """Follow a click on the figure of a number; see `Figure.on_click`."""
 
     @property
     def frame(self):
@@ -104,7 +99,7 @@ class Explorer:
         except EXPECTED as error:
             self.view = None
             self._tell(str(error))
-            nothing = "not run" if "not run" in str(error) else "nothing to show"
+            nothing = "not run" if isinstance(error, NotRun) else "nothing to show"
             self._show([views.words(nothing)])
         else:
             self._tell(self.view.note)
@@ -116,9 +111,10 @@ class Explorer:
     def _show(self, drawn):
         """Draw (traces, layout) of each panel; figures are made once, and those beyond hidden."""
         while len(self.figures) < len(drawn):
-            self.figures.append(Figure())
-            number = len(self.figures) - 1
-            self.figures[-1].on_click(lambda point, number=number: self.clicked(number, point))
+            figure = Figure()
+            if self.clicked:
+                figure.on_click(partial(self.clicked, len(self.figures)))
+            self.figures.append(figure)
         for figure, panel in zip(self.figures, drawn, strict=False):
             figure.show(*panel)
         self.canvas.children = self.figures[: len(drawn)]
@@ -179,7 +175,7 @@ class Explorer:
         lines = [f"Left out, run {key}: {text}" for key, text in damaged.items()]
         self.message.value = say(note, *lines)
 
-    def _changed(self, change):
+    def _changed(self, change=None):
         if not self._held:
             self.update()
 

@@ -26,7 +26,7 @@ class Library(anywidget.AnyWidget):
 
     def __init__(self):
         source = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-        super().__init__(packed=gzip.compress(source.read_bytes(), 6))
+        super().__init__(packed=gzip.compress(source.read_bytes(), 1))
 
 
 @cache

@@ -7,6 +7,7 @@ the store, which runs in other processes write to.
 
 import threading
 import time
+from contextlib import contextmanager
 
 import ipywidgets
 from IPython import get_ipython
@@ -87,17 +88,11 @@ class Progress:
 class Watched:
     """Runs as they are shown: their progress and, in a notebook, one validation curve each.
 
-    Attributes
-    ----------
-    figure : Figure or None
-        None outside a notebook, where the first line is printed at every further tenth of the work.
-    message : str
-        The first line.
+    Outside a notebook ``figure`` is None, and a line is printed at every further tenth of the work.
     """
 
     def __init__(self, configs):
-        self.progress, self.curves = Progress(configs), {}
-        self.figure, self.message, self._tenth = None, "", -1
+        self.progress, self.curves, self.figure, self._tenth = Progress(configs), {}, None, -1
         if getattr(get_ipython(), "kernel", None) is not None:
             self.widgets()
 
@@ -109,40 +104,31 @@ class Watched:
         display(ipywidgets.VBox([self.bar, self.text, self.figure]))
 
     def show(self, shares, curves=()):
-        """Draw what is known.
-
-        Parameters
-        ----------
-        shares : dict
-            key -> share of the run that is done, 0..1.
-        curves : dict
-            key -> list of records with ``epoch`` and ``validation_accuracy``; runs left out keep
-            their line.
+        """Draw what is known: key -> share of the run that is done, and key -> records with
+        ``epoch`` and ``validation_accuracy``; runs left out keep their line.
         """
         self.progress.update(shares, curves)
         self.curves |= dict(curves)
-        self.message, *others = self.progress.lines
+        lines, tenth = self.progress.lines, int(10 * self.progress.share)
         if self.figure is not None:
-            self.bar.value, self.text.value = self.progress.share, say(self.message, *others)
+            self.bar.value, self.text.value = self.progress.share, say(*lines)
             if curves:
                 self.figure.show(*self.panel().plotly(360))
-        elif int(10 * self.progress.share) > self._tenth:
-            self._tenth = int(10 * self.progress.share)
-            print("; ".join([self.message, *others]), flush=True)
+        elif tenth > self._tenth:
+            self._tenth = tenth
+            print("; ".join(lines), flush=True)
 
     def panel(self):
         """The curves that are known, each cell named once."""
         rows, lines, named = self.progress.rows, [], set()
         for key, records in self.curves.items():
-            label, own = rows[key]["label"], style.look(rows[key]["cell"], rows[key]["label"])
+            label, look = rows[key]["label"], style.look(rows[key]["cell"])
             x = [record["epoch"] for record in records]
             y = [100 * record["validation_accuracy"] for record in records]
-            who = f"{label}, seed {rows[key]['seed']}"
-            hover = f"{who}<br>epoch %{{x:.1f}}: %{{y:.1f}} %"
-            lines.append(Line(x, y, own.colour, label, own.stp, 2, 1, hover, None, False))
-            if label not in named and x:
-                named.add(label)
-                lines[-1].label = True
+            hover = f"{label}, seed {rows[key]['seed']}<br>epoch %{{x:.1f}}: %{{y:.1f}} %"
+            first = bool(x) and label not in named
+            lines.append(Line(x, y, look.colour, label, look.stp, hover=hover, label=first))
+            named |= {label} if first else set()
         top = max((max(line.y) for line in lines if len(line.y)), default=0)
         epochs = max(run["epochs"] for run in rows.values())
         y = Axis("Accuracy (% of validation set)", (0, max(10, 1.08 * top)))
@@ -154,14 +140,14 @@ class Live:
 
     def on_start(self, state):
         self.view = Watched(state.configs)
-        self._show(state, state.curves)
+        self.on_end(state)
 
     def on_step(self, state):
         if time.perf_counter() - self._shown > 0.25:  # the bar need not cost more than the training
             self._show(state, ())
 
     def on_validation(self, state, record):
-        self._show(state, state.curves)
+        self.on_end(state)
 
     def on_end(self, state):
         self._show(state, state.curves)
@@ -172,46 +158,38 @@ class Live:
         self.view.show(dict.fromkeys(keys, state.step / state.steps), known)
 
 
-class Watch:
+@contextmanager
+def watch(store, configs):
     """Context in which a thread shows what the store knows of some runs, whichever process trains
-    them.
-
-    It only reads: however the work in the context ends, the store is as the runs left it, and the
-    view shows that state.
+    them; gives the `Watched`.
     """
+    view, ended = Watched(configs), threading.Event()
 
-    def __init__(self, store, configs):
-        self.store, self.view, self._end = store, Watched(configs), threading.Event()
-
-    def __enter__(self):
-        self.look()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._end.set()
-        self._thread.join()
-        self.look()
-        return False
-
-    def _follow(self):
-        pause = 1.0
-        while not self._end.wait(pause):
-            started = time.perf_counter()
-            self.look()
-            pause = max(1.0, 10 * (time.perf_counter() - started))
-
-    def look(self):
-        """Read the store once and show it."""
-        keys = list(self.view.progress.rows)
+    def look():
+        keys = list(view.progress.rows)
         try:
-            shares = _shares(self.store, keys)
-            frame = self.store.curves(key=keys, state=list(STATES))
+            shares = _shares(store, keys)
+            frame = store.curves(key=keys, state=list(STATES))
         except EXPECTED:  # a file that is being replaced, or damaged: whoever trains will say so
             return
-        curves = {key: part.to_dict("records") for key, part in frame.groupby("key")}
-        self.view.show(shares, curves)
+        view.show(shares, {key: part.to_dict("records") for key, part in frame.groupby("key")})
+
+    def follow():
+        pause = 1.0
+        while not ended.wait(pause):
+            started = time.perf_counter()
+            look()
+            pause = max(1.0, 10 * (time.perf_counter() - started))
+
+    look()
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield view
+    finally:
+        ended.set()
+        thread.join()
+        look()
 
 
 def _shares(store, keys):
@@ -232,8 +210,8 @@ def load_or_run(configs, store=None, **options):
     try:
         if not sweep.plan(configs, store):
             return sweep.load_or_run(configs, store, **options)
-        with Watch(store, configs) as watch:
-            plain = watch.view.figure is None  # else the view says what a bar would
+        with watch(store, configs) as view:
+            plain = view.figure is None  # else the view says what a bar would
             return sweep.load_or_run(configs, store, **{"progress": plain, **options})
     except KeyboardInterrupt:
         raise Interrupted(

@@ -10,6 +10,7 @@ import torch
 from matplotlib.colors import to_hex
 
 from lib import analysis, datasets, train, windows
+from lib.explore.choice import NotRun
 from lib.explore.explorer import Explorer, placed
 from lib.explore.figure import Figure
 from lib.explore.sequence import boxes, picture_panel, step_axis
@@ -46,15 +47,14 @@ class Recorded:
     key: str
     config: object
     label: str
-    colour: str
     model: object
     data: datasets.Dataset
     trace: traces.Trace
     read: dict = field(default_factory=dict)  # number of an image -> what `read_out` gave
 
     @property
-    def who(self):
-        return f"{self.label}, seed {self.config.seed}, run {self.key}"
+    def colour(self):
+        return style.look(self.config.cell.name).colour
 
     @property
     def pixels(self):
@@ -85,8 +85,7 @@ class Recorded:
         """Units by their mean time constant on an image, the slowest first."""
         if "z" not in self.trace.variables:
             return np.arange(len(self.trace.units))
-        z = self.trace["z"][number].astype(np.float32)
-        return np.argsort(-analysis.time_constant(z).mean(0), kind="stable")
+        return np.argsort(-self.values("tau", [number])[0].mean(0), kind="stable")
 
     def read_out(self, number):
         """Probability of each class if the sequence ended at a step, (time, classes)."""
@@ -111,21 +110,13 @@ def recorded(cache, key, label, count, folder=None):
     def make():
         config, model = cache.store.config(key), cache.store.load(key)
         data = cache.keep(("data", config.task), lambda: images_of(config, folder))
-        trace = recording(cache, key, data, count)
-        colour = style.look(config.cell.name).colour
-        return Recorded(key, config, label, colour, model, data, trace)
+        return Recorded(key, config, label, model, data, recording(cache, key, data, count))
 
     return cache.keep(("recorded", key, count), make)
 
 
 def images_of(config, folder=None):
-    """The data set that a run was trained on.
-
-    Raises
-    ------
-    ValueError
-        It is not at hand.
-    """
+    """The data set that a run was trained on; ValueError where it is not at hand."""
     try:
         train.check(config)  # registers a data set of one's own
         return datasets.load(config.task, data=folder)
@@ -137,95 +128,111 @@ def images_of(config, folder=None):
 
 
 def recording(cache, key, data, count, which="best"):
+    """The first test images as a run reads them, at its best or with its initial weights."""
     images = range(min(count, len(data.labels["test"])))
-    return cache.keep(
-        ("trace", key, which, count),
-        lambda: traces.record(
-            key, images, store=cache.store, which=which, data=data, keep=False, log=None
-        ),
-    )
+    options = {"store": cache.store, "which": which, "data": data, "keep": False, "log": None}
+    return cache.keep(("trace", key, which, count), lambda: traces.record(key, images, **options))
 
 
 # ---- over the sequence: each gives marks, the y axis, a frame with a row a step, and a note
 
 
-def heat_map(run, variable, number, units, steps, **_):
+@dataclass
+class Chosen:
+    """What of a recording is shown."""
+
+    run: Recorded
+    variable: str
+    number: int  # of the image among the recorded ones
+    units: np.ndarray
+    steps: np.ndarray
+    among: np.ndarray  # images of the chosen class
+    before: object  # gives the recording with the initial weights
+
+    @property
+    def rows(self):
+        return self.run.trace.rows[self.steps]
+
+    @property
+    def values(self):
+        """(steps, units) of the image."""
+        return self.run.values(self.variable, self.number)[self.steps][:, self.units]
+
+
+def heat_map(seen):
     """Every unit at every step."""
-    values = run.values(variable, number)[steps][:, units]
+    values, variable = seen.values, seen.variable
     z, unit = values.T, style.VARIABLES[variable]
     if variable == "tau":
-        z, unit = np.log10(z), f"log10 of {style.VARIABLES['tau']}"
+        z, unit = np.log10(z), f"log10 of {unit}"
     reach = float(np.abs(z).max())
     limits = {
-        "z": (0, getattr(run.model.cell, "z_max", 1)),
+        "z": (0, getattr(seen.run.model.cell, "z_max", 1)),
         **dict.fromkeys(FRACTIONS, (0, 1)),
         **dict.fromkeys(("v", "h"), (-reach, reach)),
     }.get(variable, (float(z.min()), float(z.max())))
-    read = np.broadcast_to(run.trace.rows[steps], z.shape)
-    number_of = np.broadcast_to(run.trace.units[units][:, None] + 1, z.shape)
-    mark = Heat(
-        z,
-        limits,
-        unit,
-        steps,
-        diverging=variable in ("v", "h"),
-        hover="step %{x}, row %{customdata[0]}, unit %{customdata[1]}<br>%{z:.4g}",
-        data=np.dstack([read, number_of]),
-    )
-    ends = [0, len(units) - 1]
+    names = seen.run.trace.units[seen.units] + 1
+    where = np.dstack(np.broadcast_arrays(seen.rows, names[:, None]))
+    hover = "step %{x}, row %{customdata[0]}, unit %{customdata[1]}<br>%{z:.4g}"
+    look = {"diverging": variable in ("v", "h"), "hover": hover, "data": where}
+    ends = [0, len(names) - 1]
     ticks = ends, [str(end + 1) for end in ends]
-    y = Axis("Hidden units (slowest on top)", (len(units) - 0.5, -0.5), ticks=ticks, grid=False)
-    names = [f"unit {unit + 1}" for unit in run.trace.units[units]]
-    return [mark], y, pd.DataFrame(values, columns=names), ""
+    y = Axis("Hidden units (slowest on top)", (len(names) - 0.5, -0.5), ticks=ticks, grid=False)
+    frame = pd.DataFrame(values, columns=[f"unit {name}" for name in names])
+    return [Heat(z, limits, unit, seen.steps, **look)], y, frame, ""
 
 
-def single_units(run, variable, number, units, steps, **_):
+def single_units(seen):
     """A few units, from the slowest to the fastest."""
-    values = run.values(variable, number)[steps]
-    chosen = units[np.unique(np.linspace(0, len(units) - 1, min(UNITS, len(units))).astype(int))]
-    marks, frame = _levels(run, variable), {}
-    for unit, shade in zip(chosen, np.linspace(0.05, 0.8, len(chosen)), strict=True):
-        name = f"unit {run.trace.units[unit] + 1}"
+    count = len(seen.units)
+    places = np.unique(np.linspace(0, count - 1, min(UNITS, count)).astype(int))
+    marks, frame = _levels(seen), {}
+    for place, shade in zip(places, np.linspace(0.05, 0.8, len(places)), strict=True):
+        name = f"unit {seen.run.trace.units[seen.units[place]] + 1}"
         colour = to_hex(plt.get_cmap(style.SEQUENTIAL)(shade))
-        frame[name] = values[:, unit]
+        frame[name] = seen.values[:, place]
         hover = f"{name}, step %{{x}}, row %{{customdata}}<br>%{{y:.4g}}"
-        line = {"hover": hover, "data": run.trace.rows[steps], "label": True}
-        marks.append(Line(steps, frame[name], colour, name, width=1.6, **line))
-    return marks, _y(variable, *frame.values()), pd.DataFrame(frame), ""
+        look = {"width": 1.6, "hover": hover, "data": seen.rows, "label": True}
+        marks.append(Line(seen.steps, frame[name], colour, name, **look))
+    return marks, _y(seen.variable, *frame.values()), pd.DataFrame(frame), ""
 
 
-def quantiles(run, variable, number, units, steps, **_):
+def quantiles(seen):
     """Median and middle 50 and 90 % of the units."""
-    return _fans(run, variable, units, steps, [("", run.values(variable, [number]), run.colour)])
+    own = seen.run.values(seen.variable, [seen.number])
+    return _fans(seen, [("", own, seen.run.colour)])
 
 
-def correct_and_wrong(run, variable, number, units, steps, among, **_):
+def correct_and_wrong(seen):
     """Images that are read correctly against those that are not."""
-    right = run.trace.labels[among] == run.trace.predictions[among]
+    trace = seen.run.trace
+    right = trace.labels[seen.among] == trace.predictions[seen.among]
+    kinds = [("correct", right, seen.run.colour), ("wrong", ~right, FRAME)]
+    kinds = [(name, seen.among[part], colour) for name, part, colour in kinds if part.any()]
     parts = [
-        (f"{part.sum()} {name}", run.values(variable, among[part]), colour)
-        for name, part, colour in (("correct", right, run.colour), ("wrong", ~right, FRAME))
-        if part.any()
+        (f"{len(images)} {name}", seen.run.values(seen.variable, images), colour)
+        for name, images, colour in kinds
     ]
-    marks, y, frame, note = _fans(run, variable, units, steps, parts)
-    if len(parts) == 1:
-        note = f"{note} All of these {len(among)} images are {parts[0][0].split()[1]}."
-    return marks, y, frame, note.replace("over units", "over units and images")
+    note = f" All of these {len(right)} images are {kinds[0][0]}." if len(kinds) == 1 else ""
+    *drawn, bands = _fans(seen, parts, "units and images")
+    return *drawn, bands + note
 
 
-def before_and_after(run, variable, number, units, steps, before, **_):
+def before_and_after(seen):
     """The same image with the initial and with the trained weights."""
+    values, own = seen.run.values, (seen.variable, [seen.number])
     parts = [
-        ("before", run.values(variable, [number], before()), GREY),
-        ("after", run.values(variable, [number]), run.colour),
+        ("before", values(*own, seen.before()), GREY),
+        ("after", values(*own), seen.run.colour),
     ]
-    return _fans(run, variable, units, steps, parts)
+    return _fans(seen, parts)
 
 
-def class_read_out(run, variable, number, units, steps, **_):
+def class_read_out(seen):
     """Probability of the classes if the sequence ended at each step."""
-    probabilities = run.read_out(number)[steps]
-    names, truth = run.data.class_names, run.trace.labels[number]
+    run = seen.run
+    probabilities = run.read_out(seen.number)[seen.steps]
+    names, truth = run.data.class_names, run.trace.labels[seen.number]
     best = np.argsort(-probabilities.max(0))[:5]
     marks, frame = [], {}
     for place, index in enumerate(sorted({*best, truth}, key=lambda i: i == truth)):
@@ -233,8 +240,8 @@ def class_read_out(run, variable, number, units, steps, **_):
         colour = run.colour if index == truth else to_hex(plt.get_cmap("tab10")(place + 7))
         frame[name] = 100 * probabilities[:, index]
         hover = f"{name}, step %{{x}}<br>%{{y:.1f}} %"
-        line = {"width": 2.4 if index == truth else 1.4, "label": True, "hover": hover}
-        marks.append(Line(steps, frame[name], colour, name, **line))
+        look = {"width": 2.4 if index == truth else 1.4, "label": True, "hover": hover}
+        marks.append(Line(seen.steps, frame[name], colour, name, **look))
     y = Axis("Probability if the image ended here (%)", (0, 100))
     return marks, y, pd.DataFrame(frame), ""
 
@@ -249,18 +256,16 @@ SHOWS = {
 }
 
 
-def _fans(run, variable, units, steps, parts):
-    marks, frame, high, low = _levels(run, variable), {}, [], []
+def _fans(seen, parts, pooled="units"):
+    marks, frame = _levels(seen), {}
     for name, values, colour in parts:
-        flat = np.moveaxis(values[:, steps][:, :, units], 1, 0).reshape(len(steps), -1)
-        bounds = np.quantile(flat, QUANTILES, axis=1)
-        marks += fan(steps, bounds, colour, name, run.trace.rows[steps])
+        flat = np.moveaxis(values[:, seen.steps][:, :, seen.units], 1, 0)
+        bounds = np.quantile(flat.reshape(len(seen.steps), -1), QUANTILES, axis=1)
+        marks += fan(seen.steps, bounds, colour, name, seen.rows)
         named = zip(plots.QUANTILES, bounds, strict=True)
         frame |= {f"{name} {quantile}".strip(): values for quantile, values in named}
-        low.append(bounds[0])
-        high.append(bounds[4])
-    note = " Bands: middle 50 and 90 % over units, line: median."
-    return marks, _y(variable, *low, *high), pd.DataFrame(frame), note
+    note = f" Bands: middle 50 and 90 % over {pooled}, line: median."
+    return marks, _y(seen.variable, *frame.values()), pd.DataFrame(frame), note
 
 
 def fan(x, bounds, colour, name="", rows=None):
@@ -273,11 +278,11 @@ def fan(x, bounds, colour, name="", rows=None):
     return [*bands, Line(x, bounds[2], colour, name, hover=hover, data=rows, label=bool(name))]
 
 
-def _levels(run, variable):
+def _levels(seen):
     """Reversal potentials, which bound the voltage."""
-    if variable != "v":
+    if seen.variable != "v":
         return []
-    held = run.model.cell.constrained()
+    held = seen.run.model.cell.constrained()
     return [Rule(held[name].item(), "y", name) for name in ("v_e", "v_i") if name in held]
 
 
@@ -314,9 +319,8 @@ def over_training(history, variable, run, label, colour):
     own = history[(history["variable"] == variable) & history["statistic"].isin(plots.QUANTILES)]
     wide = own.pivot_table(index="epoch", columns="statistic", values="value")[plots.QUANTILES]
     x, bounds = wide.index.to_numpy(), wide.to_numpy().T
-    margin = 0.04 * (bounds.max() - bounds.min()) or 0.01
-    y = Axis(style.VARIABLES[variable], (bounds.min() - margin, bounds.max() + margin))
-    panel = Panel(fan(x, bounds, colour), Axis("Training (epochs)", (0, x.max())), y)
+    axes = Axis("Training (epochs)", (0, x.max())), _y(variable, bounds)
+    panel = Panel(fan(x, bounds, colour), *axes)
     note = f"{label}, seed {run.seed}, run {run.key}: 5, 25, 50, 75 and 95 % quantiles."
     return View([panel], own[["key", "step", "epoch", "variable", "statistic", "value"]], note)
 
@@ -334,7 +338,7 @@ class TraceExplorer(Explorer):
         self.count, self.folder = images, data
         shared, choice = choice is not None, placed(store, choice, state)
         step = slider("Step")
-        self.play, self.album = player(step), Figure(flex="1 1 100%")
+        self.play, self.album, self._album = player(step), Figure(flex="1 1 100%"), None
         self.album.on_click(self._pick)
         ranges = {"kind": ipywidgets.IntRangeSlider, "value": (0, 1)}
         controls = {
@@ -379,7 +383,7 @@ class TraceExplorer(Explorer):
         if not len(self.choice.runs):
             for empty in ("cell", "run", "variable", "of_class", "image"):
                 offer(control[empty], [])
-            raise ValueError(self.choice.report())
+            raise NotRun(self.choice.report())
         runs = cache.finished(self.choice.task, self.choice.window.label)
         groups = list(runs["group"].unique())
         offer(control["cell"], groups)
@@ -435,124 +439,103 @@ class TraceExplorer(Explorer):
         return recorded(self.choice.cache, key, label, self.count, self.folder)
 
     def look(self):
-        variable = self.controls["variable"].value
         self.album.layout.display = "none" if self.training else None
+        control = {name: c.value for name, c in self.controls.items()}
         if self.training:
             run = self.choice.runs.set_index("key", drop=False).loc[self.key]
             colour = style.look(run["cell"]).colour
-            return over_training(self.history, variable, run, self.controls["cell"].value, colour)
+            return over_training(self.history, control["variable"], run, control["cell"], colour)
         if not len(self.among):
             raise ValueError(
                 "There is nothing to show: none of the recorded images is of this kind; choose "
                 "another class."
             )
-        control, run = {name: c.value for name, c in self.controls.items()}, self.run
-        number, permuted = control["image"], run.config.task.permuted
-        first, last = control["time"]
-        units = run.order(number)[control["units"][0] : control["units"][1] + 1]
-        steps = np.arange(first, last + 1)
-        marks, y, frame, note = SHOWS[control["show"]](
-            run,
-            variable,
-            number,
-            units,
-            steps,
-            among=self.among,
-            before=lambda: recording(self.choice.cache, self.key, run.data, self.count, "initial"),
+        run, number, step = self.run, control["image"], control["step"]
+        steps = np.arange(control["time"][0], control["time"][1] + 1)
+        own = self.choice.cache, self.key, run.data, self.count
+        seen = Chosen(
+            *(run, control["variable"], number, self._units(run, number), steps, self.among),
+            before=lambda: recording(*own, "initial"),
         )
-        mark = Rule(control["step"], "x", "", FRAME, dashed=False)
-        zoom = f"{self.key} {variable} {control['show']} {control['time']}"
-        x = step_axis(run.trace.rows[steps], first)
-        sequence = Panel([*marks, mark], x, y, zoom=zoom)
-        notes = {"pixel": run.trace.pixels, "row": run.trace.rows}
-        for name, column in notes.items():
-            frame.insert(0, name, column[steps])
+        marks, y, frame, note = SHOWS[control["show"]](seen)
+        mark = Rule(step, "x", "", FRAME, dashed=False)
+        zoom = f"{self.key} {seen.variable} {control['show']} {control['time']}"
+        sequence = Panel([*marks, mark], step_axis(seen.rows, steps[0]), y, zoom=zoom)
+        frame.insert(0, "pixel", run.trace.pixels[steps])
+        frame.insert(0, "row", seen.rows)
         frame.insert(0, "step", steps)
         self._show_album(number)
-        images = self._images(run, number, control, permuted)
-        said = self._said(run, number, control["step"])
-        return View([*images, sequence], frame, f"{run.who}; {said}{note}")
+        who = f"{run.label}, seed {run.config.seed}, run {run.key}"
+        note = f"{who}; {self._said(run, number, step)}{note}"
+        return View([*self._images(number, control), sequence], frame, note)
 
-    def _images(self, run, number, control, permuted):
+    def _units(self, run, number):
+        first, last = self.controls["units"].value
+        return run.order(number)[first : last + 1]
+
+    def _images(self, number, control):
         """The image, framed where the step reads, with a variable over it; again for the cell
         beside.
         """
-        runs = [run]
-        if control["beside"] and control["over"]:
+        over, step, run, runs = control["over"], control["step"], self.run, [self.run]
+        if control["beside"] and over:
             groups = self.choice.cache.finished(self.choice.task, self.choice.window.label)
-            own = groups[groups["group"] == control["beside"]]
-            runs.append(self._recorded(own["key"].iloc[0], control["beside"]))
-        runs = [one for one in runs if not control["over"] or control["over"] in one.variables]
+            own = groups.loc[groups["group"] == control["beside"], "key"].iloc[0]
+            runs.append(self._recorded(own, control["beside"]))
+        read = run.pixels[step]
         rows, columns = run.data.shape[1:]
-        read = run.pixels[control["step"]]
+        permuted = run.config.task.permuted
         frames = [] if permuted else boxes(read[read < rows * columns], columns)
-        heats = []
-        if control["over"]:
-            for one in runs:
-                first, last = control["units"]
-                units = one.order(number)[first : last + 1]
-                given = control["over"], number, units, control["step"], control["trail"]
-                heats.append(over_image(one, *given))
-        low = min((limits[0] for _, limits in heats), default=0)
-        high = max((limits[1] for _, limits in heats), default=1)
-        unit = style.VARIABLES.get(control["over"], "")
-        unit = f"log10 of {unit}" if control["over"] == "tau" else unit
-        panels = []
-        for place, one in enumerate(runs):
-            over = [
-                Heat(z, (low, high), f"median {unit}", alpha=0.72, bar="bottom", hover="%{z:.4g}")
-                for z, _ in heats[place : place + 1]
-            ]
-            title = one.label if control["over"] else ""
-            panels.append(picture_panel(run.picture(number), [*over, *frames], title))
-        return panels
+        if not over:
+            return [picture_panel(run.picture(number), frames)]
+        runs = [one for one in runs if over in one.variables]
+        heats = [
+            over_image(one, over, number, self._units(one, number), step, control["trail"])
+            for one in runs
+        ]
+        limits = min(low for _, (low, _) in heats), max(high for _, (_, high) in heats)
+        unit = f"median {'log10 of ' * (over == 'tau')}{style.VARIABLES[over]}"
+        look = {"alpha": 0.72, "bar": "bottom", "hover": "%{z:.4g}"}
+        return [
+            picture_panel(one.picture(number), [Heat(z, limits, unit, **look), *frames], one.label)
+            for one, (z, _) in zip(runs, heats, strict=True)
+        ]
 
     def _said(self, run, number, step):
-        truth = run.data.class_names[run.trace.labels[number]]
-        chances = run.read_out(number)[step]
+        names, chances = run.data.class_names, run.read_out(number)[step]
         best = int(chances.argmax())
-        name = run.data.class_names[best]
         return (
-            f"test image {run.trace.images[number]}, of class {truth}. If it ended at step {step}, "
-            f"it would be read as {name} ({chances[best]:.0%})."
+            f"test image {run.trace.images[number]}, of class {names[run.trace.labels[number]]}. "
+            f"If it ended at step {step}, it would be read as {names[best]} ({chances[best]:.0%})."
         )
 
     def _show_album(self, number):
         """Thumbnails of the images to choose from, in rows."""
-        images = [Picture(self.run.picture(i)).array for i in self.among]
-        rows, columns, _ = images[0].shape
-        wide, high = columns + 2, rows + 2
-        count = -(-len(images) // ALBUM)
-        canvas = np.zeros((count * high, ALBUM * wide, 4), np.uint8)  # clear between the images
-        for place, image in enumerate(images):
-            top, left = high * (place // ALBUM) + 1, wide * (place % ALBUM) + 1
-            spot = canvas[top : top + rows, left : left + columns]
-            spot[..., 3] = 255
-            spot[..., : image.shape[2]] = image
+        of = self.key, *self.among
+        if of != self._album:  # the pictures are drawn once, their frame moves
+            self._album = of
+            self.pictures, self._cells = album([self.run.picture(i) for i in self.among])
+        wide, high = self._cells
         place = int(np.flatnonzero(self.among == number)[0])
-        top, left = high * (place // ALBUM), wide * (place % ALBUM)
+        left, top = wide * (place % ALBUM), high * (place // ALBUM)
+        count = -(-len(self.among) // ALBUM)
         frame = {
-            "type": "rect",
-            "x0": left - 0.5,
-            "x1": left + wide - 0.5,
-            "y0": top - 0.5,
-            "y1": top + high - 0.5,
-            "line": {"color": FRAME, "width": 2.5},
+            **{"type": "rect", "x0": left - 0.5, "x1": left + wide - 0.5},
+            **{"y0": top - 0.5, "y1": top + high - 0.5, "line": {"color": FRAME, "width": 2.5}},
         }
-        hover = "click to choose<extra></extra>"
-        trace = {"type": "image", "source": png(canvas), "hovertemplate": hover}
         hidden = {"visible": False, "fixedrange": True, "constrain": "domain"}
+        across, down = [-0.5, ALBUM * wide - 0.5], [count * high - 0.5, -0.5]
         layout = {
             "template": TEMPLATE,
             "height": 20 + 52 * count,
             "margin": {"l": 4, "r": 4, "t": 4, "b": 4},
-            "xaxis": {**hidden, "range": [-0.5, ALBUM * wide - 0.5], "constraintoward": "left"},
-            "yaxis": {**hidden, "range": [count * high - 0.5, -0.5], "constraintoward": "top"},
+            "xaxis": {**hidden, "range": across, "constraintoward": "left"},
+            "yaxis": {**hidden, "range": down, "constraintoward": "top", "scaleanchor": "x"},
             "shapes": [frame],
         }
-        layout["yaxis"]["scaleanchor"] = "x"
+        hover = "click to choose<extra></extra>"
+        trace = {"type": "image", "source": self.pictures, "hovertemplate": hover}
         self.album.show([trace], layout)
-        self._cells = wide, high
 
     def _pick(self, point):
         """Choose the image that was clicked."""
@@ -560,6 +543,22 @@ class TraceExplorer(Explorer):
         place = ALBUM * (int(point["y"]) // high) + int(point["x"]) // wide
         if place < len(self.among):
             self.controls["image"].value = int(self.among[place])
+
+
+def album(images):
+    """Images (channels, rows, columns) in rows of `ALBUM`, as the address of a picture; and the
+    size of a field (columns, rows).
+    """
+    arrays = [Picture(image).array for image in images]
+    rows, columns, channels = arrays[0].shape
+    wide, high = columns + 2, rows + 2
+    canvas = np.zeros((-(-len(arrays) // ALBUM) * high, ALBUM * wide, 4), np.uint8)  # clear
+    for place, array in enumerate(arrays):
+        top, left = high * (place // ALBUM) + 1, wide * (place % ALBUM) + 1
+        spot = canvas[top : top + rows, left : left + columns]
+        spot[..., 3] = 255
+        spot[..., :channels] = array
+    return png(canvas), (wide, high)
 
 
 def named(variable):

@@ -4,33 +4,11 @@ import numpy as np
 import pandas as pd
 
 from lib import analysis
-from lib.explore.explorer import Explorer, placed
 from lib.explore.view import Axis, Band, Bars, Heat, Line, Panel, Points, Rule, View, plain
-from lib.explore.widgets import Checks, dropdown, offer, row
 from lib.figures import plots, select, style
 
-FAMILIES = {
-    "all": lambda look: True,
-    **{name: lambda look, name=name: look.family == name for name in style.FAMILIES},
-    **{
-        style.KINDS[kind]: lambda look, kind=kind: look.weights == kind
-        for kind in ("free", "sign", "reversal")
-    },
-}
-CURVES = (
-    "validation_accuracy",
-    "train_accuracy",
-    "validation_loss",
-    "train_loss",
-    "gradient_norm",
-)
-RESULTS = ("test_accuracy", "validation_accuracy", "test_loss", "ms_per_step", "parameters")
-KINDS = ("bars", "sorted dots", "paired differences")
-MANY = 12  # groups; where there are more, the variants of a cell are shown once they are ticked
+KINDS = ("bars", "sorted dots", "differences")
 STEM = 18  # pixels of a row of results where there are many
-
-
-# ---- views
 
 
 def curves(cache, task, window, metric, looks, front):
@@ -48,32 +26,35 @@ def curves(cache, task, window, metric, looks, front):
     """
     frame = cache.curves(task, window)
     frame = frame[frame["group"].isin(list(looks))]
-    shown, place = style.METRICS[metric], ("curves", task, window)
-    table = cache.summary(place, frame, metric, ("group", "epoch"), looks)
+    shown = style.METRICS[metric]
+    table = cache.summary(task, window, metric, looks, by=("group", "epoch"))
     parts, seeds = dict(list(table.groupby("group"))), dict(list(frame.groupby("group")))
     marks = [
         mark
         for group in sorted(parts, key=lambda group: group in front)  # grey ones lie below
         for mark in _curve(group, looks[group], group in front, parts[group], seeds[group], metric)
     ]
-    if shown.accuracy:
-        marks.append(Rule(plots.chance(frame), "y", "chance"))
-        if cache.linear(task) is not None:
-            marks.append(Rule(cache.linear(task), "y", "linear on pixels"))
     low, high = frame[metric].min() * shown.factor, frame[metric].max() * shown.factor
     if shown.accuracy:
+        marks += _references(cache, task, frame, "y")
         low = min(low, plots.chance(frame))
     margin = 0.04 * (high - low) or 1
     y = Axis(shown.axis, (low - margin, high + margin))
     x = Axis("Training (epochs)", (0, table["epoch"].max()))
-    panel = Panel(marks, x, y, zoom=f"{task} {window} {metric}")
+    panel = Panel(marks, x, y, share=1.1, zoom=f"{task} {window} {metric}")
     columns = ["group", "seed", "key", "step", "epoch", metric]
     height = max(420, 120 + 17 * len(front))  # every name beside its line
     return View([panel], frame[columns], _caption(cache, task, window, looks), height)
 
 
+def _references(cache, task, frame, axis):
+    """What guessing reaches, and a linear softmax where it is stored."""
+    yield Rule(plots.chance(frame), axis, "chance")
+    if cache.linear(task) is not None:
+        yield Rule(cache.linear(task), axis, "linear on pixels")
+
+
 def _curve(group, look, front, part, seeds, metric):
-    factor = style.METRICS[metric].factor
     x, mean = part["epoch"].to_numpy(), part["mean"].to_numpy()
     if not front:
         return [Line(x, mean, style.CONTEXT, group, look.stp, 1.2, hover=group)]
@@ -86,18 +67,18 @@ def _curve(group, look, front, part, seeds, metric):
         data = seeds[["seed", "key", "step"]].to_numpy(object)
         hover = f"{group}<br>%{{y:.4g}} at epoch %{{x:.3g}}, step %{{customdata[2]}}"
         hover += "<br>seed %{customdata[0]}, run %{customdata[1]}"
-        marks.append(
-            Line(
-                np.insert(seeds["epoch"].to_numpy(float), ends, np.nan),
-                np.insert(seeds[metric].to_numpy(float) * factor, ends, np.nan),
-                look.colour,
-                group,
-                width=0.8,
-                alpha=0.45,
-                hover=hover,
-                data=np.insert(data, ends, data[ends], axis=0),
-            )
+        values = seeds[metric].to_numpy(float) * style.METRICS[metric].factor
+        own = Line(
+            np.insert(seeds["epoch"].to_numpy(float), ends, np.nan),
+            np.insert(values, ends, np.nan),
+            look.colour,
+            group,
+            width=0.8,
+            alpha=0.45,
+            hover=hover,
+            data=np.insert(data, ends, data[ends], axis=0),
         )
+        marks.append(own)
     hover = f"{group}<br>mean %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
     data = part[["low", "high", "n"]].to_numpy()
     hover += ", n = %{customdata[2]}"
@@ -106,19 +87,19 @@ def _curve(group, look, front, part, seeds, metric):
 
 
 def results(cache, task, window, metric, looks, front, kind="bars", baseline=None):
-    """Bars from 0, sorted dots, or paired differences from a baseline; intervals, and seeds below
-    their mean.
+    """Bars from 0, sorted dots, or differences from a baseline; intervals, and seeds below their
+    mean.
     """
-    frame = cache.finished(task, window)
-    frame = frame[frame["group"].isin([*looks, baseline] if baseline else list(looks))]
+    runs = cache.finished(task, window)
     shown = style.METRICS[metric]
     title = shown.axis
-    if kind == "paired differences":
-        table = plots.difference_summary(frame, baseline, metric)
-        frame = select.differences(frame, baseline, metric)
+    if kind == "differences":
+        table = cache.differences(task, window, metric, looks, baseline)
+        runs = select.differences(runs, baseline, metric)
         title = f"Difference from {baseline} ({shown.points})"
     else:
-        table = cache.summary(("runs", task, window), frame, metric, ("group",), looks)
+        table = cache.summary(task, window, metric, looks)
+    frame = runs[runs["group"].isin(list(looks))]
     table = table.set_index("group")
     table = table.loc[[group for group in looks if group in table.index]]
     if kind == "sorted dots":
@@ -132,7 +113,6 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
         "n = %{customdata[3]}",
         "data": table.reset_index()[["group", "low", "high", "n"]].to_numpy(object),
     }
-    seeds = _seeds(frame, rows, looks, front, metric)
     if kind == "bars":
         marks = [Bars(means, y, colours, [looks[group].stp for group in rows], **named)]
         ink = [style.INK] * len(rows)
@@ -142,27 +122,24 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     marks += [
         Line([row.low, row.high], [at, at], colour, width=1.6)
         for at, row, colour in zip(y, table.itertuples(), ink, strict=True)
-        if row.n >= analysis.FEWEST
+        if pd.notna(row.low)
     ]
+    seeds = _seeds(frame, rows, looks, front, metric)
     marks.append(seeds)
-    if kind == "paired differences":
+    if kind == "differences":
         marks.append(Rule(0, "x"))
     elif shown.accuracy and kind == "bars":
-        marks.append(Rule(plots.chance(frame), "x", "chance"))
-        if cache.linear(task) is not None:
-            marks.append(Rule(cache.linear(task), "x", "linear on pixels"))
+        marks += _references(cache, task, frame, "x")
     reach = _reach(table, seeds.x, 0 if kind == "bars" else None)
     y = Axis(range=(-0.7, len(rows) - 0.3), ticks=(y, list(rows)), grid=False)
-    zoom = f"{task} {window} {metric} {kind}"
-    panel = Panel(marks, Axis(title, reach), y, zoom=zoom)
-    frame = frame[["group", "seed", "key", metric, *["baseline"] * (kind == KINDS[2])]]
+    panel = Panel(marks, Axis(title, reach), y, zoom=f"{task} {window} {metric} {kind}")
+    columns = ["group", "seed", "key", metric, *["baseline"] * (kind == "differences")]
     height = 120 + 30 * min(len(rows), 10) + STEM * max(len(rows) - 10, 0)
-    return View([panel], frame, _caption(cache, task, window, looks), height)
+    return View([panel], frame[columns], _caption(cache, task, window, looks), height)
 
 
 def _seeds(frame, rows, looks, front, metric):
     """The seeds of each row as small dots below its mean."""
-    frame = frame[frame["group"].isin(list(rows))]
     groups = frame["group"].tolist()
     return Points(
         frame[metric].to_numpy() * style.METRICS[metric].factor,
@@ -186,40 +163,39 @@ def _reach(table, seeds, start):
 
 
 def heat(cache, task, metric, looks):
-    """Mean of every group at every window that was run; ``panels[0].marks[0].data`` names both."""
+    """Mean of every group at every window that was run; each field knows its group, input length
+    and stride.
+    """
     frame = cache.finished(task)
     frame = frame[frame["group"].isin(list(looks))]
-    table = cache.summary(("runs", task), frame, metric, ("group", "window"), looks)
-    order = (
-        frame.drop_duplicates("window").sort_values(["input_length", "stride"])["window"].tolist()
-    )
-    wide = table.pivot(index="group", columns="window", values="mean")
-    wide = wide.reindex(index=[group for group in looks if group in wide.index], columns=order)
+    shapes = frame[["window", "input_length", "stride"]].drop_duplicates()
+    shapes = shapes.sort_values(["input_length", "stride"])
+    means = frame.groupby(["group", "window"])[metric].mean() * style.METRICS[metric].factor
+    wide = means.unstack("window")
+    wide = wide.reindex(index=[group for group in looks if group in wide.index])
+    wide = wide[shapes["window"]]
+    printed = wide.map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    fields = [[(group, *shape) for shape in shapes.to_numpy(object)] for group in wide.index]
     z = wide.to_numpy()
-    printed = wide.map(lambda value: "" if pd.isna(value) else f"{value:.1f}").to_numpy(object)
-    groups, places = np.meshgrid(wide.index, order, indexing="ij")
     mark = Heat(
         z,
         (np.nanmin(z), np.nanmax(z)),
-        text=printed,
+        text=printed.to_numpy(object),
         bar="",
         hover="%{customdata[0]} at %{customdata[1]}: %{z:.4g}",
-        data=np.dstack([groups, places]),
+        data=np.array(fields, object),
     )
-    x = Axis(
-        "Window: input length/stride (pixels)",
-        (-0.5, len(order) - 0.5),
-        ticks=(np.arange(len(order)), order),
-        grid=False,
-    )
-    y = Axis(
-        range=(len(wide) - 0.5, -0.5),
-        ticks=(np.arange(len(wide)), list(wide.index)),
-        grid=False,
-    )
-    panel = Panel([mark], x, y, title=plain(style.METRICS[metric].axis))
+    ticks = np.arange(len(shapes)), list(shapes["window"])
+    x = Axis("Window: input length/stride (pixels)", _span(shapes), ticks=ticks, grid=False)
+    ticks = np.arange(len(wide)), list(wide.index)
+    y = Axis(range=_span(wide)[::-1], ticks=ticks, grid=False)
+    panel = Panel([mark], x, y, share=0.9, title=plain(style.METRICS[metric].axis))
     note = f"{task}: means over seeds; empty fields were not run."
-    return View([panel], table[["group", "window", "mean", "low", "high", "n"]], note)
+    return View([panel], means.reset_index(), note)
+
+
+def _span(fields):
+    return -0.5, len(fields) - 0.5
 
 
 def _caption(cache, task, window, looks):
@@ -230,104 +206,44 @@ def _caption(cache, task, window, looks):
     )
 
 
-# ---- what is chosen among finished runs
+# ---- in words
 
 
-def looks_of(frame, chosen):
-    """Look of each group of a frame that is chosen, in the fixed order.
-
-    Raises
-    ------
-    ValueError
-        None is chosen.
-    """
-    pairs = frame[["group", "cell"]].drop_duplicates().itertuples(index=False)
-    looks = {group: style.look(cell) for group, cell in pairs if group in chosen}
-    if not looks:
-        raise ValueError("No cell is chosen; tick one.")
-    return looks
+def headline(cache, task, window, looks):
+    """What the finished runs say of the test set, in sentences."""
+    return cache.keep(
+        ("headline", task, window, *looks), lambda: _headline(cache, task, window, looks)
+    )
 
 
-def offer_cells(checks, frame):
-    """Offer the groups of a frame; where there are many, the cells as they are come first."""
-    groups = frame.drop_duplicates("group")
-    plain = groups[(groups["group"] == groups["label"]) & groups["cell"].isin(style.ORDER)]
-    few = len(groups) <= MANY or plain.empty
-    checks.offer(groups["group"], groups["group"] if few else plain["group"])
+def _headline(cache, task, window, looks):
+    table = cache.summary(task, window, "test_accuracy", looks)
+    table = table.sort_values("mean", ascending=False)
+    best, where = table.iloc[0], plots.task_name(cache.finished(task, window).iloc[0])
+    said = [f"On {where}, window {window}, {_result(best)} is best."]
+    held = table[[looks[group].weights != "baseline" for group in table["group"]]]
+    if len(held) and held["group"].iloc[0] != best["group"]:
+        gap = best["mean"] - held["mean"].iloc[0]
+        said.append(
+            f"Among the cells with conductances {_result(held.iloc[0])} leads, {gap:.1f} points "
+            "behind."
+        )
+    group = {look.name: group for group, look in looks.items()}
+    if {"cb", "dale_cb"} <= set(group):
+        pair = [group["dale_cb"]], group["cb"]
+        said.append(_difference(cache.differences(task, window, "test_accuracy", *pair).iloc[0]))
+    return " ".join(said)
 
 
-class RunsExplorer(Explorer):
-    """An explorer of finished runs: the cells to show, a family to highlight."""
-
-    def __init__(self, store, choice, state, metrics, **controls):
-        shared, choice = choice is not None, placed(store, choice, state)
-        own = {
-            "metric": dropdown("Metric", [(name.replace("_", " "), name) for name in metrics]),
-            **controls,
-            "highlight": dropdown("Highlight", list(FAMILIES)),
-            "cells": Checks(),
-        }
-        super().__init__(own, state, choice, shared)
-
-    def arrange(self):
-        *narrow, cells = self.own
-        return [row(self.controls[name] for name in narrow), self.controls[cells]]
-
-    @property
-    def place(self):
-        return self.choice.cache, self.choice.task, self.choice.window.label
-
-    def refresh(self, name=None):
-        if len(self.choice.runs):
-            cache, task, window = self.place
-            frame = cache.finished(task, window)
-            offer_cells(self.controls["cells"], frame)
-            offer(self.controls["highlight"], [*FAMILIES, *frame["group"].unique()])
-
-    def chosen(self, *also):
-        """Looks of the chosen groups, and those of them that stand in front."""
-        if not len(self.choice.runs):
-            raise ValueError(self.choice.report())
-        cache, task, window = self.place
-        chosen = (*self.controls["cells"].value, *also)
-        looks = looks_of(cache.finished(task, window), chosen)
-        front = self.controls["highlight"].value
-        family = FAMILIES.get(front, lambda look: False)
-        return looks, [group for group, look in looks.items() if family(look) or group == front]
+def _result(found):
+    interval = f" [{found['low']:.1f}, {found['high']:.1f}]" if pd.notna(found["low"]) else ""
+    return f"{found['group']} ({found['mean']:.1f} %{interval})"
 
 
-class CurveExplorer(RunsExplorer):
-    """Learning curves of the cells at one window: mean, interval, seeds as thin lines.
-
-    Controls: task, input_length, stride, metric, highlight, cells.
-    """
-
-    def __init__(self, store=None, choice=None, **state):
-        super().__init__(store, choice, state, CURVES)
-
-    def look(self):
-        return curves(*self.place, self.controls["metric"].value, *self.chosen())
-
-
-class BarExplorer(RunsExplorer):
-    """Results of the cells at one window: bars from 0, sorted dots with intervals, or paired
-    differences from a baseline; seeds as dots.
-
-    Controls: task, input_length, stride, metric, view, baseline, highlight, cells.
-    """
-
-    def __init__(self, store=None, choice=None, **state):
-        own = {"view": dropdown("View", KINDS), "baseline": dropdown("Baseline")}
-        super().__init__(store, choice, state, RESULTS, **own)
-
-    def refresh(self, name=None):
-        super().refresh()
-        offer(self.controls["baseline"], list(self.controls["cells"].options))
-
-    def look(self):
-        kind, baseline = self.controls["view"].value, self.controls["baseline"].value
-        paired = kind == "paired differences"
-        self.controls["baseline"].layout.display = None if paired else "none"
-        looks, front = self.chosen(*[baseline] * paired)
-        metric = self.controls["metric"].value
-        return results(*self.place, metric, looks, front, kind, baseline if paired else None)
+def _difference(found):
+    """A sentence on the difference of two groups, over seeds and test images."""
+    side = "above" if found["mean"] > 0 else "below"
+    said = f"{found['group']} lies {abs(found['mean']):.1f} points {side} {found['reference']}"
+    if pd.isna(found["low"]):
+        return f"{said}; fewer than three seeds say no more."
+    return f"{said} (difference {found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}])."
