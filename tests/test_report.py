@@ -49,17 +49,17 @@ def test_numbers_are_those_of_the_statistics(study):
         & (study.runs["seed"] != 100)
     ]
     expected = plots.summary(select.grouped(own)).set_index("group")
-    for group, entry in shown["tasks"]["sequential CIFAR-10"]["8/4"]["values"][
-        "test_accuracy"
-    ].items():
+    cifar = shown["tasks"]["sequential CIFAR-10"]["windows"]
+    for group, entry in cifar["8/4"]["values"]["test_accuracy"].items():
         assert (
             entry["mean"] == pytest.approx(expected.at[group, "mean"], abs=1e-4) and entry["n"] == 3
         )
         assert len(entry["seeds"]) == 3  # the seed of the learning-rate scan is not among them
-    single = shown["tasks"]["digits, demonstration"]["8/4"]["values"]["test_accuracy"]["full GRU"]
+    digits = shown["tasks"]["digits, demonstration"]["windows"]
+    single = digits["8/4"]["values"]["test_accuracy"]["full GRU"]
     assert single["low"] is None and single["n"] == 1
     assert (
-        shown["groups"]["CB, notes"]["family"] == "controls"
+        shown["groups"]["CB, notes"]["family"] == "variants"
         and shown["groups"]["CB"]["family"] == "without STP"
     )
     json.dumps(shown, allow_nan=False)
@@ -87,51 +87,55 @@ def test_selectors_change_the_plot_with_the_network_off(page):
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(page.as_uri())
-        tab.wait_for_selector("#plot .main-svg")
+        tab.wait_for_selector("#curves .main-svg")
 
-        def drawn():
+        def drawn(plot):
             return tab.evaluate(
-                "JSON.stringify(document.getElementById('plot').data.map(t => [t.name, t.x, "
-                "t.y, t.line && t.line.color]))"
+                """plot => JSON.stringify(document.getElementById(plot).data.map(
+                    t => [t.name, t.x, t.y, t.z, t.line && t.line.color]))""",
+                plot,
             )
 
         def names():
             return tab.evaluate(
-                "document.getElementById('plot').data.filter(t => t.showlegend).map(t => t.name)"
+                "document.getElementById('curves').data.map(t => t.name).filter(Boolean)"
             )
 
-        states = [drawn()]
+        assert "is best" in tab.text_content("#headline")
+        assert "percentage points" in tab.text_content("#why")
+        states = [drawn("curves")]
         assert len(names()) == 10 and "CB, notes" not in names()
         for control, value in (
-            *(
-                ("length", "16"),
-                ("stride", "8"),
-                ("cell", "family:with STP"),
-                ("metric", "validation_loss"),
-                ("metric", "test_accuracy"),
-            ),
-            *(
-                ("cell", "cell:full GRU"),
-                ("length", "8"),
-                ("stride", "4"),
-                ("cell", "all"),
-                ("metric", "train_accuracy"),
-            ),
+            *(("length", "16"), ("stride", "8"), ("metric", "loss")),
+            *(("length", "8"), ("stride", "4"), ("metric", "accuracy while training")),
         ):
             tab.select_option(f"#{control}", value)
-            if (control, value) in (
-                ("length", "16"),
-                ("length", "8"),
-            ):  # 16/4 and 8/8 are not among the runs
-                assert "not run" in tab.text_content("#plot") and tab.text_content(
-                    "#caption"
-                ).endswith("was not run.")
-                assert tab.evaluate("document.getElementById('plot').data.length") == 0
-            states.append(drawn())
+            if control == "length":  # 16/4 and 8/8 are not among the runs
+                assert "not run" in tab.text_content("#curves")
+                assert tab.text_content("#caption").endswith("was not run.")
+                assert tab.evaluate("document.getElementById('curves').data.length") == 0
+            states.append(drawn("curves"))
         assert all(before != after for before, after in pairwise(states))
-        assert "CB, notes" in names()
         assert "n = 3 seeds" in tab.text_content("#caption") and "54." in tab.text_content("#table")
+
+        tab.click("#none")
+        tab.click("summary")
+        for cell in ("full GRU", "CB, notes"):
+            tab.check(f"input[value='{cell}']")
+        assert names() == ["full GRU", "CB, notes"]
+        again = browser.new_context(offline=True).new_page()
+        again.goto(tab.url)  # a link keeps the view
+        again.wait_for_selector("#curves .main-svg")
+        assert again.input_value("#metric") == "accuracy while training"
+        assert again.is_checked("input[value='CB, notes']")
+        assert not again.is_checked("input[value='CB']")
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        rows = pd.read_csv(download.value.path())
+        assert list(rows["cell"]) == ["full GRU", "CB, notes"] and set(rows["window"]) == {"8/4"}
+
         tab.select_option("#task", "digits, demonstration")
-        assert "digits, demonstration" in tab.text_content("#caption") and names() == ["full GRU"]
+        assert "digits, demonstration" in tab.text_content("#caption")
+        assert names() == ["full GRU"]
         assert said == [] and asked == [page.as_uri()]
         browser.close()

@@ -14,7 +14,8 @@ from lib.explore.explorer import Explorer, placed
 from lib.explore.recording import TraceExplorer
 from lib.explore.view import View
 from lib.explore.widgets import TEXT, Checks, dropdown, offer, row
-from lib.figures import style
+from lib.figures import select, style
+from lib.figures.report import METRICS
 
 FAMILIES = {
     "all": lambda look: True,
@@ -23,16 +24,6 @@ FAMILIES = {
         style.KINDS[kind]: lambda look, kind=kind: look.weights == kind
         for kind in ("free", "sign", "reversal")
     },
-}
-# what is chosen -> the metric over training, and that of the results
-METRICS = {
-    "accuracy": ("validation_accuracy", "test_accuracy"),
-    "accuracy while training": ("train_accuracy", "test_accuracy"),
-    "loss": ("validation_loss", "test_loss"),
-    "loss while training": ("train_loss", "test_loss"),
-    "gradient norm": ("gradient_norm", "test_accuracy"),
-    "time of a step": ("validation_accuracy", "ms_per_step"),
-    "parameters": ("validation_accuracy", "parameters"),
 }
 MANY = 12  # groups; where there are more, the variants of a cell are shown once they are ticked
 
@@ -79,7 +70,7 @@ class Board(Explorer):
             return
         cache, task, window = self.place
         groups = cache.finished(task, window).drop_duplicates("group")
-        plain = groups[cache.plain(groups)]
+        plain = groups[select.plain(groups)]
         few = len(groups) <= MANY or plain.empty
         names = list(groups["group"])
         self.controls["cells"].offer(names, names if few else list(plain["group"]))

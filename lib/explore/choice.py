@@ -17,7 +17,7 @@ from lib import datasets, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run, slots
 from lib.explore.widgets import assign, dropdown, offer, row, say
-from lib.figures import plots, select, style
+from lib.figures import plots, select
 from lib.runs import linear, sweep
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
@@ -83,17 +83,13 @@ class Cache:
         curves = self.store.curves(key=list(runs["key"]))
         return runs[["key", "group"]].merge(curves, on="key")
 
-    def plain(self, frame):
-        """Which rows of a frame are of built-in cells as they are, not of variants."""
-        return (frame["group"] == frame["label"]) & frame["cell"].isin(style.ORDER)
-
     def summary(self, task, window, metric, groups, by=("group",)):
         """`plots.summary` of some groups at one window, over seeds and test images where those
         count. Plain cells share their spread as in the paper, apart from that of variants; each
         kind is computed once.
         """
         frame = self.curves(task, window) if "epoch" in by else self.finished(task, window)
-        plain, tables = self.plain(frame), []
+        plain, tables = select.plain(frame), []
         for kind, part in (("plain", frame[plain]), ("variants", frame[~plain])):
             if set(groups) & set(part.loc[part[metric].notna(), "group"]):
                 make = partial(self._summary, task, window, metric, part, by)
@@ -122,7 +118,7 @@ class Cache:
         if metric != "test_accuracy":
             return None
         every = self.finished(task, window)
-        plain = every.loc[self.plain(every), "key"]
+        plain = every.loc[select.plain(every), "key"]
         wanted, read = runs["key"], self.store.predictions_of
         if wanted.isin(plain).all():  # read once for tables and differences
             found = self.keep(("predictions", task, window), lambda: read(plain))

@@ -17,6 +17,8 @@ import plotly
 import traitlets
 from ipywidgets import widget_serialization
 
+from lib.figures.export import TEMPLATES
+
 
 class Library(anywidget.AnyWidget):
     """plotly.js, compressed; sent to a page once, whatever the number of figures."""
@@ -44,7 +46,10 @@ class Figure(anywidget.AnyWidget):
         Data and layout of plotly, as JSON; `show` sets both.
     """
 
-    _esm = Path(__file__).with_name("figure.js")
+    _esm = "\n".join(
+        path.read_text("utf-8")
+        for path in (TEMPLATES / "dark.js", Path(__file__).with_name("figure.js"))
+    )
     library = traitlets.Instance(Library).tag(sync=True, **widget_serialization)
     traces = traitlets.Unicode("[]").tag(sync=True)
     axes = traitlets.Unicode("{}").tag(sync=True)

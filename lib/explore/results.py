@@ -5,7 +5,7 @@ import pandas as pd
 
 from lib import analysis
 from lib.explore.view import Axis, Band, Bars, Heat, Line, Panel, Points, Rule, View, plain
-from lib.figures import plots, select, style
+from lib.figures import plots, report, select, style
 
 KINDS = ("bars", "sorted dots", "differences")
 STEM = 18  # pixels of a row of results where there are many
@@ -217,33 +217,10 @@ def headline(cache, task, window, looks):
 
 
 def _headline(cache, task, window, looks):
-    table = cache.summary(task, window, "test_accuracy", looks)
-    table = table.sort_values("mean", ascending=False)
-    best, where = table.iloc[0], plots.task_name(cache.finished(task, window).iloc[0])
-    said = [f"On {where}, window {window}, {_result(best)} is best."]
-    held = table[[looks[group].weights != "baseline" for group in table["group"]]]
-    if len(held) and held["group"].iloc[0] != best["group"]:
-        gap = best["mean"] - held["mean"].iloc[0]
-        said.append(
-            f"Among the cells with conductances {_result(held.iloc[0])} leads, {gap:.1f} points "
-            "behind."
-        )
-    group = {look.name: group for group, look in looks.items()}
+    where = f"{plots.task_name(cache.finished(task, window).iloc[0])}, window {window}"
+    group, difference = {look.name: group for group, look in looks.items()}, None
     if {"cb", "dale_cb"} <= set(group):
         pair = [group["dale_cb"]], group["cb"]
-        said.append(_difference(cache.differences(task, window, "test_accuracy", *pair).iloc[0]))
-    return " ".join(said)
-
-
-def _result(found):
-    interval = f" [{found['low']:.1f}, {found['high']:.1f}]" if pd.notna(found["low"]) else ""
-    return f"{found['group']} ({found['mean']:.1f} %{interval})"
-
-
-def _difference(found):
-    """A sentence on the difference of two groups, over seeds and test images."""
-    side = "above" if found["mean"] > 0 else "below"
-    said = f"{found['group']} lies {abs(found['mean']):.1f} points {side} {found['reference']}"
-    if pd.isna(found["low"]):
-        return f"{said}; fewer than three seeds say no more."
-    return f"{said} (difference {found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}])."
+        difference = cache.differences(task, window, "test_accuracy", *pair).iloc[0]
+    table = cache.summary(task, window, "test_accuracy", looks)
+    return " ".join(report.headline(where, table, difference))

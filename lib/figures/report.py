@@ -3,15 +3,25 @@ nothing of the network.
 """
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
 
-from lib import paths
+from lib import analysis, paths
 from lib.figures import export, plots, select, style
+from lib.figures.plots import ranged
 
-CURVES = ("validation_accuracy", "train_accuracy", "validation_loss", "train_loss")
-VALUES = ("test_accuracy", "test_loss", "ms_per_step", "parameters")
+# What is chosen -> the metric over training, and that of the results; explorers offer the same.
+METRICS = {
+    "accuracy": ("validation_accuracy", "test_accuracy"),
+    "accuracy while training": ("train_accuracy", "test_accuracy"),
+    "loss": ("validation_loss", "test_loss"),
+    "loss while training": ("train_loss", "test_loss"),
+    "gradient norm": ("gradient_norm", "test_accuracy"),
+    "time of a step": ("validation_accuracy", "ms_per_step"),
+    "parameters": ("validation_accuracy", "parameters"),
+}
 
 
 def write(frames, path=None) -> Path:
@@ -31,33 +41,45 @@ def write(frames, path=None) -> Path:
     from plotly.offline import get_plotlyjs
 
     path = path or paths.results_dir() / "report.html"
-    data = json.dumps(content(frames), separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    return export.write(path, export.render("report.html.j2", plotly=get_plotlyjs(), data=data))
+    shown = content(frames)
+    data = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    dark = (export.TEMPLATES / "dark.js").read_text("utf-8")
+    runs = frames.runs[frames.runs["state"] == "DONE"]
+    method = {name: ranged(runs[name]) for name in ("hidden_size", "epochs", "batch_size")}
+    values = {"plotly": get_plotlyjs(), "dark": dark, "data": data, "method": method}
+    values |= {"date": date.today().isoformat(), "runs": len(runs), "why": shown["why"]}
+    values |= {"commits": sorted({made["commit"] for made in frames.environments.values()})}
+    return export.write(path, export.render("report.html.j2", **values))
 
 
 def content(frames) -> dict:
-    """What the page shows: looks of the groups, and for every task and window the curves, values
-    and caption.
+    """What the page shows: looks of the groups; for every task its headline, and for every window
+    curves, values and caption; why the conductance cells lag.
     """
     runs = select.grouped(select.without_scan(frames.runs))
     groups = runs[["group", "cell"]].drop_duplicates("group")
     looks = {group: style.look(cell) for group, cell in groups.itertuples(index=False)}
-    plain = set(select.comparison(frames.runs)["group"])
+    plain = select.plain(runs)
+    ordinary = set(runs.loc[plain, "group"])
     shown = {
         "groups": {
             group: {
                 "colour": own.colour,
                 "dash": own.dash,
                 "symbol": own.symbol,
-                "family": own.family if group in plain else "controls",
+                "family": own.family if group in ordinary else "variants",
             }
             for group, own in looks.items()
         },
-        "metrics": {name: style.METRICS[name].axis for name in (*CURVES, *VALUES)},
+        "choices": METRICS,
+        "metrics": {name: style.METRICS[name].axis for pair in METRICS.values() for name in pair},
         "layout": style.plotly_template()["layout"],
         "tasks": {},
+        "why": _reasons(frames),
     }
     curves = frames.curves.merge(runs[["key", "group"]], on="key")
+    over = {pair[0] for pair in METRICS.values()}
+    final = {pair[1] for pair in METRICS.values()}
     for task, part in runs.groupby(runs.apply(plots.task_name, axis=1), sort=False):
         windows = {}
         for window in part.sort_values(["input_length", "stride"])["window"].unique():
@@ -66,12 +88,18 @@ def content(frames) -> dict:
                 "length": int(own["input_length"].iat[0]),
                 "stride": int(own["stride"].iat[0]),
                 "caption": plots.caption(own),
+                "chance": plots.chance(own),
                 "curves": {
-                    name: _curves(curves[curves["key"].isin(own["key"])], name) for name in CURVES
+                    name: _curves(curves[curves["key"].isin(own["key"])], name) for name in over
                 },
-                "values": {name: _values(own, name) for name in VALUES},
+                "values": {name: _values(own, name, frames.predictions) for name in final},
             }
-        shown["tasks"][task] = windows
+        main = part[(part["window"] == select.main_window(part)) & plain[part.index]]
+        shown["tasks"][task] = {
+            "main": select.main_window(part),
+            "headline": _headline(task, main, frames) if len(main) else [],
+            "windows": windows,
+        }
     return shown
 
 
@@ -85,19 +113,105 @@ def _curves(frame, metric):
     }
 
 
-def _values(frame, metric):
-    if frame[metric].isna().all():
-        return {}
-    columns = ["mean", "low", "high", "n"]
-    rows = plots.summary(frame, metric).set_index("group")[columns]
-    seeds = {
-        group: _numbers(part[metric] * style.METRICS[metric].factor)
-        for group, part in frame.groupby("group")
-    }
-    return {
-        group: {**dict(zip(columns, _numbers(row), strict=True)), "seeds": seeds[group]}
-        for group, row in rows.iterrows()
-    }
+def _values(frame, metric, predictions):
+    """Mean, interval and seeds; plain cells share their spread, apart from that of variants."""
+    columns, found = ["mean", "low", "high", "n"], {}
+    for kind in (True, False):
+        part = frame[select.plain(frame) == kind]
+        if part[metric].isna().all():
+            continue
+        table = plots.summary(part, metric, predictions=predictions).set_index("group")[columns]
+        shown = part[metric] * style.METRICS[metric].factor
+        for group, row in table.iterrows():
+            seeds = _numbers(shown[part["group"] == group])
+            found[group] = {**dict(zip(columns, _numbers(row), strict=True)), "seeds": seeds}
+    return found
+
+
+def _headline(task, main, frames):
+    table = plots.summary(main, predictions=frames.predictions)
+    difference = None
+    pair = main[main["cell"].isin(("cb", "dale_cb"))]
+    if pair["cell"].nunique() == 2:
+        table_ = plots.difference_summary(pair, "cb", predictions=frames.predictions)
+        difference = table_.iloc[0]
+    return headline(f"{task}, window {main['window'].iat[0]}", table, difference)
+
+
+def headline(where, table, difference=None) -> list[str]:
+    """What results say, in sentences.
+
+    Parameters
+    ----------
+    where : str
+        Task and window.
+    table : DataFrame
+        Of `plots.summary`, of test accuracy.
+    difference : row of `plots.difference_summary`, optional
+        Of DaleCB from CB.
+    """
+    table = table.sort_values("mean", ascending=False)
+    best = table.iloc[0]
+    said = [f"On {where}, {_result(best)} is best."]
+    held = table[[style.look(cell).weights != "baseline" for cell in table["cell"]]]
+    if len(held) and held["group"].iloc[0] != best["group"]:
+        gap = best["mean"] - held["mean"].iloc[0]
+        said.append(
+            f"Among the cells with conductances {_result(held.iloc[0])} leads, {gap:.1f} points "
+            "behind."
+        )
+    if difference is not None:
+        side = "above" if difference["mean"] > 0 else "below"
+        size = f"{abs(difference['mean']):.1f} points {side} {difference['reference']}"
+        interval = _interval(difference) or "; fewer than three seeds say no more"
+        said.append(f"{difference['group']} lies {size}{interval}.")
+    return said
+
+
+def _result(found):
+    return f"{found['group']} ({found['mean']:.1f} %{_interval(found)})"
+
+
+def _interval(found):
+    if pd.isna(found["low"]):
+        return ""
+    return f" [{found['low']:.1f}, {found['high']:.1f}]".replace("-", "−")
+
+
+def _reasons(frames):
+    """Differences that say why conductance cells lag: the planned contrasts, the ladders, and the
+    changes of DaleCB.
+    """
+    main = select.comparison(frames.runs)
+    main, found = main[main["window"] == select.main_window(main)], []
+    labels = main.groupby("cell")["group"].first()
+    pairs = [(item.cell, item.reference) for item in analysis.PLANNED]
+    pairs = [pair for pair in pairs if set(pair) <= set(labels.index)]
+    if pairs:
+        answers = plots.answers(main, "test_accuracy", ["cell"], frames.predictions)
+        table = analysis.comparisons(answers, pairs)
+        table[["mean", "low", "high"]] *= 100
+        names = [f"{labels[cell]} − {labels[reference]}" for cell, reference in pairs]
+        found.append(_reason("Planned contrasts", names, table, main))
+    for item in select.LADDERS.values():
+        rungs = select.rungs(frames.runs, item)
+        if rungs is not None:
+            table = plots.rung_summary(rungs, frames.predictions)
+            found.append(
+                _reason(item.title, table["panel"] + ": " + table["label"], table, rungs.runs)
+            )
+    if controls := select.variants(frames.runs).get("controls"):
+        table = plots.difference_summary(*controls, predictions=frames.predictions)
+        table = table[[style.kin(cell) == "dale_cb" for cell in table["cell"]]]
+        if len(table):
+            found.append(_reason("Changes of DaleCB", table["group"], table, controls.runs))
+    return found
+
+
+def _reason(title, names, table, runs):
+    numbers = {name: _numbers(table[name]) for name in ("mean", "low", "high", "n")}
+    caption = plots.caption(runs, f"{title}: difference of test accuracy.")
+    return {"names": list(names), "caption": caption, **numbers}
 
 
 def _numbers(values):

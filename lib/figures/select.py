@@ -389,6 +389,11 @@ def _steps(ladder, ran):
         yield "other cells", style.look(other).label, (other, all_of_them), (other, plain)
 
 
+def plain(frame: pd.DataFrame) -> pd.Series:
+    """Which rows of `grouped` runs or curves are of built-in cells as they are."""
+    return (frame["group"] == frame["label"]) & frame["cell"].isin(style.ORDER)
+
+
 def main_window(runs: pd.DataFrame) -> str:
     """8/4 where it was run, else the window with the most runs."""
     return WINDOW if WINDOW in set(runs["window"]) else runs["window"].mode()[0]
