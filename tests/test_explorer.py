@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from lib import analysis, explore
+from lib import analysis, datasets, explore, memory
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
 from lib.figures import plots, select
@@ -375,6 +375,20 @@ def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
     assert [path.suffix for path in paths] == [".csv", ".svg", ".pdf", ".png"]
     table = pd.read_csv(paths[0])
     pd.testing.assert_frame_equal(table, view.frame, check_dtype=False, rtol=1e-5)
+
+
+def test_a_lesion_changes_the_curve_beside_it(store):
+    view = explore.LesionExplorer(store, images=60, stride=8, cell="STPDaleCB", lesion="W")
+    assert list(view.controls["lesion"].options) == ["z", "K r", "P_z x", "W", "UX"]
+    curve = lines(view, 0)
+    data = datasets.load(view.choice.configs[0].task)
+    for name, what in (("intact", None), ("without W", "W")):
+        accuracy = memory.lesion(store.load(view.run.name), data, Window(8, 8), what, 60)
+        assert curve[name]["y"][-1] == pytest.approx(100 * accuracy)
+    assert len(curve["intact"]["x"]) == 8 and curve["intact"]["x"][-1] == 256
+    view.clicked(1, {"customdata": "UX"})
+    assert view.controls["lesion"].value == "UX" and "without UX" in lines(view, 0)
+    assert "each unit's mean" in view.view.note
 
 
 def test_the_form_of_export_writes_links_and_latex(store, tmp_path, monkeypatch):

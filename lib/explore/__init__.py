@@ -2,6 +2,7 @@
 
 from lib.explore.board import Board
 from lib.explore.choice import WindowControls, lengths
+from lib.explore.lesions import LesionExplorer
 from lib.explore.live import Live, load_or_run
 from lib.explore.recording import TraceExplorer
 from lib.explore.sequence import SequenceExplorer
@@ -10,6 +11,7 @@ CurveExplorer = BarExplorer = Board  # what scripts of the first layout call it
 
 __all__ = [
     "Board",
+    "LesionExplorer",
     "Live",
     "SequenceExplorer",
     "TraceExplorer",

@@ -78,7 +78,8 @@ class Recorded:
         if variable == "UX":
             return values * trace["X"][images]
         if variable == "tau":
-            return analysis.time_constant(np.clip(values, 1e-6, 1), self.config.window.stride)
+            open_ = np.clip(values, plots.CLOSED, 1)
+            return analysis.time_constant(open_, self.config.window.stride)
         return values
 
     def order(self, number):

@@ -247,13 +247,14 @@ class Rule:
         }
 
     def annotation(self):
-        across, anchor = ("y", "yanchor") if self.axis == "x" else ("x", "xanchor")
+        across = "y" if self.axis == "x" else "x"
         return {
             "text": self.words,
             self.axis: self.at,
             across: 1,
             f"{across}ref": f"{across} domain",
-            anchor: "bottom" if self.axis == "x" else "left",
+            "xanchor": "center" if self.axis == "x" else "right",  # names of lines stand outside
+            "yanchor": "bottom",
             "showarrow": False,
             "font": {"size": 12},
         }
@@ -263,8 +264,8 @@ class Rule:
         line, place = (ax.axvline, ax.get_xaxis_transform()), (self.at, 1)
         look = {"ha": "center", "va": "bottom"}
         if self.axis == "y":
-            line, place = (ax.axhline, ax.get_yaxis_transform()), (1.01, self.at)
-            look = {"va": "center"}
+            line, place = (ax.axhline, ax.get_yaxis_transform()), (0.99, self.at)
+            look["ha"] = "right"
         line[0](self.at, color=self.colour, ls=dash, lw=0.8)
         size = mpl.rcParams["xtick.labelsize"]
         ax.annotate(self.words, place, xycoords=line[1], size=size, annotation_clip=True, **look)

@@ -41,6 +41,7 @@ LINEAR = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
 SYMBOL = re.compile(r"((?<![^\s(])[A-Za-zσ](?:_[A-Za-z]+)?(?![^\s,;)]))")
 INDEX, UPRIGHT = re.compile("_(..+)"), r"_{\\mathrm{\1}}"
 READ = "#D55E00"  # the window that a step reads
+CLOSED = 1e-6  # the least z that is told from 0: a million steps are forever
 
 
 # ---- what a frame holds, in words and numbers
@@ -771,12 +772,12 @@ def quantiles_over_sequence(
     """
     values = _array(values)
     ax = ax or _axes()
-    if variable == "tau":
-        values = analysis.time_constant(values, window.stride)
-        ax.set_yscale("log")
     steps = values.shape[-2]
     pooled = np.moveaxis(values, -2, 0).reshape(steps, -1)
     quantiles = np.quantile(pooled, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+    if variable == "tau":  # falls with z; of a closed gate it would be infinite
+        quantiles = analysis.time_constant(np.maximum(quantiles[::-1], CLOSED), window.stride)
+        ax.set_yscale("log")
     _fan(ax, np.arange(steps), quantiles, colour or style.HUES["baseline"])
     beside = {"xycoords": ax.get_yaxis_transform(), "va": "center", "annotation_clip": False}
     for name, height in (lines or {}).items():

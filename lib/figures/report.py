@@ -44,11 +44,13 @@ def write(frames, path=None) -> Path:
     shown = content(frames)
     data = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     dark = (export.TEMPLATES / "dark.js").read_text("utf-8")
-    runs = frames.runs[frames.runs["state"] == "DONE"]
-    method = {name: ranged(runs[name]) for name in ("hidden_size", "epochs", "batch_size")}
+    main = select.comparison(frames.runs)
+    method = {name: ranged(main[name]) for name in ("hidden_size", "epochs", "batch_size")}
     values = {"plotly": get_plotlyjs(), "dark": dark, "data": data, "method": method}
-    values |= {"date": date.today().isoformat(), "runs": len(runs), "why": shown["why"]}
-    values |= {"commits": sorted({made["commit"] for made in frames.environments.values()})}
+    done = (frames.runs["state"] == "DONE").sum()
+    values |= {"date": date.today().isoformat(), "runs": done, "why": shown["why"]}
+    commits = {made["commit"][:7] for made in frames.environments.values()}
+    values |= {"commits": sorted(commits)}
     return export.write(path, export.render("report.html.j2", **values))
 
 
@@ -87,7 +89,8 @@ def content(frames) -> dict:
             windows[window] = {
                 "length": int(own["input_length"].iat[0]),
                 "stride": int(own["stride"].iat[0]),
-                "caption": plots.caption(own),
+                "caption": plots.caption(own[plain[own.index]] if plain[own.index].any() else own),
+                "all": plots.caption(own),
                 "chance": plots.chance(own),
                 "curves": {
                     name: _curves(curves[curves["key"].isin(own["key"])], name) for name in over
@@ -95,8 +98,11 @@ def content(frames) -> dict:
                 "values": {name: _values(own, name, frames.predictions) for name in final},
             }
         main = part[(part["window"] == select.main_window(part)) & plain[part.index]]
+        cut = part[["last_rows", "first_rows"]].notna().any(axis=None)
+        found = None if cut else frames.linear.get(part["dataset"].iat[0])
         shown["tasks"][task] = {
             "main": select.main_window(part),
+            "linear": found and round(100 * found.accuracy, 2),
             "headline": _headline(task, main, frames) if len(main) else [],
             "windows": windows,
         }
@@ -185,14 +191,16 @@ def _reasons(frames):
     main = select.comparison(frames.runs)
     main, found = main[main["window"] == select.main_window(main)], []
     labels = main.groupby("cell")["group"].first()
-    pairs = [(item.cell, item.reference) for item in analysis.PLANNED]
-    pairs = [pair for pair in pairs if set(pair) <= set(labels.index)]
-    if pairs:
+    ran = set(labels.index)
+    planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
+    if planned:
         answers = plots.answers(main, "test_accuracy", ["cell"], frames.predictions)
-        table = analysis.comparisons(answers, pairs)
+        table = analysis.comparisons(answers, [(item.cell, item.reference) for item in planned])
         table[["mean", "low", "high"]] *= 100
-        names = [f"{labels[cell]} − {labels[reference]}" for cell, reference in pairs]
-        found.append(_reason("Planned contrasts", names, table, main))
+        names = [f"{labels[item.cell]} − {labels[item.reference]}" for item in planned]
+        steps = zip(names, planned, strict=True)
+        notes = [f"{name}: {item.isolates}." for name, item in steps]
+        found.append(_reason("Planned contrasts", names, table, main) | {"notes": notes})
     for item in select.LADDERS.values():
         rungs = select.rungs(frames.runs, item)
         if rungs is not None:
