@@ -208,11 +208,12 @@ def _reasons(frames):
             found.append(
                 _reason(item.title, table["panel"] + ": " + table["label"], table, rungs.runs)
             )
-    if controls := select.variants(frames.runs).get("controls"):
-        table = plots.difference_summary(*controls, predictions=frames.predictions)
+    if changes := select.variants(frames.runs).get("equation"):
+        table = plots.difference_summary(*changes, predictions=frames.predictions)
         table = table[[style.kin(cell) == "dale_cb" for cell in table["cell"]]]
         if len(table):
-            found.append(_reason("Changes of DaleCB", table["group"], table, controls.runs))
+            title = "Changes of DaleCB's equation"
+            found.append(_reason(title, table["group"], table, changes.runs))
     return found
 
 
