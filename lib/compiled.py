@@ -63,17 +63,18 @@ def scan(tape, graphs):
     tensors = (*tape.weights, *tape.theta.values(), *tape.initial)
     final = _Scan.apply(tape, graphs, tape.P, tape.b, *tensors)
     if tape.keep:
-        fields = zip(*(chunk[0] for chunk in tape.chunks), strict=True)
+        chunks = zip(tape.initial, *(chunk[0] for chunk in tape.chunks), strict=True)
         tape.states = type(tape.initial)(
-            *(torch.cat([f[1:] for f in field])[: len(tape.x)] for field in fields)
+            *(
+                torch.cat([first[None], *(f[1:] for f in field)])[: len(tape.x) + 1]
+                for first, *field in chunks
+            )
         )
     return type(tape.initial)(*final)
 
 
 class _Scan(torch.autograd.Function):
-    """The last chunk is padded; a padded step reaches no output and gets no gradient. Neither g nor
-    its gradient is ever held for all steps.
-    """
+    """The last chunk is padded; a padded step reaches no output and gets no gradient."""
 
     @staticmethod
     def forward(ctx, tape, graphs, P, b, *tensors):
@@ -194,12 +195,7 @@ def graphs(tape):
     """Compiled ``forward`` and ``backward`` for a pass's cell and shapes.
 
     They are loaded from disk, or compiled first. Of processes that want the same two at once each
-    compiles one, or waits for the other.
-
-    Raises
-    ------
-    Unavailable
-        There is no library, and it cannot be compiled, kept or loaded.
+    compiles one, or waits for the other. Raises Unavailable where that fails.
     """
     known = _GRAPHS.setdefault(tape.cell, {})
     key = tape.x.shape[1:], tape.x.dtype, tape.x.device, CHUNK
@@ -218,12 +214,8 @@ def graphs(tape):
 
 
 def cached(tape):
-    """Whether the libraries of a pass are on disk or loaded, so that nothing is compiled for it.
-
-    Raises
-    ------
-    Unavailable
-        They are there and cannot be loaded.
+    """Whether the libraries of a pass are on disk or loaded, so that nothing is compiled for it;
+    raises Unavailable where they are there and cannot be loaded.
     """
     with _explained():
         return all(graph.load() for graph in traced(tape))
@@ -265,11 +257,8 @@ class Graph:
     """A function of tensors and tuples of tensors that returns tuples of tensors, traced for the
     shapes of an example.
 
-    Attributes
-    ----------
-    digest : str
-        sha256 of all that the library depends on: the graph and its constants, shapes and kinds of
-        the inputs, threads, processor, torch and the options of its compiler.
+    ``digest`` is the sha256 of all that its library depends on: the graph and its constants, shapes
+    and kinds of the inputs, threads, processor, torch and the options of its compiler.
     """
 
     def __init__(self, function, example):
@@ -385,19 +374,14 @@ def processor():
     """Model and instructions of the processor, for which a library is compiled."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(
-            sorted({line for line in lines if line.startswith(("model name", "flags"))})
-        )
+        told = {line for line in lines if line.startswith(("model name", "flags"))}
+        return "\n".join(sorted(told))
     return f"{platform.machine()} {platform.processor()}"
 
 
 def check_compiler():
-    """Compile and load three lines, once for a compiler: one that fails shows at once.
-
-    Raises
-    ------
-    Unavailable
-        There is no compiler, it fails, or its result cannot be stored or loaded.
+    """Compile and load three lines, once for a compiler: one that is missing or fails shows at once
+    (Unavailable).
     """
     compiler = os.environ.get("CXX") or DEFAULT_COMPILER
     with _explained():

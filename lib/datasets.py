@@ -95,13 +95,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> DatasetInfo:
-    """What is known of a data set.
-
-    Raises
-    ------
-    ValueError
-        The name is unknown; the sentence lists the known ones.
-    """
+    """What is known of a data set; an unknown name is refused (ValueError)."""
     if name not in DATASETS:
         raise ValueError(
             f"Unknown dataset {name!r}; known are {', '.join(DATASETS)}. One of your own must be "
@@ -124,9 +118,8 @@ def register_dataset(
     ----------
     name : str
     read : callable
-        ``read(folder)``, of the folder of the data, returns images and labels for training, or four
-        values: those, and images and labels for test. Without the latter (two values, or None,
-        None) 20 % of the images of each class become the test set.
+        ``read(folder)`` returns images and labels for training, and images and labels for test.
+        Without the latter (two values, or None, None) 20 % of each class become the test set.
 
         Images ``(n, channels, rows, columns)`` are whole numbers of 0..255, or fractions of 0..1,
         which are stored in 256 levels. Labels are whole numbers from 0, ``(n,)`` or ``(n, 1)``, or
@@ -134,10 +127,7 @@ def register_dataset(
     shape : (channels, rows, columns)
     class_names : sequence of str
 
-    Raises
-    ------
-    ValueError
-        An argument cannot be meant, or the name is that of a data set of the workbook.
+    Raises ValueError for what cannot be meant, and for a name of the workbook's own data sets.
     """
     shape, class_names = tuple(shape), tuple(map(str, class_names))
     remedy = "choose another name"
@@ -203,44 +193,32 @@ def load(task: Task, data=None, device="cpu") -> Dataset:
     info = get(task.dataset)
     folder = Path(data or paths.data_dir()).expanduser()
     images, labels, *test = _read(task.dataset, info, folder)
-    rest = np.arange(len(labels))
-    share = 0.1 if test else 0.2
+    train, share = np.arange(len(labels)), 0.1 if test else 0.2
     try:
         if not test:
-            rest, held_out = _split(rest, labels, 0.2, task.data_seed)
+            train, held_out = _split(train, labels, 0.2, task.data_seed)
             test = images[held_out], labels[held_out]
-        train, validation = _split(rest, labels, share, task.data_seed)
+        train, validation = _split(train, labels, share, task.data_seed)
     except ValueError as error:
         raise ValueError(
             f"{task.dataset} holds {len(labels)} images of {info.classes} classes, too few for a "
             "split in which every part has every class; ten images a class are enough."
         ) from error
 
-    arrays = {
-        "train": (images[train], labels[train]),
-        "validation": (images[validation], labels[validation]),
-        "test": test,
-    }
+    images = dict(zip(SPLITS, (images[train], images[validation], test[0]), strict=True))
+    labels = dict(zip(SPLITS, (labels[train], labels[validation], test[1]), strict=True))
     kept = slice(task.first_rows) if task.first_rows else slice(-(task.last_rows or 0), None)
-    cropped = {
-        split: torch.as_tensor(x[:, :, kept]).contiguous() for split, (x, _) in arrays.items()
-    }
+    images = {split: torch.as_tensor(x[:, :, kept]).contiguous() for split, x in images.items()}
     if task.permuted:  # after cropping: a permutation of the pixels that are kept
-        pixels = cropped["train"][0, 0].numel()
+        pixels = images["train"][0, 0].numel()
         order = torch.randperm(pixels, generator=torch.Generator().manual_seed(task.data_seed))
-        cropped = {split: x.flatten(2)[..., order].view_as(x) for split, x in cropped.items()}
-    mean, std = _moments(cropped["train"])
-    return Dataset(
-        task,
-        {split: x.to(device) for split, x in cropped.items()},
-        {
-            split: torch.as_tensor(y, dtype=torch.int64, device=device)
-            for split, (_, y) in arrays.items()
-        },
-        mean.to(device),
-        std.to(device),
-        info.class_names,
-    )
+        images = {split: x.flatten(2)[..., order].view_as(x) for split, x in images.items()}
+    mean, std = (moment.to(device) for moment in _moments(images["train"]))
+    images = {split: x.to(device) for split, x in images.items()}
+    labels = {
+        split: torch.as_tensor(y, dtype=torch.int64).to(device) for split, y in labels.items()
+    }
+    return Dataset(task, images, labels, mean, std, info.class_names)
 
 
 def _split(index, labels, share, seed):
@@ -377,8 +355,17 @@ def _read_cifar10(folder):
     base = folder / cifar.base_folder
 
     def missing():
-        _check_hashes(base, files)
-        return [name for name, _ in files if not (base / name).exists()]
+        absent = [name for name, _ in files if not (base / name).exists()]
+        for name, expected in files:
+            if name in absent:
+                continue
+            found = hashlib.md5(_content(base / name), usedforsecurity=False).hexdigest()
+            if found != expected:
+                raise ValueError(
+                    f"{base / name} is damaged (md5 {found}, published {expected}); delete it, so "
+                    "that it is downloaded again."
+                )
+        return absent
 
     if missing():
         _download("cifar10", cifar, folder, f"{base}, from {cifar.url}", missing)
@@ -387,18 +374,6 @@ def _read_cifar10(folder):
         part = cifar(folder, train=train)
         parts += [part.data.transpose(0, 3, 1, 2), np.asarray(part.targets)]
     return parts
-
-
-def _check_hashes(base, files):
-    for name, expected in files:
-        if not (base / name).exists():
-            continue
-        found = hashlib.md5(_content(base / name), usedforsecurity=False).hexdigest()
-        if found != expected:
-            raise ValueError(
-                f"{base / name} is damaged (md5 {found}, published {expected}); delete it, so that "
-                "it is downloaded again."
-            )
 
 
 def _content(path):
@@ -470,21 +445,10 @@ def _download(name, torchvision_class, folder, where, missing):
 
 
 def torchvision_datasets():
-    """Import ``torchvision.datasets``, repairing the import only where it is broken.
+    """The module ``torchvision.datasets``, its import repaired only where it is broken.
 
     torchvision's CUDA wheel cannot load its library beside a CPU build of torch; its import then
     fails with ``operator torchvision::nms does not exist``, although data sets need no operator.
-    Where torchvision loads natively nothing is defined.
-
-    Returns
-    -------
-    module
-        ``torchvision.datasets``.
-
-    Raises
-    ------
-    RuntimeError, ImportError
-        The import fails for another reason than the missing operators.
     """
     try:
         return importlib.import_module("torchvision.datasets")

@@ -29,20 +29,9 @@ def register_folder(folder, name=None, size=None) -> str:
     are never taken for those that were trained on; it does not hold where they lie: hand the same
     folder on as ``data``.
 
-    Parameters
-    ----------
-    folder : path
-    name : str, optional
-        Default the name of the folder.
-    size : int, optional
-        Every image is resized to so many rows and columns (bilinear, as torchvision's Resize);
-        without, all must have one size.
-
-    Raises
-    ------
-    ValueError
-        The folder holds no such folders, or a file that is no image or has another size; the
-        sentence names it.
+    The default ``name`` is that of the folder. With a ``size`` every image is resized to so many
+    rows and columns (bilinear, as torchvision's Resize); without, all must have one size. Raises
+    ValueError, which names the folder or the file that is not as it must be.
     """
     folder = Path(folder).expanduser().absolute()
     name = name or folder.name

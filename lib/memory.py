@@ -2,7 +2,8 @@
 
 Accuracy from parts of the sequence and after a delay, gradients against lag, lesions, decoding of
 the past, slow points. Everything takes a model for one seed (`lib.runs.store.Store.load`), a loaded
-data set and a window; nothing is trained but linear read-outs of frozen states.
+data set, a window, and of how many images at most of a split; nothing is trained but linear
+read-outs of frozen states.
 """
 
 import copy
@@ -34,6 +35,7 @@ LESIONS = {  # signal -> what stands in its place at every step
     "r shuffled": "that of another image, during the delay",
 }
 READOUTS = ("trained", "refitted")
+CONDITIONS = ("first", "last", "delay")
 TARGETS = ("pixels", "colour", "class")
 FOLDS = 5
 POINTS_ALIKE = 4  # decimals to which two slow points are one
@@ -41,9 +43,7 @@ ALPHAS = 10.0 ** np.arange(-3, 6)  # ridge penalties to choose from, of standard
 
 
 def sequences(data, window, split="test", images=2000):
-    """The first images of a split as sequences ``(batch, time, features)``, with their labels
-    ``(batch,)``.
-    """
+    """The first images of a split: sequences ``(batch, time, features)``, labels ``(batch,)``."""
     index = torch.arange(min(images, len(data.labels[split])))
     return windows.sequences(data, window, split, index)
 
@@ -64,16 +64,10 @@ def recall(model, data, window, condition, steps, images=2000):
 
     Parameters
     ----------
-    model : SequenceClassifier
-        For one seed.
-    data : Dataset
-    window : Window
     condition : {"first", "last", "delay"}
-        Only the first steps are read, only the last steps, or all and then ``steps`` of noise
+        Only the first ``steps`` are read, only the last, or all and then as many of noise
         (`analysis.delay`).
     steps : sequence of int
-    images : int
-        At most so many of either split.
 
     Returns
     -------
@@ -86,55 +80,37 @@ def recall(model, data, window, condition, steps, images=2000):
     ValueError
         Unknown condition, or steps outside the sequence.
     """
-    train, test = (
-        _states(model, *_sequences(model, data, window, split, images), condition, steps)
-        for split in ("train", "test")
-    )
+    one_of("condition", condition, CONDITIONS)
+    train, labels = _sequences(model, data, window, "train", images)
+    test, truth = _sequences(model, data, window, "test", images)
+    states = (_states(model, x, condition, steps) for x in (train, test))
     rows = []
-    for k, (states, labels), (new, truth) in zip(steps, train, test, strict=True):
+    for k, fitted, tested in zip(steps, *states, strict=True):
         with torch.no_grad():
-            own = (model.readout(new).argmax(1) == truth).float().mean().item()
-        for readout, accuracy in (
-            ("trained", own),
-            ("refitted", analysis.refitted_accuracy(states, labels, new, truth)),
-        ):
-            rows.append(
-                {
-                    "condition": condition,
-                    "steps": k,
-                    "pixels": k * window.stride,
-                    "readout": readout,
-                    "accuracy": accuracy,
-                }
-            )
+            own = (model.readout(tested).argmax(1) == truth).float().mean().item()
+        new = analysis.refitted_accuracy(fitted.cpu(), labels.cpu(), tested.cpu(), truth.cpu())
+        about = {"condition": condition, "steps": k, "pixels": k * window.stride}
+        rows.append({**about, "readout": "trained", "accuracy": own})
+        rows.append({**about, "readout": "refitted", "accuracy": new})
     return pd.DataFrame(rows)
 
 
-def _states(model, x, labels, condition, steps):
-    """(states (batch, n), labels) for each of ``steps``."""
+def _states(model, x, condition, steps):
+    """What the read-out reads at the end, (batch, n), for each of ``steps``."""
     length = x.shape[-2]
     low, high = (0, np.inf) if condition == "delay" else (1, length)
-    for k in steps:
-        if not low <= k <= high:
-            raise ValueError(
-                f"steps holds {k}, but {condition!r} of a sequence of {length} steps allows "
-                f"{low} to {high}."
-            )
+    allowed = f"from {low} to {high} for {condition!r} of a sequence of {length} steps"
+    require(all(low <= k <= high for k in steps), "steps", steps, allowed)
     if condition == "last":
-        kept = [model.states(analysis.truncate(x, last=k))[:, -1] for k in steps]
-    elif condition in ("first", "delay"):  # one pass holds the states of all
-        x = analysis.delay(x, max(steps)) if condition == "delay" else x
-        at = torch.tensor([k - 1 + length * (condition == "delay") for k in steps])
-        kept = torch.cat([model.states(part)[:, at] for part in x.split(BATCH)]).unbind(1)
-    else:
-        raise ValueError(f"condition is {condition!r}, but must be first, last or delay.")
-    return [(states.cpu(), labels.cpu()) for states in kept]
+        return [model.states(analysis.truncate(x, last=k))[:, -1] for k in steps]
+    at = torch.tensor(steps) - 1  # one pass holds the states of all
+    if condition == "delay":
+        x, at = analysis.delay(x, max(steps)), at + length
+    return torch.cat([model.states(part)[:, at] for part in x.split(BATCH)]).unbind(1)
 
 
 def gradient_by_lag(model, data, window, images=200):
-    """Mean norm of the gradient of the loss with respect to the input of each step, dL/dx_{T-lag};
-    ``(time,)``, lag 0 first.
-    """
+    """Mean norm of the gradient dL/dx_{T-lag} of each step's input; ``(time,)``, lag 0 first."""
     x, labels = _sequences(model, data, window, "test", images)
     x = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
@@ -145,23 +121,20 @@ def time_constants(model, data, window, images=200):
     """Time constant of each unit's gate, in pixels: the median of tau over test images and steps,
     ``(hidden,)``; None without a gate.
     """
+    x, _ = _sequences(model, data, window, "test", images)
     with torch.no_grad():
-        _, trace = model(_sequences(model, data, window, "test", images)[0], record=True)
+        _, trace = model(x, record=True)
     if "z" not in trace:
         return None
     return np.median(analysis.time_constant(trace["z"].cpu().numpy(), window.stride), axis=(0, 1))
 
 
 def span(frame, share=0.5, chance=0.1):
-    """Fewest pixels with which accuracy first reaches ``share`` of the way from chance to its best;
-    of one condition and read-out.
-
-    With the condition "delay" the most pixels for which it is still that high.
+    """Fewest pixels with which the accuracy of one condition and read-out reaches ``share`` of the
+    way from chance to its best; after a delay, the most for which it is still that high.
     """
-    frame = frame.sort_values("pixels")
-    enough = frame.loc[
-        frame["accuracy"] >= chance + share * (frame["accuracy"].max() - chance), "pixels"
-    ]
+    bound = chance + share * (frame["accuracy"].max() - chance)
+    enough = frame.loc[frame["accuracy"] >= bound, "pixels"]
     return int(enough.max() if (frame["condition"] == "delay").all() else enough.min())
 
 
@@ -169,9 +142,7 @@ def span(frame, share=0.5, chance=0.1):
 
 
 class _Step(NamedTuple):
-    """One step of a cell; ``inputs`` are the recurrent products a and the projected input g, side
-    by side, (batch, n).
-    """
+    """A step of a cell; ``inputs`` are the products a and the projected input g, (batch, n)."""
 
     signals: tuple
     inputs: torch.Tensor
@@ -217,14 +188,8 @@ def lesion(model, data, window, what, images=2000, readout="trained") -> float:
 
     Parameters
     ----------
-    model : SequenceClassifier
-        For one seed.
-    data : Dataset
-    window : Window
     what : str or None
         One of `lesions`; None leaves the network intact.
-    images : int
-        At most so many of either split.
     readout : {"trained", "refitted"}
         The read-out of the run, or one fitted to states of the lesioned network on training images.
 
@@ -255,12 +220,8 @@ def lesion(model, data, window, what, images=2000, readout="trained") -> float:
 
 
 def drops(model, data, window, images=2000, readout="trained") -> pd.DataFrame:
-    """What accuracy loses by each of the `lesions` of a model; arguments as of `lesion`.
-
-    Returns
-    -------
-    DataFrame
-        lesion, intact (accuracy of the intact network), drop (by how much it is lower); 0..1.
+    """What accuracy loses by each of the `lesions` of a model, as `lesion` says: a DataFrame of
+    lesion, intact (accuracy of the intact network), drop (by how much it is lower); 0..1.
     """
     rest = images, readout
     intact, rows = lesion(model, data, window, None, *rest), []
@@ -319,8 +280,7 @@ def _replacement(model, what, parts, start):
     elif what == "P_z x":
         replaced = _Replaced(_gate(cell).projected, mean(lambda step: step.inputs))
     elif what == "z":
-        z = _mean(model(part, record=True)[1]["z"] for part in parts)
-        replaced = _held(cell, z)
+        replaced = _held(cell, _mean(model(part, record=True)[1]["z"] for part in parts))
     elif what == "UX":
         efficacy = mean(lambda step: step.state.U * step.state.X)
         replaced = _Replaced(signals=lambda t, s: (s[0], efficacy * s[0]))
@@ -422,13 +382,13 @@ def _drive(cell):
 
 
 def _is_plastic(cell):
-    """Whether a cell reads out r, and U X r: Tsodyks-Markram plasticity."""
+    """Whether the presynaptic signals are r and U X r: Tsodyks-Markram plasticity."""
     if not {"U", "X"} <= set(cell.variables):
         return False
     (P, _), _, _ = cell()
     *_, last = _steps(cell, P.new_zeros(1, 3, P.shape[1]))
-    r, scaled = last.signals if len(last.signals) == 2 else (None, None)
-    return r is not None and torch.allclose(scaled, last.state.U * last.state.X * r)
+    efficacy = last.state.U * last.state.X
+    return len(last.signals) == 2 and torch.allclose(last.signals[1], efficacy * last.signals[0])
 
 
 # --- decoding: what a signal tells of the past
@@ -442,10 +402,6 @@ def decode(model, data, window, target, source, lags, images=2000, step=None):
 
     Parameters
     ----------
-    model : SequenceClassifier
-        For one seed.
-    data : Dataset
-    window : Window
     target : {"pixels", "colour", "class"}
         What the network read ``lag`` steps before ``step``; the mean colour of the image row that
         is ``lag`` rows above the last one that was read whole by then; the class, from the signal
@@ -454,8 +410,6 @@ def decode(model, data, window, target, source, lags, images=2000, step=None):
         The signal, of those that the cell records; UX is the product.
     lags : sequence of int
         Steps, or rows.
-    images : int
-        At most so many test images.
     step : int, optional
         The step that lags are counted from; default the last.
 
@@ -545,10 +499,6 @@ def slow_points(model, data, window, starts=16) -> pd.DataFrame:
 
     Parameters
     ----------
-    model : SequenceClassifier
-        For one seed.
-    data : Dataset
-    window : Window
     starts : int
         How many states to start from, each of another image, evenly spaced over time.
 

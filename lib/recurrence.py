@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib import cells, compiled
-from lib.checks import one_of
+from lib.checks import one_of, require, whole
 
 # Time steps of a run above which the fast path costs less than it saves (0.1 to 0.7 ms a step):
 # tracing and loading takes up to 0.6 s, compiling about 15 s.
@@ -85,31 +85,17 @@ class SequenceClassifier(nn.Module):
             built.append((cell, readout))
         self.cell, self.readout = built[0]
         if seeds is not None:
-            for module, alike in (
-                (self.cell, [c for c, _ in built]),
-                (self.readout, [r for _, r in built]),
-            ):
+            for module, *alike in zip(built[0], *built, strict=True):
                 for key in dict(module.named_parameters()):
-                    setattr(
-                        module,
-                        key,
-                        nn.Parameter(torch.stack([getattr(m, key).detach() for m in alike])),
-                    )
+                    together = torch.stack([getattr(m, key).detach() for m in alike])
+                    setattr(module, key, nn.Parameter(together))
 
     def forward(self, x, record=False):
-        """Logits of a batch of sequences.
+        """Logits (batch, classes) of sequences (batch, time, features).
 
-        Parameters
-        ----------
-        x : Tensor (batch, time, features), or (seeds, batch, time, features)
-        record : bool or Tensor of int
-            Also return the trace, a dict of variable to (batch, time, hidden); of these steps, if
-            they are named.
-
-        Returns
-        -------
-        Tensor (batch, classes), or the pair of it and the trace; all with a leading seed axis if
-        the model has seeds.
+        With ``record``, True or a tensor of steps, the pair of them and the trace of all or these
+        steps, a dict of variable to (batch, time, hidden). If the model has seeds their axis leads,
+        in what is returned and, where each seed reads its own, in x.
         """
         some = isinstance(record, torch.Tensor)
         final, tape = self._run(x, keep=some or record)
@@ -117,33 +103,23 @@ class SequenceClassifier(nn.Module):
         logits = y @ self.readout.weight.mT + self.readout.bias.unsqueeze(-2)
         if not tape.keep:
             return logits
-        steps = record if some else torch.arange(len(tape.x), device=x.device)
-        return logits, self._trace(tape, steps)
+        return logits, self._trace(tape, record if some else slice(None))
 
     @torch.no_grad()
     def states(self, x):
         """What the read-out reads at every step, (batch, time, n); the seed axis, if any, leads."""
         _, tape = self._run(x, keep=True)
-        return _batch_first(self.cell.output(tape.states))
+        return _batch_first(self.cell.output(tape.states)[1:])
 
     @torch.no_grad()
     def prepare(self, batch, backend, steps=0):
         """Resolve the backend for passes over batches of one size, and load or compile what the
-        fast path needs.
+        fast path needs; return "reference" (with a warning, where nothing can be compiled) or
+        "fast".
 
-        Parameters
-        ----------
-        batch : int
-        backend : {"auto", "reference", "fast"}
-            "auto" is the fast path where it saves more than it costs, which depends on whether its
-            libraries are on disk already. The two paths agree to rounding, not to the bit.
-        steps : int
-            Time steps of the run, or of all runs that will use the same libraries.
-
-        Returns
-        -------
-        str
-            "reference" or "fast"; the former, with a warning, where nothing can be compiled.
+        "auto" is the fast path where it saves more than it costs over the ``steps`` in time of the
+        run, or of all runs that will use the same libraries; that depends on whether these are on
+        disk already. The two paths agree to rounding, not to the bit.
         """
         one_of("backend", backend, BACKENDS)
         self.backend = "reference"
@@ -214,9 +190,8 @@ class SequenceClassifier(nn.Module):
 
     @torch.no_grad()
     def _trace(self, tape, steps):
-        before = (torch.cat((s[None], f)) for s, f in zip(tape.initial, tape.states, strict=True))
-        previous = type(tape.states)(*(field[steps] for field in before))
-        states = type(tape.states)(*(field[steps] for field in tape.states))
+        previous = type(tape.states)(*(field[:-1][steps] for field in tape.states))
+        states = type(tape.states)(*(field[1:][steps] for field in tape.states))
         a = _products(self.cell.presynaptic(previous, tape.theta), tape.weights)
         g = _project(tape.x[steps], tape.P, tape.b)
         observed = self.cell.observe(previous, states, a, g, tape.theta)
@@ -224,21 +199,15 @@ class SequenceClassifier(nn.Module):
 
 
 def check_seeds(seeds):
-    """Refuse seeds that are negative, repeated or no whole numbers, with one sentence
-    (ValueError).
-    """
+    """Refuse seeds that are negative, repeated or no whole numbers (ValueError)."""
     for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"Seed {seed!r} is not allowed; seeds are whole numbers from 0 on.")
-        if list(seeds).count(seed) > 1:
-            raise ValueError(
-                f"Seed {seed} is given {list(seeds).count(seed)} times; name each seed once."
-            )
+        whole("seed", seed)
+    require(len(set(seeds)) == len(seeds), "seeds", seeds, "different", "name each seed once")
 
 
 class Tape(SimpleNamespace):
-    """One pass: cell, x, P, b, weights, theta, initial state; afterwards the states (time leads),
-    if they are kept.
+    """One pass: cell, x, P, b, weights, theta, initial state; afterwards the states from the
+    initial one on (time leads), if they are kept.
     """
 
 
@@ -247,9 +216,7 @@ def _batch_first(steps):
 
 
 def _project(x, P, b):
-    """g = P x + b of all steps in one product: x (time, [seeds,] batch, features), b ([seeds,] 1,
-    G).
-    """
+    """g = P x + b of all steps at once: x (time, [seeds,] batch, features), b ([seeds,] 1, G)."""
     return x @ P.mT + b if P.dim() == 3 else nn.functional.linear(x, P, b[0])
 
 
@@ -258,7 +225,7 @@ def _products(signals, weights):
 
 
 def _reference(tape):
-    cell, state, states = tape.cell, tape.initial, []
+    cell, state, states = tape.cell, tape.initial, [tape.initial]
     for g in _project(tape.x, tape.P, tape.b):
         state = cell.update(
             state, _products(cell.presynaptic(state, tape.theta), tape.weights), g, tape.theta

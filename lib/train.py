@@ -4,6 +4,7 @@ Every per-seed quantity has a leading seed axis of length S, also for one seed, 
 code path.
 """
 
+import copy
 import hashlib
 import math
 import time
@@ -17,11 +18,11 @@ from torch.nn import functional as F
 from lib import cells, datasets, measures, windows
 from lib.checks import number, require, whole
 from lib.config import RunConfig
-from lib.recurrence import SequenceClassifier
+from lib.recurrence import SequenceClassifier, check_seeds
 
 
 class Callback:
-    """What a caller may hook into a training; `state` is the `Trainer`."""
+    """What a caller may hook into a training; ``state`` is the `Trainer`."""
 
     def on_start(self, state):
         """Before the first step, after a resumed state was restored."""
@@ -44,14 +45,11 @@ class Outcome:
 
     config: RunConfig
     state: str  # "DONE" or "DIVERGED"
-    # best_epoch, validation_accuracy, test_accuracy, test_loss, parameters, seconds, ms_per_step,
-    # backend, message
-    summary: dict
+    summary: dict  # best_epoch, accuracies, test_loss, parameters, seconds, backend, message
     curves: list  # one dict for each validation
     history: list  # long rows: step, epoch, variable, statistic, value
     weights: dict  # "initial", "best" and, unless diverged, "final": name -> tensor
-    # image, label, prediction, probability of the test set with the best state; None if diverged
-    predictions: dict | None
+    predictions: dict | None  # columns of the test set with the best state; None if diverged
 
 
 def check(config):
@@ -126,10 +124,8 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
         A loaded data set, or the folder to load it from.
     device : str
     backend : {"auto", "reference", "fast"}
-        "auto" is resolved once (`SequenceClassifier.prepare`) and recorded. It depends on what is
-        compiled already, so that a second run of a configuration may take the other path, whose
-        result is equal to rounding only; with a backend that is named, and on one machine, it has
-        the same bits.
+        As `SequenceClassifier.prepare`. What "auto" takes depends on what is compiled already; with
+        a backend that is named, a second run on the same machine has the same bits.
     alike : int
         Runs that will use the same compiled graphs, this one included; "auto" counts them.
     callbacks : sequence of Callback
@@ -140,7 +136,6 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
     Returns
     -------
     list of Outcome
-        One for each configuration.
 
     Raises
     ------
@@ -156,9 +151,7 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
                 f"Runs {configs[0].key()} and {config.key()} differ in more than the seed; "
                 "train them one after the other."
             )
-    seeds = [config.seed for config in configs]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are {seeds}, but each may stand only once.")
+    check_seeds([config.seed for config in configs])
     if not isinstance(data, datasets.Dataset):
         data = datasets.load(configs[0].task, data=data, device=device)
     # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they
@@ -174,15 +167,11 @@ def _mix(seed, epoch):
 
 
 class Clock:
-    """Time of a training: all of it, and that of the steps between validations.
-
-    The first step of a process may compile, which is not what a step takes; the stretch that is
-    timed begins after it.
-    """
+    """Time of a training: all of it, and that of the steps between validations."""
 
     def __init__(self):
         self.before, self.stretches = 0.0, []  # seconds of earlier attempts; seconds a step
-        self._started, self._mark = time.perf_counter(), None
+        self._started, self.mark = time.perf_counter(), None  # mark: where the stretch began
 
     @property
     def seconds(self):
@@ -190,18 +179,13 @@ class Clock:
 
     def begin(self, step):
         """A stretch of training steps begins after this one."""
-        self._mark = step, time.perf_counter()
+        self.mark = step, time.perf_counter()
 
     def end(self, step):
         """It ends; the device has done its work."""
-        if self._mark is not None and step > self._mark[0]:
-            first, start = self._mark
+        if self.mark is not None and step > self.mark[0]:
+            first, start = self.mark
             self.stretches.append((time.perf_counter() - start) / (step - first))
-        self._mark = None
-
-    @property
-    def running(self):
-        return self._mark is not None
 
 
 class Trainer:
@@ -211,7 +195,7 @@ class Trainer:
     ----------
     configs : list of RunConfig
     step, steps, steps_per_epoch : int
-        Training steps done, of the whole run, of one epoch (an incomplete last batch is dropped).
+        Training steps done, of the whole run, of one epoch.
     model : SequenceClassifier
     backend : str
         Resolved: "reference" or "fast".
@@ -246,8 +230,7 @@ class Trainer:
         together = tuple(config.seed for config in configs) if seeds > 1 else None
         self.model = build(configs[0], seeds=together, device=device)
         self.backend = self.model.prepare(self.training.batch_size, backend, self.steps * length)
-        single = build(configs[0]) if together else self.model
-        self.evaluation = measures.Evaluation(self.model, single, data, configs[0])
+        self.single = build(configs[0]) if together else self.model
         self.parameters = {name: self._view(p.data) for name, p in self.model.named_parameters()}
         self.optimiser = self._adam()
         self.step, self.order, self.validated = 0, None, False
@@ -263,14 +246,13 @@ class Trainer:
 
     def _adam(self):
         """The optimiser, its state made beforehand, so that it is saved like all other tensors."""
-        fused = torch.device(self.device).type in ("cpu", "cuda")
         rate = self.training.learning_rate
-        optimiser = torch.optim.Adam(self.model.parameters(), lr=rate, fused=fused)
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=rate, fused=True)
         for parameter in self.model.parameters():
             optimiser.state[parameter] = {
                 "step": torch.zeros((), device=self.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
             }
         return optimiser
 
@@ -291,9 +273,7 @@ class Trainer:
 
     @property
     def ms_per_step(self):
-        """Milliseconds one seed's batch takes in training: median over the stretches between
-        validations.
-        """
+        """Milliseconds a step of one seed takes: median over the stretches between validations."""
         stretches = self.clock.stretches
         return 1e3 * median(stretches) / len(self.configs) if stretches else math.nan
 
@@ -306,7 +286,7 @@ class Trainer:
             self.validate()
         while self.step < self.steps and None in self.diverged_step:
             self.train_step()
-            if not self.clock.running:
+            if self.clock.mark is None:  # after the first step, which may compile
                 self.clock.begin(self.step)
             self.validated = self.step in self.validation_steps
             if self.validated:
@@ -326,7 +306,8 @@ class Trainer:
             self.order = self._permutations(epoch)
         batch, seeds = self.training.batch_size, len(self.configs)
         index = self.order[:, position * batch : (position + 1) * batch]
-        x, labels = self.evaluation.sequence("train", index if seeds > 1 else index[0])
+        index = index if seeds > 1 else index[0]
+        x, labels = windows.sequences(self.data, self.configs[0].window, "train", index)
         logits, labels = self.model(x).flatten(0, -2), labels.flatten()
         loss = F.cross_entropy(logits, labels, reduction="none").view(seeds, -1).mean(1)
         self.optimiser.zero_grad(set_to_none=True)
@@ -371,37 +352,56 @@ class Trainer:
         """Record curves and history, keep the best state of each seed, notice divergence."""
         means = (self.sums / self.count if self.count else self.sums * math.nan).tolist()
         self.clock.end(self.step)  # the line above waited for the device
-        diverged = self.diverged.tolist()
-
-        def alive(s, loss):
-            if self.diverged_step[s] is None and (diverged[s] >= 0 or not math.isfinite(loss)):
-                self.diverged_step[s] = diverged[s] if diverged[s] >= 0 else self.step
-            return self.diverged_step[s] is None
-
-        loss, accuracy, rows = self.evaluation.validate(self.parameters, alive)
+        _, trace, loss, accuracy = self._predicted("validation", probe=True)
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
-        for s in rows:
+        alive = []
+        for s, diverged in enumerate(self.diverged.tolist()):
+            if self.diverged_step[s] is None and (diverged >= 0 or not math.isfinite(loss[s])):
+                self.diverged_step[s] = diverged if diverged >= 0 else self.step
+            if self.diverged_step[s] is not None:
+                continue
+            alive.append(s)
             best = max((row["validation_accuracy"] for row in self.curves[s]), default=-1)
             if accuracy[s] > best:
                 self.best_step[s] = self.step
                 for name, value in self.parameters.items():
                     self.best[name][s] = value[s]
-            record = dict(
-                zip(("train_loss", "train_accuracy", "gradient_norm"), means[s], strict=True)
+            trained = zip(("train_loss", "train_accuracy", "gradient_norm"), means[s], strict=True)
+            record = (
+                dict(trained)
+                | position
+                | {
+                    "validation_loss": loss[s],
+                    "validation_accuracy": accuracy[s],
+                    "rate": self.learning_rate(max(self.step - 1, 0)),  # of the newest step
+                }
             )
-            record |= position | {
-                "validation_loss": loss[s],
-                "validation_accuracy": accuracy[s],
-                "rate": self.learning_rate(max(self.step - 1, 0)),  # of the newest step
-            }
             self.curves[s].append(record)
-            self.history[s] += [position | row for row in rows[s]]
+            followed = self._followed(s, {name: values[s] for name, values in trace.items()})
+            self.history[s] += [position | row for row in followed]
         self.sums.zero_()
         self.count = 0
-        for s in rows:
+        for s in alive:
             self._call("on_validation", {"seed": self.configs[s].seed, **self.curves[s][-1]})
         if self.step:
             self.clock.begin(self.step)
+
+    def _predicted(self, split, probe=False):
+        """Logits and recorded variables of a split, loss and accuracy of each seed."""
+        logits, trace = measures.predict(self.model, self.data, self.configs[0], split, probe)
+        loss, accuracy = measures.scores(logits, self.data.labels[split])
+        return logits, trace, loss.tolist(), accuracy.tolist()
+
+    @torch.no_grad()
+    def _followed(self, s, trace):
+        """Rows of the parameters and recorded variables of one seed."""
+        if self.single is not self.model:
+            for name, parameter in self.single.named_parameters():
+                parameter.copy_(self.parameters[name][s])
+        cell = self.single.cell
+        constrained = {name: v.detach().cpu().numpy() for name, v in cell.constrained().items()}
+        yield from measures.parameter_rows(cell, constrained)
+        yield from measures.dynamic_rows(cell, constrained, trace)
 
     # Resuming: a snapshot is of one seed, whatever the arrangement
 
@@ -425,7 +425,7 @@ class Trainer:
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             **{name: getattr(self, name) for name in self.SHARED},
-            **{name: _copied(getattr(self, name)[s]) for name in self.OWN},
+            **{name: copy.copy(getattr(self, name)[s]) for name in self.OWN},
             "tensors": {k: v[s].to("cpu", copy=True) for k, v in self._tensors().items()},
             "seconds": self.seconds,
             "stretches": list(self.clock.stretches),
@@ -443,15 +443,13 @@ class Trainer:
         for name in self.SHARED:
             setattr(self, name, first[name])
         for name in self.OWN:
-            setattr(self, name, [_copied(snapshot[name]) for snapshot in snapshots])
+            setattr(self, name, [copy.copy(snapshot[name]) for snapshot in snapshots])
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.stack([snapshot["tensors"][name] for snapshot in snapshots]))
         for state in self.optimiser.state.values():
             state["step"].fill_(self.step)
         self.clock.before = first["seconds"] * len(snapshots)
         self.clock.stretches = list(first["stretches"])
-        if self.step % self.steps_per_epoch:
-            self.order = self._permutations(self.step // self.steps_per_epoch)
         torch.set_rng_state(first["random"]["cpu"])
         if "cuda" in first["random"] and torch.device(self.device).type == "cuda":
             torch.cuda.set_rng_state(first["random"]["cuda"], self.device)
@@ -463,8 +461,7 @@ class Trainer:
         """Read the test set, once, with the best states."""
         final = self._copy()
         self._set(self.best)
-        logits, _ = self.evaluation.predict("test")
-        loss, accuracy = (values.tolist() for values in self.evaluation.scores(logits, "test"))
+        logits, _, loss, accuracy = self._predicted("test")
         probability, prediction = (values.cpu().numpy() for values in logits.softmax(-1).max(-1))
         self._set(final)  # the model is left as training left it
         labels = self.data.labels["test"].cpu().numpy()
@@ -483,26 +480,20 @@ class Trainer:
                 "backend": self.backend,
                 "message": self._divergence(s) if failed else "",
             }
-            weights = {"initial": self.initial, "best": self.best, "final": final}
-            if failed:
-                del weights["final"]  # not finite
-            predictions = {
-                "image": np.arange(len(labels)),
-                "label": labels,
-                "prediction": prediction[s],
-                "probability": probability[s],
-            }
-            outcomes.append(
-                Outcome(
-                    config,
-                    "DIVERGED" if failed else "DONE",
-                    summary,
-                    self.curves[s],
-                    self.history[s],
-                    {k: {n: v[s].cpu().clone() for n, v in w.items()} for k, w in weights.items()},
-                    None if failed else predictions,
-                )
-            )
+            weights = {"initial": self.initial, "best": self.best}
+            predictions = None
+            if not failed:
+                weights["final"] = final
+                predictions = {
+                    "image": np.arange(len(labels)),
+                    "label": labels,
+                    "prediction": prediction[s],
+                    "probability": probability[s],
+                }
+            own = {k: {n: v[s].cpu().clone() for n, v in w.items()} for k, w in weights.items()}
+            rows = self.curves[s], self.history[s]
+            state = "DIVERGED" if failed else "DONE"
+            outcomes.append(Outcome(config, state, summary, *rows, own, predictions))
         return outcomes
 
     def _set(self, values):
@@ -510,13 +501,8 @@ class Trainer:
             value.copy_(values[name])
 
     def _divergence(self, s):
-        good = ""
-        if self.curves[s]:
-            last = self.curves[s][-1]
+        said = f"Loss or gradient was no longer finite at step {self.diverged_step[s]}"
+        for last in self.curves[s][-1:]:
             accuracy = last["validation_accuracy"]
-            good = f"; at step {last['step']} the validation accuracy was {accuracy:.1%}"
-        return f"Loss or gradient was no longer finite at step {self.diverged_step[s]}{good}."
-
-
-def _copied(value):
-    return list(value) if isinstance(value, list) else value
+            said += f"; at step {last['step']} the validation accuracy was {accuracy:.1%}"
+        return f"{said}."

@@ -16,13 +16,8 @@ SCANS = ("raster", "snake")
 def resolve_stride(stride, input_length: int) -> int:
     """Stride in pixels of a number or of a named convention.
 
-    ``fixed`` is always 4 pixels, ``half`` is half the input length. Whether the stride suits the
-    image is for `check_window` to say.
-
-    Raises
-    ------
-    ValueError
-        The stride is neither, or half of an odd input length is asked for.
+    ``fixed`` is always 4 pixels, ``half`` is half the input length, which must be even. Whether the
+    stride suits the image is for `check_window` to say. Raises ValueError.
     """
     if stride == "fixed":
         return FIXED_STRIDE
@@ -53,13 +48,8 @@ def is_wide(input_length: int, stride: int) -> bool:
 
 
 def check_window(input_length: int, stride: int, columns: int, scan: str = "raster") -> None:
-    """Refuse windows that the comparison does not allow on rows of ``columns`` pixels.
-
-    Raises
-    ------
-    ValueError
-        A length is not a whole number, ``input_length`` exceeds half a row, ``stride`` is not in
-        1..input_length, or ``scan`` is unknown.
+    """Refuse windows that the comparison does not allow on rows of ``columns`` pixels (ValueError):
+    ``input_length`` exceeds half a row, ``stride`` is not in 1..input_length, ``scan`` is unknown.
     """
     most = columns // 2
     fits = _is_whole(input_length) and 1 <= input_length <= most
@@ -73,19 +63,13 @@ def check_window(input_length: int, stride: int, columns: int, scan: str = "rast
 
 
 def sequence_length(rows: int, columns: int, input_length: int, stride: int) -> int:
-    """Number of time steps, T = (pixels - input_length) // stride + 1.
-
-    Pixels after the last whole window are not read.
-    """
+    """Time steps, T = (pixels - input_length) // stride + 1; what is left over is not read."""
     check_window(input_length, stride, columns)
     return (rows * columns - input_length) // stride + 1
 
 
 def pixel_order(rows: int, columns: int, scan: str = "raster") -> torch.Tensor:
-    """Raster index of the pixels in the order in which they are read, ``(pixels,)``.
-
-    ``snake`` reverses every second row.
-    """
+    """Raster index of the pixels as they are read, (pixels,); ``snake`` turns every second row."""
     one_of("scan", scan, SCANS)
     order = torch.arange(rows * columns).view(rows, columns)
     if scan == "snake":
@@ -109,31 +93,11 @@ def step_pixels(
 def to_sequence(
     images: torch.Tensor, input_length: int, stride: int, scan: str = "raster", delay: int = 0
 ) -> torch.Tensor:
-    """Slide a window over the pixels of images.
+    """Slide a window over the pixels of images ``(..., channels, rows, columns)``.
 
-    A strided view on one interleaved copy, without a loop and without repeating the overlaps: do
-    not write into it.
-
-    Parameters
-    ----------
-    images : tensor (..., channels, rows, columns)
-        Any leading axes, for example ``(batch,)`` or ``(seeds, batch)``.
-    input_length, stride : int
-        In pixels.
-    scan : {"raster", "snake"}
-        Order in which the pixels are read.
-    delay : int
-        So many pixels of value 0 follow the image.
-
-    Returns
-    -------
-    tensor (..., time, channels * input_length)
-        Pixel by pixel, the channels of a pixel side by side.
-
-    Raises
-    ------
-    ValueError
-        As `check_window`.
+    ``delay`` pixels of value 0 follow each. The result is ``(..., time, channels * input_length)``,
+    pixel by pixel, the channels of a pixel side by side: a strided view on one copy that does not
+    repeat the overlaps, so do not write into it. Bad windows are refused as `check_window` says.
     """
     channels, rows, columns = images.shape[-3:]
     check_window(input_length, stride, columns, scan)
@@ -177,23 +141,10 @@ def task_pixels(task: Task, window: Window) -> torch.Tensor:
 def sequences(
     data: datasets.Dataset, window: Window, split: str, index
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What networks read of a task, in training, test and analysis alike.
+    """What networks read of a task, in training, test and analysis alike: sequences ``(..., time,
+    features)`` and labels ``(...)`` of the images of a split at ``index``, int ``(...)``.
 
     The blank of a delay is 0, which is the mean of each channel over the training images.
-
-    Parameters
-    ----------
-    data : Dataset
-    window : Window
-    split : {"train", "validation", "test"}
-    index : int tensor (...)
-        Numbers of the images in the split.
-
-    Returns
-    -------
-    tensor (..., time, features)
-    tensor (...)
-        Labels.
     """
     images, labels = data.batch(split, index)
     shape = window.input_length, window.stride, window.scan

@@ -103,7 +103,7 @@ def test_run_trains_one_configuration(tmp_path):
     ("arguments", "message"),
     [
         (["--cells", "lstm"], "Unknown cell 'lstm'; known cells are rnn, simple_gru, gru, cb"),
-        (["--seeds", "1,1"], "Seed 1 is given 2 times"),
+        (["--seeds", "1,1"], "name each seed once"),
         (["--seeds", "-3"], "--seeds is -3"),
         (["--seeds", "x"], "--seeds is 'x'"),
         (["--input-length", "9"], "input_length is 9, but"),

@@ -55,9 +55,9 @@ def test_a_refitted_readout_finds_more_in_more_of_the_image(model, data):
 @pytest.mark.parametrize(
     "condition, steps, sentence",
     [
-        ("first", [0], "allows 1 to 32"),
+        ("first", [0], "from 1 to 32"),
         ("last", [33], "33"),
-        ("middle", [3], "first, last or delay"),
+        ("middle", [3], "first, last, delay"),
     ],
 )
 def test_bad_conditions_are_named(model, data, condition, steps, sentence):

@@ -229,7 +229,8 @@ def test_where_nothing_can_be_compiled_the_reference_path_runs(trouble, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("seeds", "message"), [((-1,), "Seed -1"), ((1, 1), "given 2 times"), ((0.5,), "Seed 0.5")]
+    ("seeds", "message"),
+    [((-1,), "seed is -1"), ((1, 1), "name each seed once"), ((0.5,), "seed is 0.5")],
 )
 def test_bad_seeds_are_refused(seeds, message):
     with pytest.raises(ValueError, match=message):

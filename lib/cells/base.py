@@ -22,19 +22,10 @@ INITIALISATIONS = ("balanced", "notes")
 
 
 class Cell(nn.Module):
-    """Base of all cells.
+    """Base of all cells, of I = ``input_size`` features a step and H = ``hidden_size`` units.
 
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        Features per step I, hidden units H.
-    sequence_length : int
-        Steps T of the task; sets the longest initial time constant.
-    initialisation : {"balanced", "notes"}
-    generator : torch.Generator
-        Source of all random numbers of the initialisation.
-    **options
-        What ``defaults`` lists.
+    ``sequence_length`` T of the task sets the longest initial time constant; ``generator`` is the
+    source of all random numbers of the initialisation; ``options`` are those of ``defaults``.
     """
 
     name: str
@@ -153,17 +144,12 @@ class Cell(nn.Module):
         return (*a, g)
 
     def pullback(self, previous, state, signals, saved, adjoint, theta, transpose):
-        """Derivative of one step: from the adjoint of ``state`` to those of what it was made of.
+        """Derivative of one step, from the adjoint of ``state``: the adjoints of the previous state
+        (NamedTuple), of a (tuple), of g, and of theta (dict, each (batch, H)).
 
         This one differentiates `update` and `presynaptic` and serves every cell; a family may
         override it, with `saved`, where the derivative by hand is faster. ``transpose`` maps the
         adjoint of a to that of the presynaptic signals.
-
-        Returns
-        -------
-        tuple
-            Adjoints of the previous state (NamedTuple), of a (tuple), of g, and of theta (dict,
-            each (batch, H)).
         """
         *a, g = saved
         _, pull_update = torch.func.vjp(self.update, previous, tuple(a), g, theta)

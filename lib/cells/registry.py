@@ -1,6 +1,7 @@
 """Cells by name: those of this package, and a user's own, whose text enters their runs' keys."""
 
 import ast
+import bisect
 import contextlib
 import inspect
 import symtable
@@ -121,15 +122,13 @@ def _text(cell):
     """
     module, at_hand = sys.modules.get(cell.__module__), _at_hand()
     written = _written(module)
-    own = None
-    for one in written:
-        if isinstance(one.node, ast.ClassDef) and one.node.name == cell.__name__:
-            own = one
-    if own is None:
+    named = [one for one in written if getattr(one.node, "name", None) == cell.__name__]
+    if not named:
         raise ValueError(
             f"The text of class {cell.__name__} is not at hand, but enters the key of its runs; "
             "define it at the top level of a notebook cell or a file."
         )
+    own = named[-1]
     last = {name: one for one in written for name in one.binds}
     needed, waiting = {own}, [own]
     while waiting:
@@ -163,13 +162,7 @@ def _written(module):
 
 
 def get(name):
-    """Class of a registered cell.
-
-    Raises
-    ------
-    ValueError
-        The name is unknown; the sentence lists the known ones.
-    """
+    """Class of a registered cell; an unknown name is refused (ValueError)."""
     if name not in CELLS:
         raise ValueError(f"Unknown cell {name!r}; known cells are {', '.join(CELLS)}.")
     return CELLS[name]
@@ -177,12 +170,7 @@ def get(name):
 
 def names(selection="all"):
     """Cell names of a selection: ``"all"`` (the nine of the notes), ``"design"`` (W x STP), or
-    names joined by commas.
-
-    Raises
-    ------
-    ValueError
-        A name is unknown or stands twice.
+    names joined by commas, each known and once (ValueError).
     """
     groups = {"all": ALL, "design": DESIGN}
     parts = [part.strip() for part in selection.split(",")]
@@ -197,14 +185,7 @@ def names(selection="all"):
 
 
 def check_cell(spec):
-    """Refuse a `lib.config.CellSpec` that cannot be built, before any work starts.
-
-    Raises
-    ------
-    ValueError
-        Unknown cell, initialisation or option, a hidden size that is no positive integer, or a
-        value out of range.
-    """
+    """Refuse a `lib.config.CellSpec` that cannot be built, before any work starts (ValueError)."""
     cell = get(spec.name)
     checks.whole("hidden_size", spec.hidden_size, 1)
     cell.check_options(spec.hidden_size, spec.options)
@@ -212,18 +193,9 @@ def check_cell(spec):
 
 
 def parameter_count(model):
-    """Trainable parameters by role.
-
-    Parameters
-    ----------
-    model : SequenceClassifier
-        For one seed.
-
-    Returns
-    -------
-    dict
-        ``gate``, ``drive``, ``input``, ``plasticity``, ``readout`` and ``total``. K counts as gate
-        also where the drive shares it.
+    """Trainable parameters of a model for one seed by role: a dict of ``gate``, ``drive``,
+    ``input``, ``plasticity``, ``readout`` and ``total``. K counts as gate also where the drive
+    shares it.
     """
     count = model.cell.parameters_by_role()
     count["readout"] = sum(parameter.numel() for parameter in model.readout.parameters())
@@ -241,13 +213,8 @@ def matching_hidden_size(name, target, input_size, classes, **options):
         return sum(parameter.numel() for parameter in cell.parameters()) + readout
 
     low = 2 if get(name).weights in ("sign", "reversal") else 1
-    high = 2
+    high = low
     while total(high) < target:
         high *= 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if total(middle) <= target:
-            low = middle
-        else:
-            high = middle
-    return min((low, high), key=lambda size: abs(total(size) - target))
+    above = bisect.bisect_left(range(high), target, low, key=total)
+    return min((max(above - 1, low), above), key=lambda size: abs(total(size) - target))
