@@ -536,11 +536,12 @@ def slow_points(model, data, window, starts=16) -> pd.DataFrame:
         return torch.func.jacrev(moved)(torch.from_numpy(flat)).numpy()
 
     unit, ends, points = np.eye(len(low)), (low - margin, high + margin), {}
-    for start in visited[range(len(x)), times]:
-        found = least_squares(
-            change, start, lambda s: jacobian(s) - unit, bounds=ends, max_nfev=200
-        )
-        points.setdefault(tuple(found.x.round(POINTS_ALIKE)), []).append(found)
+    with threadpool_limits(1):  # more threads only wait for each other
+        for start in visited[range(len(x)), times]:
+            found = least_squares(
+                change, start, lambda s: jacobian(s) - unit, bounds=ends, max_nfev=200
+            )
+            points.setdefault(tuple(found.x.round(POINTS_ALIKE)), []).append(found)
     frames = []
     for same in points.values():
         eigenvalues = np.linalg.eigvals(jacobian(same[0].x))

@@ -14,9 +14,10 @@ from torch import nn
 from lib import cells, compiled
 from lib.checks import one_of, require, whole
 
-# Time steps of a run above which the fast path costs less than it saves (0.1 to 0.7 ms a step):
-# tracing and loading takes up to 0.6 s, compiling about 15 s.
-PAYS_CACHED, PAYS_COMPILED = 2_000, 30_000
+# Time steps of a run, times state variables of its cell, above which the fast path costs less than
+# it saves (0.02 to 0.1 ms a step, with plasticity 0.4): tracing and loading takes up to 0.6 s,
+# compiling 15 to 20 s, which later runs are spared.
+PAYS_CACHED, PAYS_COMPILED = 6_000, 100_000
 BACKENDS = ("auto", "reference", "fast")
 
 
@@ -123,11 +124,11 @@ class SequenceClassifier(nn.Module):
         """
         one_of("backend", backend, BACKENDS)
         self.backend = "reference"
-        if backend == "fast" or (backend == "auto" and steps >= PAYS_CACHED):
-            x = self.readout.weight.new_zeros(batch, 1, self.cell.input_size)
-            tape = self._tape(x, keep=False)
+        tape = self._tape(self.readout.weight.new_zeros(batch, 1, self.cell.input_size), keep=False)
+        work = steps * len(tape.initial)
+        if backend == "fast" or (backend == "auto" and work >= PAYS_CACHED):
             with self._falling_back():
-                if backend == "fast" or steps >= PAYS_COMPILED or compiled.cached(tape):
+                if backend == "fast" or work >= PAYS_COMPILED or compiled.cached(tape):
                     compiled.graphs(tape)
                     self.backend = "fast"
         return self.backend
