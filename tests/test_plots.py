@@ -60,7 +60,7 @@ FIGURES = {
     "conductance": ("text", lambda: plots.conductance(TRACE, IMAGE, WINDOW, 0.1)),
     "quantiles": (
         "column",
-        lambda: plots.quantiles_over_sequence(TRACE["v"], "v", WINDOW, 32, lines={"$v_e$": 2.7}),
+        lambda: plots.quantiles_over_sequence(TRACE["v"], "v", WINDOW, 32),
     ),
     "units": ("text", lambda: plots.units_over_sequence(TRACE, IMAGE, WINDOW, (0, 3, 9), step=40)),
     "plasticity": ("column", lambda: plots.plasticity(TRACE, WINDOW, 32)),
@@ -426,11 +426,6 @@ def test_conductance_has_fixed_range_sorted_units_and_ticks_at_rows():
     ticks = heat.get_xticks()
     assert np.allclose(np.diff(ticks) % 8, 0)  # 32 pixels a row, stride 4
     assert picture.images[0].get_array().shape == (32, 32, 3)
-    with style.context():
-        assert (
-            "Sequence"
-            in plots.conductance(TRACE, IMAGE, WINDOW, 0.1, permuted=True).axes[1].get_xlabel()
-        )
 
 
 def test_time_constants_are_pixels_on_a_logarithmic_axis():

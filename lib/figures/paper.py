@@ -142,7 +142,7 @@ def _of_cells(frames, baseline):
         yield Figure("effects", "column", 1.7, lead, design, draw)
     history = frames.history
     gates = history[(history["variable"] == "z") & (history["statistic"] == "q50")]
-    gated = main[main["key"].isin(gates["key"])]
+    gated = shown[shown["key"].isin(gates["key"])]
     if len(gated):
         lead = (
             "Test accuracy, and what training did: open marks before, filled after, medians over "

@@ -23,14 +23,7 @@ from scipy.optimize import isotonic_regression
 from lib import analysis, cells, datasets, windows
 from lib.config import CellSpec
 from lib.figures import select, style
-from lib.figures.select import (
-    FIXED,
-    differences,
-    families,
-    grouped,
-    one,
-    window_columns,
-)
+from lib.figures.select import FIXED, differences, families, grouped, one, window_columns
 from lib.figures.style import METRICS, VARIABLES
 
 ACCURACY = METRICS["test_accuracy"]
@@ -184,13 +177,8 @@ def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy
     """Curves of one setting against epochs: mean, interval as a band (from three seeds on), seeds
     as thin lines, names at the line ends.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        `Store.curves`, or `Store.history` narrowed to one variable and statistic with ``value``
-        renamed to the statistic.
-    metric : str
-        A key of `style.METRICS`.
+    ``frame`` is of `Store.curves`, or of `Store.history` narrowed to one variable and statistic
+    with ``value`` renamed to the statistic; ``metric`` is a key of `style.METRICS`.
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
@@ -388,13 +376,12 @@ def bars(frame: pd.DataFrame, ax=None, predictions=None, linear: float | None = 
 
 def _reference(ax, axis, value, name):
     """A dashed line across a panel at a value of its x or y axis, named above it."""
-    line = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
     if axis == "x":
-        ax.axvline(value, **line)
+        ax.axvline(value, **LINEAR)
         place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
         ax.annotate(name, (value, 1), size=_small(), **place)
     else:
-        ax.axhline(value, **line)
+        ax.axhline(value, **LINEAR)
         place = {"xycoords": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
         near = {"xytext": (0, 1), "textcoords": "offset points"}
         ax.annotate(name, (0.98, value), size=_small(), **place, **near)
@@ -489,7 +476,7 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     columns = {kind: how for kind, how in columns.items() if kind in recorded}
     fig = fig or _figure()
     axes = fig.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
-    _dots(axes[0], runs, table)
+    _dots(axes[0], runs, table, filled=True)
     axes[0].set_xlabel(ACCURACY.axis)
     for ax, (kind, (title, shown)) in zip(axes[1:], columns.items(), strict=True):
         ends = recorded[kind].groupby(["group", "key"])["value"].agg(["first", "last"])
@@ -702,16 +689,8 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None):
         own = style.look(line["cell"].iat[0])
         ax.plot(line["rate"], line["mean"], own.marker, color=own.colour, ls=own.line, mfc=own.face)
         best = line.loc[line["mean"].idxmax()]
-        ax.plot(
-            best["rate"],
-            best["mean"],
-            "o",
-            ms=8,
-            mfc="none",
-            mec=own.colour,
-            mew=0.7,
-            clip_on=False,
-        )
+        ring = {"ms": 8, "mfc": "none", "mec": own.colour, "mew": 0.7, "clip_on": False}
+        ax.plot(best["rate"], best["mean"], "o", **ring)
         ax.set_title(_plain(textwrap.fill(group, 16)), size=_small())
         ax.set_xscale("log")
         ax.set_xlim(table["rate"].min() / 2, table["rate"].max() * 2)
@@ -724,19 +703,12 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None):
 # ---- one image's recording: trace maps variable -> (time, hidden)
 
 
-def conductance(trace, image, window, z_max: float, fig=None, permuted: bool = False):
+def conductance(trace, image, window, z_max: float, fig=None):
     """The image and, beside it, its total conductance z: units sorted by their mean time constant,
     slowest on top, colours from 0 to z_max.
 
-    Parameters
-    ----------
-    trace : mapping of variable -> (time, hidden)
-        What a recording holds for one image.
-    image : array (channels, rows, columns) or (rows, columns)
-        0..255 or 0..1.
-    window : lib.config.Window
-    z_max : float
-        `cell.z_max`; the range of the colours is fixed to it, so that cells and images compare.
+    ``trace`` maps variables to (time, hidden); ``image`` is (channels, rows, columns) or (rows,
+    columns), 0..255 or 0..1; ``z_max`` fixes the range of the colours, so that cells compare.
     """
     z = _array(trace["z"])
     order = np.argsort(-analysis.time_constant(z).mean(0), kind="stable")
@@ -747,28 +719,17 @@ def conductance(trace, image, window, z_max: float, fig=None, permuted: bool = F
     pixels = {"aspect": "auto", "interpolation": "nearest", "rasterized": True}
     mesh = right.imshow(z[:, order].T, **pixels, **colours)
     fig.colorbar(mesh, ax=right, label=VARIABLES["z"], pad=0.02)
-    _image_rows(right, len(z), window, _columns(image), permuted)
+    _image_rows(right, len(z), window, _columns(image))
     units = z.shape[1]
     right.set_ylabel("Hidden units (slowest on top)")
     right.set_yticks([0, units - 1], ["1", str(units)])
     return fig
 
 
-def quantiles_over_sequence(
-    values,
-    variable: str,
-    window,
-    columns: int,
-    ax=None,
-    colour=None,
-    lines=None,
-    permuted: bool = False,
-):
+def quantiles_over_sequence(values, variable: str, window, columns: int, ax=None, colour=None):
     """Quantiles over units (and images) of a variable at every step, ``(time, hidden)`` or
-    ``(images, time, hidden)``.
-
-    ``lines`` maps names to heights to draw across, such as v_e and v_i. For ``variable="tau"`` give
-    the conductance z: time constants are shown in pixels, on a logarithmic axis.
+    ``(images, time, hidden)``; for ``variable="tau"`` give the conductance z: time constants are
+    shown in pixels, on a logarithmic axis.
     """
     values = _array(values)
     ax = ax or _axes()
@@ -779,25 +740,12 @@ def quantiles_over_sequence(
         quantiles = analysis.time_constant(np.maximum(quantiles[::-1], CLOSED), window.stride)
         ax.set_yscale("log")
     _fan(ax, np.arange(steps), quantiles, colour or style.HUES["baseline"])
-    beside = {"xycoords": ax.get_yaxis_transform(), "va": "center", "annotation_clip": False}
-    for name, height in (lines or {}).items():
-        ax.axhline(height, color=style.INK, ls=DASHED, lw=0.7)
-        ax.annotate(name, (1.01, height), **beside)
-    _image_rows(ax, steps, window, columns, permuted)
+    _image_rows(ax, steps, window, columns)
     ax.set_ylabel(VARIABLES[variable])
     return ax
 
 
-def units_over_sequence(
-    trace,
-    image,
-    window,
-    units,
-    step: int = 0,
-    variables=("z", "r"),
-    fig=None,
-    permuted: bool = False,
-):
+def units_over_sequence(trace, image, window, units, step, variables=("z", "r"), fig=None):
     """Single units beside the image; the window that is read at ``step`` is framed in the image and
     marked on the axis.
     """
@@ -805,8 +753,7 @@ def units_over_sequence(
     grid = fig.add_gridspec(len(variables), 2, width_ratios=(1, 2.8))
     picture = fig.add_subplot(grid[:, 0])
     _draw_image(picture, image)
-    if not permuted:
-        _frame_window(picture, image, window, step)
+    _frame_window(picture, image, window, step)
     first = fig.add_subplot(grid[0, 1])
     axes = [first]
     for number in range(1, len(variables)):
@@ -819,12 +766,12 @@ def units_over_sequence(
         ax.axvline(step, color=READ, lw=0.8)
         ax.set_title(VARIABLES[name], loc="left")
         ax.tick_params(labelbottom=ax is axes[-1])
-    _image_rows(axes[-1], len(values), window, _columns(image), permuted)
+    _image_rows(axes[-1], len(values), window, _columns(image))
     _label_ends(axes[:1])
     return fig
 
 
-def plasticity(trace, window, columns: int, fig=None, colour=None, permuted: bool = False):
+def plasticity(trace, window, columns: int, fig=None, colour=None):
     """Time constants (log axis, pixels) and, with STP, resources X, release probability U and
     efficacy UX of the same steps, aligned.
     """
@@ -835,7 +782,7 @@ def plasticity(trace, window, columns: int, fig=None, colour=None, permuted: boo
         shown |= {"X": trace["X"], "U": trace["U"], "UX": efficacy}
     axes = fig.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (name, values) in zip(axes, shown.items(), strict=True):
-        quantiles_over_sequence(values, name, window, columns, ax, colour, permuted=permuted)
+        quantiles_over_sequence(values, name, window, columns, ax, colour)
         ax.set(xlabel=ax.get_xlabel() if ax is axes[-1] else "", ylabel="")
         ax.set_title(VARIABLES[name], loc="left")
         if name != "tau":
@@ -843,28 +790,22 @@ def plasticity(trace, window, columns: int, fig=None, colour=None, permuted: boo
     return fig
 
 
-# ---- shared pieces
-
-
-# --- memory
+# ---- memory
 
 
 def against_pixels(frame: pd.DataFrame, y: str, fig=None):
     """Lines of cells against pixels: a column a family, a row a read-out (or signal); the axes.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        cell (name), pixels, the column ``y``, and optionally readout; seeds and folds are averaged.
-    y : str
+    ``frame`` has cell (name), pixels, the column ``y`` and perhaps readout; seeds and folds are
+    averaged.
     """
     frame = frame.assign(family=[style.look(name).family for name in frame["cell"]])
-    families_ = [family for family in style.FAMILIES if (frame["family"] == family).any()]
+    shown = [family for family in style.FAMILIES if (frame["family"] == family).any()]
     readouts = list(frame["readout"].unique()) if "readout" in frame else [None]
     fig = fig or _figure()
-    axes = fig.subplots(len(readouts), len(families_), sharey=True, sharex=True, squeeze=False)
+    axes = fig.subplots(len(readouts), len(shown), sharey=True, sharex=True, squeeze=False)
     for row, readout in zip(axes, readouts, strict=True):
-        for ax, family in zip(row, families_, strict=True):
+        for ax, family in zip(row, shown, strict=True):
             part = frame[frame["family"] == family]
             part = part if readout is None else part[part["readout"] == readout]
             for name, lines in part.groupby("cell", sort=False):
@@ -881,10 +822,7 @@ def against_pixels(frame: pd.DataFrame, y: str, fig=None):
 def lesions(frame: pd.DataFrame, ax=None):
     """What accuracy loses by each lesion: a row a lesion, a dot a cell (mean over seeds).
 
-    Parameters
-    ----------
-    frame : DataFrame
-        cell (name), lesion, drop (0..1).
+    ``frame`` has cell (name), lesion and drop (0..1).
     """
     ax = ax or _axes()
     rows = list(frame["lesion"].unique())
@@ -902,6 +840,9 @@ def lesions(frame: pd.DataFrame, ax=None):
     ax.set_xlabel("Accuracy lost (percentage points)", loc="right")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+# ---- shared pieces
 
 
 def _figure():
@@ -1037,14 +978,9 @@ def _frame_window(ax, image, window, step):
         ax.add_patch(Rectangle(corner, len(inside), 1, fill=False, ec=READ, lw=1.2))
 
 
-def _image_rows(ax, steps, window, columns, permuted):
-    """Ticks where a step starts to read an image row; a permuted image has none, so steps are
-    counted.
-    """
+def _image_rows(ax, steps, window, columns):
+    """Ticks where a step starts to read an image row."""
     ax.set_xlim(0, max(steps - 1, 1))
-    if permuted:
-        ax.set_xlabel("Sequence (steps)")
-        return
     per_row = columns / window.stride
     rows = np.arange(0, ceil(steps / per_row), max(1, round(steps / per_row / 8)))
     ax.set_xticks(rows * per_row, [str(row) for row in rows])

@@ -9,6 +9,7 @@ import colorsys
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -222,6 +223,7 @@ class Journal:
     mathtext: str = "cm"
 
 
+SAME = Path(__file__).parent / "templates" / "figures.mplstyle"  # settings of every figure
 TIMES = {"family": ("STIXGeneral", "DejaVu Serif"), "mathtext": "stix"}
 JOURNALS = {
     # column: of the option twocolumn; text: of the one-column page
@@ -270,13 +272,10 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
     page = journal_page(journal)
     label, small = page.size - 2, page.size - 3
     return {
+        **mpl.rc_params_from_file(SAME, use_default_template=False),
         "figure.figsize": (width_of(journal, width), height),
-        "figure.constrained_layout.use": True,
-        "figure.constrained_layout.w_pad": 0.03,
-        "figure.constrained_layout.h_pad": 0.03,
         "font.family": list(page.family),
         "mathtext.fontset": page.mathtext,
-        "axes.formatter.use_mathtext": True,
         "font.size": label,
         "axes.labelsize": label,
         "axes.titlesize": label,
@@ -289,31 +288,7 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
         "axes.edgecolor": INK,
         "xtick.color": INK,
         "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.6,
-        "axes.titlepad": 4.0,
-        "axes.labelpad": 2.5,
-        "axes.axisbelow": True,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.major.size": 2.5,
-        "ytick.major.size": 2.5,
-        "xtick.major.pad": 2.0,
-        "ytick.major.pad": 2.0,
-        "xtick.minor.visible": False,
-        "ytick.minor.visible": False,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 3.5,
-        "hatch.linewidth": 0.5,
         "grid.color": GRID,
-        "grid.linewidth": 0.5,
-        "pdf.fonttype": 42,  # TrueType outlines; journals refuse type 3
-        "ps.fonttype": 42,
-        "savefig.dpi": 300,
-        "pgf.texsystem": "pdflatex",
-        "pgf.rcfonts": False,  # the document's own font
-        "pgf.preamble": r"\usepackage{lmodern}\usepackage[T1]{fontenc}",
     }
 
 
