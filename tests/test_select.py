@@ -212,7 +212,8 @@ def test_rungs_that_did_not_run_are_left_out():
     assert label == "P_z free ... K gain 12"
     scanned = pd.concat([part, *(part.assign(key=part["key"] + x, learning_rate=r, seed=100)
                                  for x, r in (("a", 0.01), ("b", 0.03)))])  # fmt: skip
-    shown = select.rungs(scanned, select.LADDERS["ladder"]).runs
+    lone = frames.runs(["cb_gru"], ["8/4"], [100], options='{"z_max": 1.0}')  # of the same scan
+    shown = select.rungs(pd.concat([scanned, lone]), select.LADDERS["ladder"]).runs
     assert 100 not in set(shown["seed"])
     other = [
         frames.runs(["cb_gru"], ["8/4"]),

@@ -339,7 +339,8 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     all of them, each from itself without any.
     """
     done = (runs["state"] == "DONE") & (runs["initialisation"] == CellSpec().initialisation)
-    runs = runs[done & ~scanned(runs) & ~_other_images(runs)]
+    chose = runs["seed"].isin(runs.loc[scanned(runs), "seed"])  # the rates of some rung
+    runs = runs[done & ~chose & ~_other_images(runs)]
     of_ladder = runs["cell"].isin(ladder.cells) & runs["options"].map(_on_ladder).astype(bool)
     if not of_ladder.any():
         return None
