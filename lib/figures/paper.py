@@ -174,7 +174,8 @@ def _of_changes(frames):
     for name, (ladder, rungs) in _ladders(frames).items():
         lead = (
             f"{ladder.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
-            "difference from the line that a rung is a change of; dots: seeds."
+            "difference from the line that a rung is a change of; dots: seeds. "
+            f"{select.meanings(ladder, rungs)}."
         )
         height = 0.8 + 0.16 * len(rungs.steps) + 0.2 * rungs.steps["panel"].nunique()
         draw = partial(plots.ladder, rungs, linear=_linear(frames, rungs.runs), **evidence)

@@ -91,17 +91,17 @@ VARIANTS = {
 }
 STEPS = {"dt", "stp_dt"}
 
-# Values of options, and what a name calls them.
+# Values of options: what a name calls them, and what they do.
 CHANGES = {
-    ("input_gate", "free"): "P_z free",
-    ("drive", "z"): "drive z",
-    ("z_max", 1): "z_max 1",
-    ("gate_bias", "open"): "gate open",
-    ("conductance_gain", 3.5): "K gain 3.5",
-    ("conductance_gain", 12): "K gain 12",
-    ("rate", "v"): "r = v",
-    ("target", "sigma"): "σ of drive",
-    ("read", "rate"): "rates read",
+    ("input_gate", "free"): ("P_z free", "input weights of the gate of any sign"),
+    ("drive", "z"): ("drive z", "the voltage relaxes to its drive at the rate of its gate"),
+    ("z_max", 1): ("z_max 1", "the gate can open fully"),
+    ("gate_bias", "open"): ("gate open", "the gate starts half open"),
+    ("conductance_gain", 3.5): ("K gain 3.5", "rows of K sum to 3.5 at the start"),
+    ("conductance_gain", 12): ("K gain 12", "rows of K sum to 12 at the start"),
+    ("rate", "v"): ("r = v", "the state itself is passed on, no rate of it"),
+    ("target", "sigma"): ("σ of drive", "the drive passes a sigmoid"),
+    ("read", "rate"): ("rates read", "rates are read out, not voltages"),
 }
 GATED = (("drive", "z"), ("z_max", 1), ("gate_bias", "open"))
 LADDERS = {
@@ -204,7 +204,15 @@ def changed(options: str) -> list[tuple]:
 
 def change_name(option, value) -> str:
     """One change in words."""
-    return CHANGES.get((option, value), f"{option.replace('_', ' ')} {value}")
+    name, _ = CHANGES.get((option, value), (f"{option.replace('_', ' ')} {value}", ""))
+    return name
+
+
+def meanings(ladder: Ladder, rungs: Rungs) -> str:
+    """What the changes of a ladder do, in words."""
+    ran = {change for options in rungs.runs["options"] for change in changed(options)}
+    named = [CHANGES[change] for change in CHANGES if change in ran | set(ladder.changes)]
+    return "; ".join(f"{name}: {meaning}" for name, meaning in named)
 
 
 def image_changes(run, columns=tuple(IMAGES)) -> list[str]:
