@@ -98,9 +98,8 @@ class Cache:
         return table[table["group"].isin(list(groups))]
 
     def _summary(self, task, window, metric, frame, by):
-        columns = dict.fromkeys(["key", "group", "cell", "seed", *by, metric])
         predictions = self._predictions(task, window, metric, frame)
-        return plots.summary(frame[list(columns)], metric, by, predictions)
+        return plots.summary(frame, metric, by, predictions)
 
     def differences(self, task, window, metric, groups, baseline):
         """`plots.difference_summary` of groups from a baseline: one family."""
