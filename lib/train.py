@@ -53,13 +53,7 @@ class Outcome:
 
 
 def check(config):
-    """Refuse a configuration that cannot run, before any file is read.
-
-    Raises
-    ------
-    ValueError
-        One sentence that names the value, the rule and the remedy.
-    """
+    """Refuse a configuration that cannot run, before any file is read (ValueError)."""
     task, window, training = config.task, config.window, config.training
     if task.source is not None and datasets.TEXTS.get(task.dataset) != task.source:
         cells.register_source(task.source)
@@ -77,12 +71,8 @@ def check(config):
 
 
 def steps_per_epoch(config, data):
-    """Training steps of an epoch; an incomplete last batch is dropped.
-
-    Raises
-    ------
-    ValueError
-        A batch exceeds the training set.
+    """Training steps of an epoch; an incomplete last batch is dropped. A batch that exceeds the
+    training set is refused (ValueError).
     """
     batch, examples = config.training.batch_size, len(data.labels["train"])
     rule = f"at most {examples}, the images of the training set of {config.task.dataset}"
@@ -90,10 +80,8 @@ def steps_per_epoch(config, data):
     return examples // batch
 
 
-def build(config, *, backend="reference", seeds=None, device="cpu"):
-    """The `SequenceClassifier` of a configuration, at its initialisation; with `seeds` all of them
-    side by side.
-    """
+def build(config, *, seeds=None, device="cpu"):
+    """The `SequenceClassifier` of a configuration at its start, or of several seeds of it."""
     window, cell = config.window, config.cell
     return SequenceClassifier(
         cell.name,
@@ -103,7 +91,6 @@ def build(config, *, backend="reference", seeds=None, device="cpu"):
         windows.task_length(config.task, window),
         seed=config.seed,
         seeds=seeds,
-        backend=backend,
         initialisation=cell.initialisation,
         **cell.options,
     ).to(device)

@@ -364,7 +364,7 @@ def digits_runs(names):
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
             start = time.perf_counter()
-            runs = sweep.sweep(configs, store, slots=1, progress=False)
+            runs = sweep.sweep(configs, store, slots=1, progress=False, backend="fast")
             wall = time.perf_counter() - start
             for run in runs.itertuples() if measured else ():
                 trained = store.curves(key=[run.key]).step.max() * run.ms_per_step / 1000

@@ -24,7 +24,7 @@ import threading
 from dataclasses import dataclass
 
 from lib import paths
-from lib.runs import attempt, system
+from lib.runs import attempt, files, system
 
 KILLED = -9
 
@@ -151,7 +151,12 @@ def serve():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
-    from lib import compiled, train  # noqa: F401  so that the children need not
+    # Here, so that the children need not: what reading data and training import, and what is kept.
+    from sklearn import datasets, model_selection  # noqa: F401
+
+    from lib import compiled, train  # noqa: F401
+
+    files.fingerprint()
 
     while request := _line():
         if json.loads(request).get("backend") != "reference":
