@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from scipy.optimize import least_squares
 from sklearn.linear_model import RidgeClassifierCV, RidgeCV
-from sklearn.model_selection import KFold
+from sklearn.metrics import make_scorer, r2_score
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
@@ -39,6 +40,7 @@ CONDITIONS = ("first", "last", "delay")
 TARGETS = ("pixels", "colour", "class")
 FOLDS = 5
 POINTS_ALIKE = 4  # decimals to which two slow points are one
+R2 = make_scorer(r2_score, multioutput="variance_weighted")  # over all values of the target
 ALPHAS = 10.0 ** np.arange(-3, 6)  # ridge penalties to choose from, of standardised sources
 
 
@@ -469,20 +471,14 @@ def _signal(model, x, source):
 
 def _cross_validated(signal, wanted, classes):
     """Scores of the folds; every image is in one of them."""
-    kind = RidgeClassifierCV if classes else RidgeCV
-    scores = []
+    if not np.ptp(wanted, axis=0).any():
+        return [np.nan] * FOLDS
+    readout = make_pipeline(StandardScaler(), (RidgeClassifierCV if classes else RidgeCV)(ALPHAS))
+    folds = KFold(FOLDS, shuffle=True, random_state=0)
     # as in `analysis.refitted_accuracy`: threads of BLAS and of torch would wait for each other
     with threadpool_limits(1):
-        for kept, left in KFold(FOLDS, shuffle=True, random_state=0).split(signal):
-            readout = make_pipeline(StandardScaler(), kind(ALPHAS)).fit(signal[kept], wanted[kept])
-            truth = wanted[left]
-            found = readout.predict(signal[left]).reshape(truth.shape)
-            if classes:
-                scores.append(float((found == truth).mean()))
-            else:
-                around = ((truth - truth.mean(0)) ** 2).sum()
-                scores.append(1 - ((truth - found) ** 2).sum() / around if around else np.nan)
-    return scores
+        scoring = "accuracy" if classes else R2
+        return cross_val_score(readout, signal, wanted, scoring=scoring, cv=folds)
 
 
 # --- slow points: where the state stays, and how it leaves
