@@ -9,35 +9,32 @@ from typing import Annotated
 
 import typer
 
-from lib import paths
+from lib import checks, paths
+from lib.runs import attempt, files, sweep
+from lib.runs.files import StoreError
+from lib.runs.store import Store
+
+# torch, the cells and the figures are imported where they are needed.
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def _option(text, *names):
-    return typer.Option(*names, help=text, parser=paths.expanded, metavar="PATH")
+def _option(kind, text, *names):
+    return Annotated[kind, typer.Option(*names, help=text)]
 
 
-Data = Annotated[
-    Path | None, _option("Folder of the image data sets (default: data/, or WORKBOOK_DATA).")
-]
-DataFrom = Annotated[
-    Path | None, _option("A folder of your own images, one folder a class, or train/ and test/.")
-]
-ImageSize = Annotated[
-    int | None, typer.Option(help="Resize the images of --data-from to so many rows and columns.")
-]
-Results = Annotated[
-    Path | None, _option("Folder of the results (default: results/, or WORKBOOK_RESULTS).")
-]
-Cells = Annotated[
-    str, typer.Option(help="all (the nine), design (W x STP), or names joined by commas.")
-]
-CellsFrom = Annotated[Path | None, _option("A Python file that registers your own cells.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or one GPU such as cuda:0.")]
-Backend = Annotated[str, typer.Option(help="auto, reference or fast.")]
-Slots = Annotated[int | None, typer.Option(help="Runs side by side (default: one a core).")]
-Where = Annotated[str, typer.Option(help="local, slurm, or the address of a Dask scheduler.")]
+def _path(text, *names, kind=typer.Option):
+    return Annotated[Path | None, kind(*names, help=text, parser=paths.expanded, metavar="PATH")]
+
+
+Data = _path("Folder of the image data sets (default: data/, or WORKBOOK_DATA).")
+DataFrom = _path("A folder of your own images, one folder a class, or train/ and test/.")
+ImageSize = _option(int | None, "Resize images of --data-from to so many rows and columns.")
+Results = _path("Folder of the results (default: results/, or WORKBOOK_RESULTS).")
+CellsFrom = _path("A Python file that registers your own cells.")
+Device = _option(str, "cpu, cuda, or one GPU such as cuda:0.")
+Backend = _option(str, "auto, reference or fast.")
+Slots = _option(int | None, "Runs side by side (default: one a core).")
 START = """Train, watch, and read what came out:
 
   python -m lib compare   train the nine cells on the embedded digits, and draw them
@@ -56,37 +53,20 @@ def start(context: typer.Context):
 
 @app.command()
 def compare(
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="digits (embedded, the default), mnist, cifar10, or one of your own."),
-    ] = None,
-    cells: Cells = "all",
-    input_length: Annotated[
-        str, typer.Option(help="Pixels a step reads; several joined by commas.")
-    ] = "8",
-    stride: Annotated[
-        str,
-        typer.Option(help="Pixels between steps, or fixed (4) or half; several joined by commas."),
-    ] = "4",
-    seeds: Annotated[
-        str, typer.Option(help="A number n for seeds 0 to n - 1, or a list such as 0,4.")
-    ] = "3",
+    dataset: _option(str | None, "digits (the default), mnist, cifar10, or your own.") = None,
+    cells: _option(str, "all (the nine), design (W x STP), or names joined by commas.") = "all",
+    input_length: _option(str, "Pixels a step reads; several joined by commas.") = "8",
+    stride: _option(str, "Pixels between steps, fixed (4) or half; joined by commas.") = "4",
+    seeds: _option(str, "A number n for seeds 0 to n - 1, or a list such as 0,4.") = "3",
     epochs: int = 20,
     hidden_size: int = 48,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="For all cells (default: by cell on the digits, from a scan; else 0.01)."
-        ),
-    ] = None,
+    learning_rate: _option(
+        float | None, "For all cells (default: by cell on the digits, from a scan; else 0.01)."
+    ) = None,
     batch_size: int = 40,
     initialisation: str = "balanced",
-    permuted: Annotated[
-        bool, typer.Option("--permuted", help="Permute the pixels, the same way in every image.")
-    ] = False,
-    last_rows: Annotated[
-        int | None, typer.Option(help="Keep only the last rows of every image.")
-    ] = None,
+    permuted: _option(bool, "Permute the pixels, the same way always.", "--permuted") = False,
+    last_rows: _option(int | None, "Keep only the last rows of every image.") = None,
     cells_from: CellsFrom = None,
     data: Data = None,
     data_from: DataFrom = None,
@@ -95,15 +75,10 @@ def compare(
     device: Device = "cpu",
     backend: Backend = "auto",
     slots: Slots = None,
-    from_: Annotated[
-        Path | None,
-        _option("Only rebuild figures and tables from the runs in this folder.", "--from"),
-    ] = None,
+    from_: _path("Only rebuild figures and tables from the runs in this folder.", "--from") = None,
 ):
     """Train the cells, or reuse their finished runs, and write curves, bars and tables."""
     from lib.figures import paper
-    from lib.runs import sweep
-    from lib.runs.store import Store
 
     if from_ is not None:
         frames = _collect(Store(from_))
@@ -116,11 +91,8 @@ def compare(
         dataset=dataset,
         permuted=permuted,
         last_rows=last_rows,
-        input_length=[_whole("input-length", part) for part in input_length.split(",")],
-        stride=[
-            int(part) if part.strip().lstrip("-").isdigit() else part.strip()
-            for part in stride.split(",")
-        ],
+        input_length=_list(input_length),
+        stride=_list(stride),
         cells=cells,
         hidden_size=hidden_size,
         initialisation=initialisation,
@@ -138,12 +110,7 @@ def compare(
 
 @app.command()
 def run(
-    config: Annotated[
-        Path,
-        typer.Argument(
-            help="JSON file of one configuration.", parser=paths.expanded, metavar="PATH"
-        ),
-    ],
+    config: _path("JSON file of one configuration.", kind=typer.Argument),
     data: Data = None,
     results: Results = None,
     device: Device = "cpu",
@@ -152,40 +119,22 @@ def run(
 ):
     """Train one configuration in this process; a second call resumes or reuses it."""
     from lib.explore import live
-    from lib.runs import attempt
 
     try:
         configs = [json.loads(config.read_text(encoding="utf-8-sig"))]
     except (OSError, ValueError) as error:
         raise ValueError(f"{config} is no configuration: {error}.") from error
-    request = {
-        "configs": configs,
-        "data": data,
-        "results": results,
-        "device": device,
-        "backend": backend,
-        "threads": threads,
-    }
+    request = {"configs": configs, "data": data, "results": results, "threads": threads}
+    request |= {"device": device, "backend": backend}
     raise typer.Exit(attempt.run_request(request, [live.Live()]))
 
 
 @app.command(name="sweep")
 def sweep_(
-    grid: Annotated[
-        Path,
-        typer.Argument(
-            help="YAML file, such as notebooks/grids/smoke.yaml.",
-            parser=paths.expanded,
-            metavar="PATH",
-        ),
-    ],
-    where: Where = "local",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, and how long.")
-    ] = False,
-    cluster: Annotated[
-        Path | None, _option("YAML file of SLURM settings, such as notebooks/grids/slurm.yaml.")
-    ] = None,
+    grid: _path("YAML file, such as notebooks/grids/smoke.yaml.", kind=typer.Argument),
+    where: _option(str, "local, slurm, or the address of a Dask scheduler.") = "local",
+    dry_run: _option(bool, "Say what would run, and how long.", "--dry-run") = False,
+    cluster: _path("YAML file of SLURM settings, such as notebooks/grids/slurm.yaml.") = None,
     cells_from: CellsFrom = None,
     data: Data = None,
     data_from: DataFrom = None,
@@ -197,9 +146,6 @@ def sweep_(
     """Train every run of a grid that has no result yet; what is interrupted goes on at the next
     call.
     """
-    from lib.runs import sweep
-    from lib.runs.store import Store
-
     _own_cells(cells_from)
     data, _ = _own_data(data_from, image_size, data)
     configs, store = sweep.read_grid(grid), Store(results)
@@ -218,12 +164,9 @@ def sweep_(
 @app.command()
 def status(
     results: Results = None,
-    all_: Annotated[bool, typer.Option("--all", help="One line a run, not a group.")] = False,
+    all_: _option(bool, "One line a run, not a group.", "--all") = False,
 ):
     """How far the runs are, and their accuracies, by group."""
-    from lib.runs import sweep
-    from lib.runs.store import Store
-
     store = Store(results)
     shown = sweep.status(store=store) if all_ else sweep.overview(store)
     print(shown.to_string(index=False) if len(shown) else f"No runs under {store.root}.")
@@ -234,9 +177,6 @@ def status(
 @app.command()
 def cancel(key: str, results: Results = None):
     """Stop a run; its state stays saved."""
-    from lib.runs import sweep
-    from lib.runs.store import Store
-
     sweep.cancel(key, Store(results))
 
 
@@ -244,8 +184,6 @@ def cancel(key: str, results: Results = None):
 def export(results: Results = None, journal: str = "report"):
     """Write results/overleaf/ and results/overleaf.zip from the finished runs."""
     from lib.figures import paper
-    from lib.runs import files
-    from lib.runs.store import Store
 
     store = Store(results)
     with files.staged(store.root) as folder:
@@ -258,8 +196,6 @@ def export(results: Results = None, journal: str = "report"):
 def report(results: Results = None):
     """Write results/report.html: the interactive comparison in one file."""
     from lib.figures import report
-    from lib.runs import files
-    from lib.runs.store import Store
 
     store = Store(results)
     with files.staged(store.root) as folder:
@@ -272,7 +208,7 @@ def _own_cells(path):
         from lib import cells
 
         try:
-            text = path.expanduser().read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(
@@ -294,31 +230,23 @@ def _own_data(folder, size, data, dataset=None):
     return folder, folders.register_folder(folder, dataset, size)
 
 
-def _whole(name, text):
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(
-            f"--{name} is {text!r}, but must be a whole number, or several joined by commas."
-        ) from None
+def _list(text):
+    """Whole numbers, and words as they are; what they may be is for the grid to say."""
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) if part.lstrip("-").isdecimal() else part for part in parts if part]
 
 
 def _seeds(text):
-    parts = [_whole("seeds", part) for part in text.split(",") if part]
-    if len(parts) == 1 and "," not in text:
-        if parts[0] < 1:
-            raise ValueError(
-                f"--seeds is {text}, but must be a number of seeds from 1 on, "
-                "or a list such as 0,4."
-            )
-        return list(range(parts[0]))
-    return parts
+    parts = _list(text)
+    if "," in text or not parts:
+        return parts
+    checks.whole("--seeds", parts[0], 1, "give their number, or a list such as 0,4")
+    return list(range(parts[0]))
 
 
 def _collect(store, **filters):
     """Frames of the runs; says what is left out because it is damaged, and ends if that is all."""
     from lib.figures import select
-    from lib.runs.files import StoreError
 
     frames = select.collect(store, **filters)
     damaged = list(store.damaged(**filters).values())
@@ -331,7 +259,6 @@ def _collect(store, **filters):
 def _figures(frames, out):
     """Write figures and tables; sentences on what the runs do not allow, for those who want all."""
     from lib.figures import paper
-    from lib.runs import files
 
     with files.staged(out) as folder:
         left_out = paper.write(frames, folder)
@@ -353,8 +280,6 @@ def main():
     """Run the command line; a refused value is one sentence and exit code 2, an unusable results
     folder 3.
     """
-    from lib.runs.files import StoreError
-
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream that somebody put in their place
             stream.reconfigure(errors="replace")

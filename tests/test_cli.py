@@ -107,7 +107,7 @@ def test_run_trains_one_configuration(tmp_path):
         (["--seeds", "-3"], "--seeds is -3"),
         (["--seeds", "x"], "--seeds is 'x'"),
         (["--input-length", "9"], "input_length is 9, but"),
-        (["--input-length", "2.5"], "--input-length is '2.5'"),
+        (["--input-length", "2.5"], "input_length is '2.5', but"),
         (["--stride", "0"], "stride is 0, but"),
         (["--stride", "third"], "stride is 'third', but"),
         (["--hidden-size", "1", "--cells", "dale_cb"], "leaves no"),

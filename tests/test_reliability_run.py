@@ -25,8 +25,9 @@ import torch
 
 from lib import train
 from lib.config import RunConfig, Task, Window
-from lib.runs import attempt, files, sweep
-from lib.runs.files import CodeChanged, DiskFull, StoreError
+from lib.runs import attempt, checkpoints, files, sweep
+from lib.runs.checkpoints import CodeChanged
+from lib.runs.files import DiskFull, StoreError, Verified
 from lib.runs.store import Store
 
 FINISHED = tiny.config("cb", seed=99)
@@ -156,13 +157,12 @@ def test_2_killed_between_any_two_file_operations(root, processes):
     for operations in itertools.count():
         process = processes(tiny.checkpoint_and_publish, root, config, operations)
         process.join()
-        newest = attempt.resumable([folder], log=pytest.fail)
+        newest = checkpoints.resumable([folder], log=pytest.fail)
         published = (folder / "result").is_dir()
         assert published == ("DONE" in set(store.runs(key=config.key()).state))
         if attempt.adopt(folder) or published:
-            assert (
-                store.verify(config.key()) == [] and store.status(config.key())["state"] == "DONE"
-            )
+            assert not Verified(folder / "result").damaged()
+            assert store.status(config.key())["state"] == "DONE"
             assert not (folder / "result" / "checkpoints").exists()
             reached.append(100)
         else:
@@ -188,8 +188,6 @@ def test_7_a_stale_attempt_cannot_publish(root):
     stale, replacement = (
         attempt.Attempt(Store(root).folder(config.key()), config) for _ in range(2)
     )
-    for one in (stale, replacement):
-        one.environment({})
     replacement.finish(tiny.outcome(config))
     assert attempt.publish(replacement.folder)
     before = tiny.contents(Store(root).folder(config.key()) / "result")
@@ -239,7 +237,7 @@ def test_8_disk_full(file, root, uninterrupted, monkeypatch):
     row = Store(root).status(config.key())
     assert row["state"] == "PAUSED" and "is full" in row["message"]
     assert not list(root.rglob("*.tmp"))
-    assert attempt.resumable([Store(root).folder(config.key())], log=pytest.fail) is not None
+    assert checkpoints.resumable([Store(root).folder(config.key())], log=pytest.fail) is not None
     tiny.execute(config, root)
     assert "resumed at step" in log(root, config)
     assert tiny.bits(root, config.key()) == uninterrupted(config)[0]
@@ -286,7 +284,7 @@ def flip(data):
 def test_9_damaged_checkpoint(damage, root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    newest = files.checkpoints(died.parent)[0][1]
+    newest = checkpoints.found(died.parent)[0][1]
     newest.write_bytes(damage(newest.read_bytes()))
     tiny.execute(config, root)
     assert "is damaged: it does not match its sha256" in log(
@@ -299,7 +297,7 @@ def test_9_damaged_checkpoint(damage, root, uninterrupted):
 def test_9_all_checkpoints_damaged(root, uninterrupted):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    for _, path in files.checkpoints(died.parent):
+    for _, path in checkpoints.found(died.parent):
         path.write_bytes(b"")
     tiny.execute(config, root)
     assert "started, 28 steps" in log(root, config)
@@ -376,7 +374,7 @@ def test_11_divergence_is_a_result(root):
     assert (
         list(store.curves(key=config.key()).step) == [0, 14]
         and store.load(config.key())
-        and store.verify(config.key()) == []
+        and not Verified(store.folder(config.key()) / "result").damaged()
     )
     before = tiny.contents(store.folder(config.key()))
     assert (
@@ -466,9 +464,9 @@ def test_5_a_crash_is_recorded_with_its_reason(root):
 def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monkeypatch):
     config = tiny.config("gru")
     died = interrupted(root, config)
-    now = files.fingerprint()
+    now = checkpoints.fingerprint()
     with monkeypatch.context() as other:
-        other.setattr(files, "fingerprint", lambda: {**now, **changed})
+        other.setattr(checkpoints, "fingerprint", lambda: {**now, **changed})
         with pytest.raises(CodeChanged, match=f"other code \\({named}\\)"):
             tiny.execute(config, root)
         assert died.is_dir() and len(list(died.parent.glob("attempt-*"))) == 1, (
@@ -481,8 +479,8 @@ def test_16_other_code_does_not_go_on(changed, named, root, uninterrupted, monke
 def test_16_pruned_attempts_start_again(root, monkeypatch):
     config = tiny.config("gru")
     interrupted(root, config)
-    now = files.fingerprint()
-    monkeypatch.setattr(files, "fingerprint", lambda: {**now, "torch": "2.0"})
+    now = checkpoints.fingerprint()
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda: {**now, "torch": "2.0"})
     assert len(Store(root).prune(keys=[config.key()], unfinished=True)) == 1
     tiny.execute(config, root)
     assert "started, 28 steps" in log(root, config)
@@ -490,9 +488,9 @@ def test_16_pruned_attempts_start_again(root, monkeypatch):
 
 def test_16_comments_are_not_code(tmp_path, monkeypatch):
     lib = tmp_path / "lib"
-    tiny.copy(Path(files.__file__).parents[1], lib)
-    monkeypatch.setattr(files, "__file__", str(lib / "runs" / "files.py"))
-    fresh = files.fingerprint.__wrapped__
+    tiny.copy(Path(checkpoints.__file__).parents[1], lib)
+    monkeypatch.setattr(checkpoints, "__file__", str(lib / "runs" / "checkpoints.py"))
+    fresh = checkpoints.fingerprint.__wrapped__
     before = fresh()
     text = (lib / "train.py").read_text()
     (lib / "train.py").write_text(
@@ -544,10 +542,10 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
         assert code({**config, "seed": -1}) == code({**config, "colour": 1}) == attempt.INVALID == 2
         monkeypatch.setattr(train.Trainer, "train_step", lambda self: 1 / 0)
         assert code(other.to_dict()) == attempt.FAILED == 1
-        now = files.fingerprint()
+        now = checkpoints.fingerprint()
         monkeypatch.undo()
         interrupted(root, other)
-        monkeypatch.setattr(files, "fingerprint", lambda: {**now, "torch": "1.0"})
+        monkeypatch.setattr(checkpoints, "fingerprint", lambda: {**now, "torch": "1.0"})
         assert code(other.to_dict()) == attempt.CHANGED == 4
     finally:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import torch
 from lib import train
 from lib.config import CellSpec, RunConfig
 from lib.runs import attempt, files, status
-from lib.runs.files import DiskFull, StoreError
+from lib.runs.files import DiskFull, StoreError, Verified
 from lib.runs.status import CONFIGURATION, RESULTS
 from lib.runs.store import TABLES, Store
 
@@ -135,11 +135,11 @@ def test_a_changed_file_is_noticed(trained, tmp_path):
         path = store.folder(KEY) / "result" / name
         good = path.read_bytes()
         path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
-        assert store.verify(KEY) == [name]
+        assert Verified(path.parent).damaged() == [name]
         with pytest.raises(StoreError, match=f"{name} does not match its manifest"):
             store.load(KEY)
         path.write_bytes(good)
-    assert store.verify(KEY) == [] and len(store.curves()) == 12
+    assert not Verified(path.parent).damaged() and len(store.curves()) == 12
 
 
 def test_bundle_reads_like_live_runs(trained, tmp_path):
@@ -206,7 +206,7 @@ def test_bundles_are_looked_for_once(tmp_path, monkeypatch):
     assert len(store.runs()) == 3 and len(store.curves()) == 6
     assert all(store.finished(key) and store.config(key) for key in keys) and len(walks) == 1
     store.reload()
-    assert store.finished_keys() == set(keys) and len(walks) == 2
+    assert store.finished(keys[0]) and len(walks) == 2
 
 
 def test_files_are_replaced_together_or_not_at_all(tmp_path):
@@ -362,7 +362,8 @@ def test_a_damaged_run_is_named_and_the_others_are_read(trained, tmp_path, name)
         damage(store.folder(KEY) / "result" / name)
         runs = store.runs().set_index("key")
         if name == "config.json":  # frames do not read it
-            assert set(runs.state) == {"DONE"} and store.verify(KEY) == [name]
+            assert set(runs.state) == {"DONE"}
+            assert Verified(store.folder(KEY) / "result").damaged() == [name]
             continue
         assert (
             runs.state[KEY] == "DAMAGED"
@@ -397,7 +398,7 @@ def test_a_damaged_bundle_is_named_and_the_others_are_read(trained, tmp_path):
             and "digits" in runs.message["digits"]
         )
         assert set(store.curves().key) == {live} and store.load(live)
-        for read in (lambda store=store: store.load(KEY), store.finished_keys):
+        for read in (lambda store=store: store.load(KEY), lambda store=store: store.finished(KEY)):
             with pytest.raises(StoreError, match="digits"):
                 read()
         (tmp_path / "digits" / name).write_bytes(good)

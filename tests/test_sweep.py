@@ -143,7 +143,7 @@ def test_slurm_that_gives_no_workers_ends_the_sweep(sbatch, message, tmp_path, m
     for name in ("squeue", "scancel"):
         program(tmp_path / "bin", name, "exit 0")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(places, "PATIENCE", 0.5)
+    monkeypatch.setattr(places, "PATIENCE", 3)
     monkeypatch.setattr(places, "LOOK", 0.1)
     with (
         pytest.raises(RuntimeError, match=message),
@@ -161,14 +161,16 @@ def test_slurm_that_is_not_here_is_refused_at_once(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path, monkeypatch, capsys):
-    report = sweep.Report([tiny.config()], Store(tmp_path), shown=True)
-    report([[tiny.config()]], {})
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
+    report, one = sweep.Report(2, shown=True), [tiny.config()]
+    report([one, one], {})
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sweep, "LINE", -1)
-    report([[tiny.config()]], {})
+    report([one, one], {})
+    report([], {"future": one})
     assert capsys.readouterr().err.splitlines() == [
-        "0 of 1 runs, 0 failed, time left: unknown, as nothing on this data set ran before"
+        "0 of 2 runs, 0 failed",
+        "1 of 2 runs, 0 failed, time left: under a minute",
     ]
 
 
@@ -240,15 +242,16 @@ def test_a_plan_is_what_has_no_result(tmp_path):
 def test_time_is_estimated_from_finished_runs(tmp_path):
     tiny.many(tmp_path, 4, validations=1)  # 0.5 s for each
     store, one = Store(tmp_path), tiny.config("cb", 9)
+    done = store.rows(state="DONE")
     longer = replace(one, training=replace(one.training, epochs=10))
     start = sweep.START_UP
-    assert sweep.estimate([longer], store) == pytest.approx(start + 5)
-    assert sweep.estimate([one, longer], store, slots=2) == pytest.approx((2 * start + 5.5) / 2)
+    assert sweep.estimate([longer], done) == pytest.approx(start + 5)
+    assert sweep.estimate([one, longer], done, slots=2) == pytest.approx((2 * start + 5.5) / 2)
     other = replace(one, cell=CellSpec("stp", 6))
-    assert sweep.estimate([other], store) == pytest.approx(start + 0.5), (
+    assert sweep.estimate([other], done) == pytest.approx(start + 0.5), (
         "an unknown cell is taken for an average one"
     )
-    assert math.isnan(sweep.estimate([replace(one, task=Task("mnist"))], store))
+    assert math.isnan(sweep.estimate([replace(one, task=Task("mnist"))], done))
     text = sweep.preview([one, tiny.config("gru", 0)], store, slots=1)
     assert "2 runs, 1 finished, 1 to train." in text and "under a minute" in text and "8/8" in text
 
@@ -317,15 +320,14 @@ class Client:
     def nthreads(self):
         return {"worker": 1}
 
-    def submit(self, function, values, request, key):
-        config = RunConfig.from_dict(values[0])
+    def submit(self, function, request, pure):
+        config = RunConfig.from_dict(request["configs"][0])
         self.asked.append(config)
         answer = self.answers[config.key()].pop(0)
         if answer == "done":
             (self.store.folder(config.key()) / "result").mkdir(parents=True)
             answer = (attempt.DONE, "", 28)
         future = Future()
-        future.key = key
         future.set_result(Ending(*answer))
         return future
 
@@ -335,7 +337,7 @@ def drive(tmp_path):
     def drive(*answers, retries=2):
         store = Store(tmp_path)
         client, configs = Client(store, answers), [config for config, _ in answers]
-        report = sweep.Report(configs, store, shown=False)
+        report = sweep.Report(len(configs), shown=False)
         sweep.drive(
             client,
             lambda: None,

@@ -120,15 +120,15 @@ def test_children_without_a_fork_and_beyond_1024_descriptors(tmp_path, monkeypat
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(2000, hard)), hard))
     opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
-        servers = children.Servers()
-        with servers.one(threads=1) as server:
+        with children.slot() as server:
             server.start({"configs": [{"seed": -1}], "results": str(tmp_path)})
             assert server.wait() == 2 and "seed is -1" in server.errors()
             with pytest.raises(OSError, match="ended"):
                 server.start({})
-        with servers.one(threads=1) as other:
+        with children.slot() as other:
             assert other is not server  # the one that trained has ended
     finally:
+        children.close()
         for descriptor in opened:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

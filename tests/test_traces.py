@@ -75,7 +75,7 @@ def test_above_the_bound_it_refuses_and_offers_what_fits(store):
 
 def test_stored_recordings_are_read_again_not_made_again(store, monkeypatch):
     first = traces.record(CONFIG.key(), range(4), store=store, log=None)
-    monkeypatch.setattr(traces, "_run", lambda *_: pytest.fail("recorded twice"))
+    monkeypatch.setattr(traces, "_arrays", lambda *_: pytest.fail("recorded twice"))
     again = traces.record(CONFIG.key(), range(4), store=store, log=None)
     assert again.source == first.source and (again["X"] == first["X"]).all()
     before = len(traces.stored(CONFIG.key(), store))
@@ -92,7 +92,7 @@ def test_recordings_travel_with_the_weights_of_a_bundle(store, tmp_path, monkeyp
     assert [path.name for path in packed.recordings(keys[0])] == [
         path.name for path in store.recordings(keys[0])
     ]
-    monkeypatch.setattr(traces, "_run", lambda *_: pytest.fail("recorded twice"))
+    monkeypatch.setattr(traces, "_arrays", lambda *_: pytest.fail("recorded twice"))
     again = traces.record(keys[0], range(3), store=packed, log=None)
     assert again.source.is_relative_to(tmp_path / "bundle") and (again["z"] == made["z"]).all()
     again.source.write_bytes(again.source.read_bytes()[:-1] + b"?")
@@ -138,9 +138,7 @@ def test_values_beyond_float16_are_refused():
 def test_recording_over_training_starts_and_ends_with_the_kept_weights(tmp_path):
     store, said = Store(tmp_path), []
     configs = [CONFIG, CONFIG.with_seed(1)]
-    recorder = traces.TraceRecorder(
-        range(3), ("z",), over=True, store=store, dtype="float32", log=said.append
-    )
+    recorder = traces.TraceRecorder(range(3), ("z",), store=store, dtype="float32", log=said.append)
     attempt.execute(configs, store, backend="reference", callbacks=[recorder])
     for config in configs:
         kept = traces.stored(config.key(), store)
@@ -154,5 +152,5 @@ def test_recording_over_training_starts_and_ends_with_the_kept_weights(tmp_path)
     with pytest.raises(ValueError, match="above the limit"):
         train.fit(
             CONFIG,
-            callbacks=[traces.TraceRecorder(range(3), over=True, store=store, limit=100, log=None)],
+            callbacks=[traces.TraceRecorder(range(3), store=store, limit=100, log=None)],
         )

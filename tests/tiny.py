@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.runs import attempt
+from lib.runs import attempt, checkpoints, files
 from lib.runs.attempt import Attempt, publish
 from lib.runs.status import RESULTS
 from lib.runs.store import TABLES, Store
@@ -124,7 +124,7 @@ def finished(root, config, validations=1):
     try:
         made = Attempt(Store(root).folder(config.key()), config)
         made.log("made up")
-        made.environment({})
+        files.write(made.folder / "environment.json", b"{}")
         made.finish(Outcome(config, "DONE", results, curves, history, weights, None))
         assert publish(made.folder)
     finally:
@@ -155,11 +155,10 @@ def checkpoint_and_publish(root, config, operations):
     for name in ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir"):
         setattr(os, name, counted(getattr(os, name)))
     one = Attempt(Store(root).folder(config.key()), config)
-    one.environment({})
+    files.write(one.folder / "environment.json", b"{}")
     for step in (10, 20, 30):
-        one.checkpoint(
-            step, {"key": config.key(), "step": step, "w": torch.full((3,), float(step))}
-        )
+        content = {"key": config.key(), "step": step, "w": torch.full((3,), float(step))}
+        checkpoints.save(one.folder / "checkpoints", step, content)
     one.metrics(outcome(config).curves, [])
     one.finish(outcome(config))
     publish(one.folder)

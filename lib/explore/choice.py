@@ -7,7 +7,6 @@ import math
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import ClassVar
 
 import ipywidgets
@@ -15,7 +14,7 @@ import pandas as pd
 
 from lib import datasets, windows
 from lib.config import RunConfig, Task, Window
-from lib.explore.live import Runner, load_or_run, slots
+from lib.explore.live import Runner, load_or_run
 from lib.explore.widgets import assign, dropdown, offer, row, say
 from lib.figures import plots, select
 from lib.runs import linear, sweep
@@ -377,7 +376,7 @@ class WindowControls:
     def _report(self):
         self.message.value = say(self.report())
         missing = self.missing()
-        known, seconds = SimpleNamespace(rows=lambda state: self.cache.done), math.nan
+        seconds = math.nan
         with suppress(ValueError):  # a data set of one's own, which this process does not know
-            seconds = sweep.estimate(missing, known, slots(len(missing)))
+            seconds = sweep.estimate(missing, self.cache.done, sweep.slots_here(len(missing)))
         self.runner.offer(missing, seconds)

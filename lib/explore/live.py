@@ -19,7 +19,7 @@ from lib.explore.figure import Figure
 from lib.explore.view import Axis, Line, Panel
 from lib.explore.widgets import EXPECTED, button, row, say
 from lib.figures import style
-from lib.runs import sweep, system
+from lib.runs import sweep
 from lib.runs.status import describe
 from lib.runs.store import Store
 
@@ -288,8 +288,3 @@ class Runner:
         if note:
             self.widget.layout.display = None
             self.text.value = say(note.partition("\n")[0])
-
-
-def slots(runs):
-    """Runs that are trained side by side on this machine."""
-    return max(1, min(runs, system.cpus()))

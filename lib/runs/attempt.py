@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,24 +21,29 @@ from pathlib import Path
 
 from lib import checks
 from lib.config import RunConfig
-from lib.runs import files, status, system
-from lib.runs.files import CodeChanged, StoreError, Verified
+from lib.runs import checkpoints, files, status, system
+from lib.runs.checkpoints import CodeChanged
+from lib.runs.files import StoreError, Verified
 from lib.runs.store import TABLES, Store
 
 # torch and the training are imported once the guard over the parent stands.
 
 DONE, FAILED, INVALID, UNUSABLE, CHANGED, PAUSED, BUSY = 0, 1, 2, 3, 4, 75, 76
-BACKENDS = ("auto", "reference", "fast")
+# In this order; whatever else is raised is a failed attempt.
+CODES = {
+    KeyboardInterrupt: PAUSED,
+    CodeChanged: CHANGED,
+    StoreError: UNUSABLE,
+    ValueError: INVALID,
+}
 HEARTBEAT = 10  # seconds
-SUPERSEDED = "Another attempt published the result first."
-
-
-class Stopped(KeyboardInterrupt):
-    """The process was asked to stop, by SIGTERM or SIGINT; the state is saved."""
 
 
 class Superseded(Exception):
     """Another attempt published the result first."""
+
+    def __init__(self):
+        super().__init__(self.__doc__)
 
 
 class Attempt:
@@ -45,13 +51,17 @@ class Attempt:
 
     def __init__(self, run, config):
         self.run, self.config = run, config
-        self.folder = run / f"attempt-{uuid.uuid4().hex}"
-        with files.explained(run):
-            self.folder.mkdir(parents=True)
+        self.folder = files.made(run / f"attempt-{uuid.uuid4().hex}")
         self._lock = threading.Lock()
-        self._row = status.begin(config)
         files.write(self.folder / "config.json", files.to_json(config.to_dict()))
-        self.status()
+        self._row = {**status.describe(config), "state": "RUNNING", "message": ""}
+        self.status(
+            progress=0.0,
+            started=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            born=system.born(),
+        )
 
     def status(self, **changes):
         """Change the status and renew the heartbeat."""
@@ -59,16 +69,11 @@ class Attempt:
             self._row |= {"heartbeat": time.time(), **changes}
             status.write(self.folder, self._row)
 
-    def environment(self, values):
-        """Note what the result depends on beside its configuration, as `environment` says."""
-        files.write(self.folder / "environment.json", files.to_json(values))
-
     def log(self, text):
+        """Add a line to the log."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
-        with (
-            files.explained(self.folder),
-            open(self.folder / "log.txt", "a", encoding="utf-8") as file,
-        ):
+        path = self.folder / "log.txt"
+        with files.explained(self.folder), open(path, "a", encoding="utf-8") as file:
             file.write(line)
 
     def metrics(self, curves, history):
@@ -79,28 +84,23 @@ class Attempt:
             data = files.to_parquet(rows, TABLES[name])
             files.write(self.folder / f"{name}.parquet", data, sync=False)
 
-    def checkpoint(self, step, content):
-        files.save_checkpoint(self.folder / "checkpoints", step, content)
-
     def finish(self, outcome):
         """Write all files of the result and, last, the manifest: from then on any process may
         publish the attempt.
         """
         from safetensors.torch import save
 
-        content = {"config.json": files.to_json(self.config.to_dict())}
-        for which, weights in outcome.weights.items():
-            content[f"{which}.safetensors"] = save(weights)
+        row = {**self._row, **outcome.summary, "state": outcome.state, "progress": 1.0}
+        for name in ("pid", "born", "host", "heartbeat", "step", "steps"):
+            row.pop(name, None)
+        content = {f"{which}.safetensors": save(own) for which, own in outcome.weights.items()}
         for name, schema in TABLES.items():
             rows = getattr(outcome, name)
             if rows is not None:
                 content[f"{name}.parquet"] = files.to_parquet(rows, schema)
+        content["status.json"] = files.to_json(row)
         for name, data in content.items():
             files.write(self.folder / name, data)
-        row = {**self._row, **outcome.summary, "state": outcome.state, "progress": 1.0}
-        for name in ("pid", "born", "host", "heartbeat", "step", "steps"):
-            row.pop(name, None)
-        status.write(self.folder, row, sync=True)
         self.log(f"{outcome.state} {outcome.summary['message']}".rstrip())
         log = self.folder / "log.txt"
         files.write(log, log.read_bytes())  # now it, too, is on the disk
@@ -139,43 +139,11 @@ def adopt(run):
     return False
 
 
-def resumable(folders, log=print):
-    """Contents of the newest checkpoints of a group of runs, all of one step; None without a step
-    that all share.
-
-    A checkpoint that fails its checksum is set aside, and the one before is used.
-    """
-    found = [files.checkpoints(run) for run in folders]
-    shared = set.intersection(*({step for step, _ in paths} for paths in found))
-    for step in sorted(shared, reverse=True):
-        contents = []
-        for run, paths in zip(folders, found, strict=True):
-            candidates = (_content(path, run.name, log) for at, path in paths if at == step)
-            contents.append(next((content for content in candidates if content), None))
-        if None not in contents:
-            return contents
-    return None
-
-
-def _content(path, key, log):
-    try:
-        content = files.load_checkpoint(path)
-        if content["key"] != key:
-            raise ValueError(f"{path.name} belongs to run {content['key']}")
-        return content
-    except FileNotFoundError:  # its writer moved on
-        return None
-    except ValueError as error:
-        log(f"checkpoint set aside in {path.parent.parent.name}: {error}")
-        path.rename(path.with_name(f"damaged-{path.name}"))
-        return None
-
-
 def check_place(device, backend="auto", here=True):
     """Refuse a device or backend that cannot be meant or, ``here``, is not there (ValueError)."""
     import torch
 
-    checks.one_of("backend", backend, BACKENDS)
+    checks.one_of("backend", backend, ("auto", "reference", "fast"))
     try:
         asked = torch.device(device)
     except (RuntimeError, TypeError):
@@ -189,25 +157,9 @@ def check_place(device, backend="auto", here=True):
 
 
 def execute(configs, store=None, *, data=None, device="cpu", backend="auto", alike=1, callbacks=()):
-    """One attempt at these runs: resume from the newest valid checkpoints, train, publish the
-    result of each seed.
-
-    Parameters
-    ----------
-    configs : RunConfig or list of RunConfig
-        Equal but for the seed; those with a result already are left out.
-    store : Store, optional
-    data : Dataset, path or None
-    device, backend : str
-        A resumed run keeps the backend it began with, where that still can be compiled.
-    alike : int
-        As `lib.train.fit`.
-    callbacks : sequence of lib.train.Callback
-
-    Returns
-    -------
-    list of str
-        State of each run afterwards.
+    """One attempt at these runs, which are equal but for the seed: resume from the newest valid
+    checkpoints, train as `lib.train.fit`, publish the result of each seed. Runs that have one are
+    left out; a resumed run keeps the backend it began with. Returns the state of each run.
 
     Raises
     ------
@@ -215,7 +167,7 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
         A configuration, the device or the data cannot be used.
     StoreError
         The results folder cannot be used, is full, or holds checkpoints of other code.
-    Stopped
+    KeyboardInterrupt
         SIGTERM or SIGINT arrived; the state is saved and reads PAUSED.
     """
     from lib import datasets, train
@@ -241,32 +193,26 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
 def _train(configs, store, data, place, callbacks):
     from lib import train
 
-    notes = []
-    found = resumable([store.folder(config.key()) for config in configs], notes.append)
+    notes, resume = [], None
+    runs = [store.folder(config.key()) for config in configs]
+    found = checkpoints.resumable(runs, notes.append)
     if found:
-        for config, content in zip(configs, found, strict=True):
-            made = content["environment"]["fingerprint"]
-            files.check_fingerprint(made, f"Run {config.key()}")
+        checkpoints.check_code(found)
         place["backend"] = found[0]["environment"]["backend"]
-    attempts = [Attempt(store.folder(config.key()), config) for config in configs]
-    recorder = Recorder(attempts, place["device"], found)
-    with recorder:
+        resume = [content["state"] for content in found]
+    attempts = [Attempt(run, config) for run, config in zip(runs, configs, strict=True)]
+    with Recorder(attempts, place["device"], found) as recorder:
         for attempt in attempts:
             for note in notes:
                 attempt.log(note)
-        outcomes = train.fit(
-            configs,
-            data,
-            **place,
-            callbacks=(recorder, *callbacks),
-            resume=[content["state"] for content in found] if found else None,
-        )
+        callbacks = (recorder, *callbacks)
+        outcomes = train.fit(configs, data, **place, callbacks=callbacks, resume=resume)
         recorder.close()
         for attempt, outcome in zip(attempts, outcomes, strict=True):
             attempt.finish(outcome)
         for attempt in attempts:
             if not publish(attempt.folder) and attempt.folder.is_dir():
-                attempt.status(state="CANCELLED", message=SUPERSEDED)
+                attempt.status(state="CANCELLED", message=Superseded.__doc__)
 
 
 def environment(state, device):
@@ -276,20 +222,19 @@ def environment(state, device):
     import numpy
     import torch
 
-    processor = system.processor()
     gpu = str(device).startswith("cuda")
     return {
         "backend": state.backend,
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if gpu else platform.machine(),
-        "processor": processor,
+        "processor": system.processor(),
         "threads": torch.get_num_threads(),
         "seeds": [config.seed for config in state.configs],  # trained side by side
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "commit": _commit(),
-        "fingerprint": files.fingerprint(),
+        "fingerprint": checkpoints.fingerprint(),
     }
 
 
@@ -329,21 +274,22 @@ class Recorder:
         self.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if error is None:
+            return False
+        state, message, details = "FAILED", f"{kind.__name__}: {error}", ""
         if isinstance(error, Superseded):
-            self._finish("CANCELLED", SUPERSEDED)
+            state, message = "CANCELLED", str(error)
         elif isinstance(error, KeyboardInterrupt | StoreError):
-            self._finish("PAUSED", str(error))  # the last checkpoint stands: a rerun goes on
-        elif error is not None:
-            details = "".join(traceback.format_exception(error))
-            self._finish("FAILED", f"{kind.__name__}: {error}", details)
-        return isinstance(error, Superseded)
-
-    def _finish(self, state, message, details=""):
+            # the last checkpoint stands: a rerun goes on
+            state, message = "PAUSED", str(error)
+        else:
+            details = "\n" + "".join(traceback.format_exception(error))
         for attempt in self.attempts:
             # no room, or the folder is gone: the reason is raised anyway
             with contextlib.suppress(OSError, StoreError):
-                attempt.log(f"{state} {message}\n{details}".rstrip())
+                attempt.log(f"{state} {message}{details}".rstrip())
                 attempt.status(state=state, message=message)
+        return isinstance(error, Superseded)
 
     def close(self):
         """Stop the heartbeat, before the results are published."""
@@ -360,41 +306,39 @@ class Recorder:
     def _on_signal(self, number, frame):
         self._stop = signal.Signals(number).name
         if self._stage == "idle":
-            raise Stopped(f"Stopped by {self._stop}.")
+            raise KeyboardInterrupt(f"Stopped by {self._stop}.")
 
     # Hooks of the training
 
     def on_start(self, state):
         made = environment(state, self.device)
-        resumed = []
-        began = f"started, {state.steps} steps"
+        resumed, began = [], f"started, {state.steps} steps"
         if self.found:
-            resumed = [*self.found[0]["environment"].get("resumed", []), self._origin(made)]
+            before = self.found[0]["environment"]
+            names = ("backend", "device", "device_name", "processor", "threads", "seeds")
+            changed = {name: before.get(name) for name in names if before.get(name) != made[name]}
+            resumed = [*before.get("resumed", []), {"step": state.step, "before": changed}]
             began = f"resumed at step {state.step} of {state.steps}"
         self.environment = {**made, "resumed": resumed}
         for s, attempt in enumerate(self.attempts):
-            attempt.environment(self.environment)
+            made = files.to_json(self.environment)
+            files.write(attempt.folder / "environment.json", made)
             attempt.log(began)
             progress = {"step": state.step, "progress": state.step / state.steps}
             attempt.status(steps=state.steps, backend=state.backend, **progress)
             if state.curves[s]:
                 attempt.metrics(state.curves[s], state.history[s])
 
-    def _origin(self, made):
-        before = self.found[0]["environment"]
-        names = ("backend", "device", "device_name", "processor", "threads", "seeds")
-        changed = {name: before.get(name) for name in names if before.get(name) != made[name]}
-        return {"step": self.found[0]["state"]["step"], "before": changed}
-
     def on_step(self, state):
         self._stage = "training"
         if state.validated or self._stop:
             for s, attempt in enumerate(self.attempts):
                 content = {"key": attempt.config.key(), "environment": self.environment}
-                attempt.checkpoint(state.step, content | {"state": state.snapshot(s)})
+                content |= {"state": state.snapshot(s)}
+                checkpoints.save(attempt.folder / "checkpoints", state.step, content)
         if self._stop:
             where = f"step {state.step} of {state.steps}"
-            raise Stopped(f"Stopped by {self._stop} at {where}; the state is saved.")
+            raise KeyboardInterrupt(f"Stopped by {self._stop} at {where}; the state is saved.")
         if state.validated and all((attempt.run / "result").is_dir() for attempt in self.attempts):
             raise Superseded
 
@@ -416,11 +360,8 @@ class Recorder:
 def run_request(request, callbacks=()):
     """Run what a request says and return the exit code; messages go to standard error.
 
-    Parameters
-    ----------
-    request : dict
-        ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``, ``backend``,
-        ``threads``, ``alike``.
+    A request holds ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``,
+    ``backend``, ``threads``, ``alike``.
     """
     try:
         import torch
@@ -436,15 +377,8 @@ def run_request(request, callbacks=()):
         options = {name: request[name] for name in names}
         execute(configs, Store(request.get("results")), callbacks=callbacks, **options)
         return DONE
-    except KeyboardInterrupt as error:
-        code, message = PAUSED, str(error) or "Interrupted."
-    except CodeChanged as error:
-        code, message = CHANGED, str(error)
-    except StoreError as error:
-        code, message = UNUSABLE, str(error)
-    except ValueError as error:
-        code, message = INVALID, str(error)
-    except Exception:
-        code, message = FAILED, traceback.format_exc()
-    print(message, file=sys.stderr, flush=True)
+    except (KeyboardInterrupt, Exception) as error:
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), FAILED)
+        said = traceback.format_exc() if code == FAILED else str(error) or "Interrupted."
+    print(said, file=sys.stderr, flush=True)
     return code

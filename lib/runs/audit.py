@@ -11,26 +11,14 @@ MEASURED = (("W", "spectral_radius"), ("z", "saturated"), ("v", "outside"))  # w
 
 
 def constraints(store, keys):
-    """Audit finished runs at initialisation and at their best validation.
+    """Audit finished runs at initialisation and at their best validation (ValueError: a run's cell
+    has no conductances K).
 
-    Parameters
-    ----------
-    store : Store
-    keys : sequence of str
-        Runs whose cells have a K.
-
-    Returns
-    -------
-    DataFrame
-        label, seed, weights ("initial" or "best"), K_min, sign_violations (weights of W against
-        Dale's sign; nan without one), ei_ratio (sum of the excitatory over that of the inhibitory
-        weights), spectral_radius, and of 64 validation images the shares 0..1 ``saturated`` (z >
-        0.95 z_max) and ``outside`` (v outside [v_i, v_e]; nan without reversal potentials).
-
-    Raises
-    ------
-    ValueError
-        A run's cell has no conductances K.
+    Columns of the frame are label, seed, weights ("initial" or "best"), K_min, sign_violations
+    (weights of W against Dale's sign; nan without one), ei_ratio (sum of the excitatory over that
+    of the inhibitory weights), spectral_radius, and of 64 validation images the shares 0..1
+    ``saturated`` (z > 0.95 z_max) and ``outside`` (v outside [v_i, v_e]; nan without reversal
+    potentials).
     """
     rows = []
     for run in store.runs(key=list(keys)).itertuples():

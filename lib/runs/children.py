@@ -10,10 +10,8 @@ then the server.
 """
 
 import _thread
-import asyncio
 import contextlib
 import json
-import logging
 import os
 import queue
 import signal
@@ -21,12 +19,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 
 from lib import paths
-from lib.runs import attempt, files, system
+from lib.config import RunConfig
+from lib.runs import attempt, checkpoints, system
+from lib.runs.status import cancelled, unfinished
+from lib.runs.store import Store
 
-KILLED = -9
+POLL = 0.2  # seconds between two looks at a child process
+GRACE = 3  # seconds a child has to save its state before it is killed
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,22 @@ class Ending:
     step: int = -1  # of its newest checkpoint
 
 
-def command(call):
-    """Command of a Python that runs a call of this module, from the code that runs here: neither
-    the working folder nor an installed copy decides which ``lib`` it is.
-    """
-    path = [str(paths.project_root()), *map(os.path.abspath, sys.path)]
-    code = f"import sys; sys.path[:] = {path!r}; from lib.runs import children; children.{call}"
-    return [sys.executable, "-c", code]
-
-
 class Server:
-    """A slot for training processes of so many threads: ``start`` one, ``wait`` for its end, start
-    the next while it is `alive`.
+    """A slot for training processes: ``start`` one, ``wait`` for its end, start the next while it
+    is `alive`.
     """
 
-    def __init__(self, threads=1):
+    def __init__(self):
         self.alive, self.pid = True, None
         self._errors = tempfile.TemporaryFile("a+b")
+        # Neither the working folder nor an installed copy decides which ``lib`` it imports.
+        path = [str(paths.project_root()), *map(os.path.abspath, sys.path)]
+        code = (
+            f"import sys; sys.path[:] = {path!r}; from lib.runs import children; children.serve()"
+        )
         self._process = subprocess.Popen(
-            command("serve()"),
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            [sys.executable, "-c", code],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -81,12 +80,13 @@ class Server:
             The server is gone.
         """
         self._errors.truncate(0)
+        self.alive = False  # until it answers
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self.pid = self._said.get()
         if self.pid is None:
-            self.alive = False
             ended = "The server of the training processes ended."
             raise ConnectionResetError(f"{ended} {self.errors()}".strip())
+        self.alive = True
 
     def wait(self, timeout=None):
         """Exit code of the child (negative for a signal), or None if it still runs after so many
@@ -99,7 +99,7 @@ class Server:
         if code is None:  # the server was killed, and its child goes with it
             self.alive = False
             self.kill()
-            return KILLED
+            return -9
         return code
 
     def stop(self):
@@ -112,31 +112,87 @@ class Server:
         if self.pid is not None:
             system.end(self.pid, at_once=True)
 
-    def errors(self, length=1500):
+    def close(self):
+        """End the server, which has no child."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def errors(self):
         """The end of what the child printed to standard error."""
-        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - length))
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 1500))
         return self._errors.read().decode(errors="replace").strip()
 
 
-class Servers:
-    """The servers of this process whose child has ended, to be used again."""
+# On a worker
 
-    def __init__(self):
-        self._idle = {}
 
-    @contextlib.contextmanager
-    def one(self, threads):
-        """A server for children of so many threads; it is kept while it is alive."""
-        idle = self._idle.setdefault(threads, [])
-        server = idle.pop() if idle else Server(threads)
+def work(request):
+    """On a worker: `Ending` of one attempt at a group of runs in a child process; the request is
+    that of `lib.runs.attempt.run_request`, and ``since``, when the sweep began.
+
+    The child is asked to stop, and killed if it does not, when a run of its group is cancelled,
+    when the sweep gave the task up and when the worker closes; it ends by itself when this process
+    dies.
+    """
+    store, since = Store(request["results"]), request["since"]
+    configs = [RunConfig.from_dict(values) for values in request["configs"]]
+    runs = {store.folder(config.key()): config for config in configs}
+    runs = {run: config for run, config in runs.items() if not cancelled(run, since)}
+    if not runs:
+        return Ending(attempt.DONE)
+    if any((unfinished(run) or {}).get("state") == "RUNNING" for run in runs):
+        time.sleep(1)
+        return Ending(attempt.BUSY)
+    request = {**request, "configs": [config.to_dict() for config in runs.values()]}
+    with slot() as server:
         try:
-            yield server
-        finally:
-            if server.alive:
-                idle.append(server)
+            server.start(request)
+        except OSError as error:  # the server was killed
+            return Ending(attempt.FAILED, str(error))
+        while (code := server.wait(POLL)) is None and _wanted():
+            if any(cancelled(run, since) for run in runs):
+                break
+        if code is None:
+            server.stop()
+            if (code := server.wait(GRACE)) is None:
+                server.kill()
+                code = server.wait()
+        message = server.errors() or f"ended by signal {-code}"
+    saved = checkpoints.found(next(iter(runs)))
+    return Ending(code, message, saved[0][0] if saved else -1)
 
 
-SERVERS = Servers()
+def _wanted():
+    """Whether this worker goes on and its scheduler still waits for this task."""
+    from distributed import Status, get_worker
+
+    worker = get_worker()
+    task = worker.state.tasks.get(worker.get_current_task())
+    goes_on = worker.status in (Status.running, Status.paused)
+    return goes_on and task is not None and task.state == "executing"
+
+
+_idle = []  # servers of this process whose child has ended, to be used again
+
+
+@contextlib.contextmanager
+def slot():
+    """A server for one child after the other; it is kept while it is alive."""
+    try:
+        one = _idle.pop()
+    except IndexError:
+        one = Server()
+    try:
+        yield one
+    finally:
+        if one.alive:
+            _idle.append(one)
+
+
+def close():
+    """End the servers that are idle."""
+    while _idle:
+        _idle.pop().close()
 
 
 # In the processes that are started here
@@ -156,7 +212,7 @@ def serve():
 
     from lib import compiled, train  # noqa: F401
 
-    files.fingerprint()
+    checkpoints.fingerprint()
 
     while request := _line():
         if json.loads(request).get("backend") != "reference":
@@ -201,28 +257,3 @@ def _obey():
     while os.read(0, 1):
         _thread.interrupt_main(signal.SIGTERM)
     os._exit(attempt.PAUSED)
-
-
-def work(address, slots):
-    """Be a Dask worker with a thread for each slot until the scheduler, or the process that
-    started this one, ends.
-    """
-    from distributed import Worker
-
-    async def run():
-        options = {"host": "127.0.0.1", "memory_limit": 0, "dashboard": False}
-        async with Worker(address, nthreads=slots, **options) as worker:
-            await worker.finished()
-
-    # An interrupt is for the process of the scheduler alone, which then asks the children to save
-    # their state.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    asyncio.run(run())
-
-
-def _end_with_parent():
-    while os.read(0, 1):
-        pass
-    os._exit(attempt.FAILED)

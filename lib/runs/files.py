@@ -1,11 +1,7 @@
-"""Files that survive a kill: atomic writes, manifests, checkpoints that carry their checksum, and
-the code that made them.
-"""
+"""Files that survive a kill: atomic writes, and manifests with the sha256 of every file."""
 
-import ast
 import contextlib
 import errno
-import functools
 import hashlib
 import io
 import json
@@ -20,9 +16,6 @@ import pyarrow.parquet as pq
 
 from lib.runs import system
 
-# Modules whose code defines a result; a checkpoint made by other code is not continued.
-RESULT_MODULES = "config datasets windows cells recurrence compiled measures train".split()
-KEPT = 2  # checkpoints of an attempt: the newest, and one to fall back on
 MANIFEST, BUNDLE = "MANIFEST.json", "BUNDLE.json"  # of a result, of a bundle
 REMEDY = {
     MANIFEST: "move {} away and run again.",
@@ -36,10 +29,6 @@ class StoreError(RuntimeError):
 
 class DiskFull(StoreError):
     """No room for a file; what was there before is intact."""
-
-
-class CodeChanged(StoreError):
-    """A checkpoint comes from other code or another torch than the one that runs now."""
 
 
 @contextlib.contextmanager
@@ -66,11 +55,18 @@ def explained(folder):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f"The disk of {folder} is full; make room and start again: "
-                "runs go on from their checkpoints."
+                "what was there before is kept."
             ) from error
         raise StoreError(
             f"{folder} cannot be written ({error.strerror}); bring it back and start again."
         ) from error
+
+
+def made(folder):
+    """The folder, made where it is not there yet; StoreError as `explained`."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write(path, data, sync=True):
@@ -100,10 +96,10 @@ def write(path, data, sync=True):
 
 
 @contextlib.contextmanager
-def staged(folder):
+def staged(folder, manifest=MANIFEST):
     """A folder to write into whose files take the place of those of `folder` once all are there;
-    whatever fails before, the old ones stay. Of the files that a MANIFEST.json lists, those that a
-    new one leaves out are removed.
+    whatever fails before, the old ones stay. Of the files that a manifest lists, those that a new
+    one leaves out are removed.
 
     Raises
     ------
@@ -118,10 +114,9 @@ def staged(folder):
                 yield new
             except StoreError as error:
                 raise type(error)(str(error).replace(str(new), str(folder))) from error
-            if (new / MANIFEST).exists():
-                listed = [(read_json(place / MANIFEST) or {}) for place in (folder, new)]
-                old, kept = (set(manifest.get("files", {})) for manifest in listed)
-                for name in old - kept:
+            if (new / manifest).exists():
+                old, kept = (read_json(place / manifest) or {} for place in (folder, new))
+                for name in old.get("files", {}).keys() - kept["files"].keys():
                     (folder / name).unlink(missing_ok=True)
             for path in sorted(path for path in new.rglob("*") if path.is_file()):
                 target = folder / path.relative_to(new)
@@ -237,93 +232,3 @@ class Verified:
             except StoreError:
                 names.append(name)
         return names
-
-
-# Checkpoints
-
-
-def save_checkpoint(folder, step, content):
-    """Write a checkpoint under a name with its step and sha256, so that no second file can
-    disagree; drop all but the newest two.
-    """
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    data = buffer.getvalue()
-    with explained(folder):
-        folder.mkdir(exist_ok=True)
-    write(folder / f"{step:010d}-{digest(data)}.pt", data)
-    for old in sorted(folder.glob("[0-9]*.pt"), reverse=True)[KEPT:]:
-        old.unlink(missing_ok=True)
-
-
-def checkpoints(run):
-    """(step, path) of the checkpoints of all attempts at a run, newest first."""
-    paths = run.glob("attempt-*/checkpoints/[0-9]*.pt")
-    return sorted(((int(path.name.split("-")[0]), path) for path in paths), reverse=True)
-
-
-def load_checkpoint(path):
-    """Content of a checkpoint; only plain values and tensors are ever unpickled, and only after the
-    checksum agreed.
-
-    Raises
-    ------
-    ValueError
-        The file is damaged, or holds something other than plain values and tensors.
-    """
-    import torch
-
-    data = path.read_bytes()
-    if digest(data) != path.stem.split("-")[1]:
-        raise ValueError(f"{path.name} is damaged: it does not match its sha256")
-    try:
-        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception as error:  # whatever a forged file provokes in the reader
-        raise ValueError(f"{path.name} is refused: {str(error).splitlines()[0][:200]}") from error
-
-
-@functools.cache
-def fingerprint():
-    """Version of torch and sha256 of each result-defining module, without comments, docstrings and
-    layout.
-    """
-    import torch
-
-    lib = Path(__file__).parents[1]
-    marks = {"torch": str(torch.__version__)}  # a plain string, which a checkpoint may hold
-    for module in RESULT_MODULES:
-        for path in [lib / f"{module}.py", *sorted((lib / module).rglob("*.py"))]:
-            if path.exists():
-                marks[path.relative_to(lib.parent).as_posix()] = _digest_of_code(path)
-    return marks
-
-
-def _digest_of_code(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        holds = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if holds and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    return digest(ast.dump(tree).encode())
-
-
-def check_fingerprint(made, where):
-    """Refuse to go on from what other code made.
-
-    Raises
-    ------
-    CodeChanged
-        Names what differs and what to do.
-    """
-    now = fingerprint()
-    changed = [name for name in {**now, **made} if made.get(name) != now.get(name)]
-    if changed:
-        torch = f"torch {made.get('torch')} -> {now['torch']}"
-        named = ", ".join(torch if name == "torch" else name for name in changed)
-        raise CodeChanged(
-            f"{where} was interrupted under other code ({named}), and results must not be mixed; "
-            "restore that code to go on, or drop the unfinished attempts with "
-            "Store().prune(keys=[...], unfinished=True) to start again."
-        )

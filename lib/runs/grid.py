@@ -13,7 +13,8 @@ from lib.config import CellSpec, RunConfig, Task, Training, Window
 # torch and the cells are imported where they are needed.
 
 _TRAINING = Training()
-SEVERAL = ("input_length", "stride", "cells", "seeds")  # fields that take a list
+LISTS = (list, tuple, range)
+SEVERAL = ("input_length", "stride", "cells")  # fields that take one value or a list
 MAPPINGS = ("options", "learning_rate")  # fields that take a mapping
 EMPTY = ("last_rows", "first_rows", "options", "learning_rate")  # fields that may be left empty
 
@@ -57,19 +58,15 @@ def grid(
     clip_norm=_TRAINING.clip_norm,
     validations_per_epoch=_TRAINING.validations_per_epoch,
 ):
-    """All runs of cells x windows x seeds, checked, in an order in which a part is already a fair
-    comparison.
+    """List of `RunConfig`: all cells x windows x seeds, checked, in an order in which a part is
+    already a fair comparison: all cells at the first window with the first seed, then the other
+    seeds, then the next window.
 
-    All cells at the first window with the first seed come first, then the other seeds, then the
-    next window.
+    Parameters are the fields of `lib.config`, the same for all runs, but for
 
-    Parameters
-    ----------
-    input_length : int or sequence of int
-        Pixels.
-    stride : int, "fixed", "half" or sequence of these
-        Pixels, or a convention that is resolved for each input length; a window that comes up twice
-        counts once.
+    input_length, stride : int or sequence of int
+        Pixels; a stride may be "fixed" or "half", which is resolved for each input length. A window
+        that comes up twice counts once.
     cells : str or sequence of str
         As `lib.cells.names`; a cell of the user's own takes its text along.
     options : dict, optional
@@ -77,12 +74,6 @@ def grid(
     learning_rate : float or dict, optional
         One for all cells, or cell -> rate, with "default" for those not named. Left out, each cell
         takes what a scan chose for it (`RATES`), or the default of `lib.config.Training`.
-    dataset, permuted, last_rows, first_rows, delay, data_seed, scan, hidden_size, epochs, ... :
-        As the fields of `lib.config`, the same for all runs.
-
-    Returns
-    -------
-    list of RunConfig
 
     Raises
     ------
@@ -150,32 +141,29 @@ def unique(configs):
 
 
 def _several(value):
-    return list(value) if isinstance(value, list | tuple | range) else [value]
+    return list(value) if isinstance(value, LISTS) else [value]
 
 
 def _check_kind(name, value):
     """Refuse lists and mappings where one value is meant, and what was left empty."""
-    if isinstance(value, dict):
-        checks.require(name in MAPPINGS, name, value, "one value", "write it without a mapping")
-        for key, inner in value.items():
-            _check_value(f"{name}: {key}", inner)
-    elif name == "seeds":
-        holds = isinstance(value, list | tuple | range) and len(value) > 0
+    inner = []
+    if name == "seeds":
+        holds = isinstance(value, LISTS) and len(value) > 0
         checks.require(holds, name, value, "a list, such as [0, 1, 2]")
-    elif isinstance(value, list | tuple | range):
-        rule = "a mapping, such as {'dt': 0.3}" if name == "options" else "one value"
-        several = "write several grids, as a list of them, to vary it"
-        checks.require(name in SEVERAL, name, value, rule, "" if name == "options" else several)
-        checks.require(len(value) > 0, name, value, "one value or more")
-        for inner in value:
-            _check_value(name, inner)
+    elif isinstance(value, dict):
+        checks.require(name in MAPPINGS, name, value, "one value", "write it without a mapping")
+        inner = [(f"{name}: {key}", part) for key, part in value.items()]
+    elif isinstance(value, LISTS):
+        if name == "options":
+            checks.require(False, name, value, "a mapping, such as {'dt': 0.3}")
+        remedy = "write several grids, as a list of them, to vary it"
+        checks.require(name in SEVERAL and len(value) > 0, name, value, "one value", remedy)
+        inner = [(name, part) for part in value]
     elif not (value is None and name in EMPTY):
-        _check_value(name, value)
-
-
-def _check_value(name, value):
-    plain = value is not None and not isinstance(value, list | tuple | dict | set)
-    checks.require(plain, name, value, "one value")
+        inner = [(name, value)]
+    for named, part in inner:
+        plain = part is not None and not isinstance(part, (*LISTS, dict, set))
+        checks.require(plain, named, part, "one value")
 
 
 # Files

@@ -24,24 +24,13 @@ class Reference(NamedTuple):
 
 
 def reference(task: Task, root=None, data=None) -> Reference:
-    """The linear reference of a task: read where it is stored, else fitted and stored.
-
-    It is looked for in ``linear`` below ``root`` and below each folder there. The order of the
-    pixels and blank pixels after them change nothing for it, so that tasks that differ only in
-    these share one.
-
-    Parameters
-    ----------
-    task : Task
-    root : path, optional
-        Folder of results; default `paths.results_dir`.
-    data : path, optional
-        Folder of the images, read only where there is no stored reference (`datasets.load`).
+    """The linear reference of a task: read where it is `stored`, else fitted to the images in the
+    folder ``data`` and stored below ``root`` (default `paths.results_dir`).
 
     Raises
     ------
     ValueError
-        As `datasets.load`, where it has to be fitted.
+        As `datasets.load`.
     StoreError
         The folder cannot be written.
     """
@@ -50,43 +39,36 @@ def reference(task: Task, root=None, data=None) -> Reference:
         return found
     task, name = _place(task)
     fit = analysis.linear_softmax(datasets.load(task, data))
-    table = pa.Table.from_pydict(fit, TABLES["predictions"])
-    with files.explained(root):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-    files.write(root / name, files.to_parquet(table))
-    return _of(table)
+    files.made((root / name).parent)
+    files.write(root / name, files.to_parquet(fit, TABLES["predictions"]))
+    return stored(task, root)
 
 
 def stored(task: Task, root) -> Reference | None:
-    """The `reference` of a task where it is stored; it is never fitted."""
+    """The `reference` of a task, of ``linear`` below ``root`` or below a folder there; None where
+    it is not.
+    """
     _, name = _place(task)
     for path in (root / name, *sorted(root.glob(f"*/{name}"))):
         try:
-            return _of(files.from_parquet(path.read_bytes()))
+            frame = files.from_parquet(path.read_bytes()).to_pandas()
+            right, n = int((frame["label"] == frame["prediction"]).sum()), len(frame)
         except (OSError, pa.ArrowInvalid, KeyError):
             continue  # not there, or cut short
+        low, high = proportion_confint(right, n, method="wilson")
+        return Reference(right / n, low, high, frame)
     return None
 
 
 def _place(task):
-    """The task that shares its reference, and the file of that below a folder of results."""
+    """The task that shares its reference, for which the order of the pixels and blank pixels
+    change nothing, and its file, which names the data set and what differs from its plain form.
+    """
     task = replace(task, permuted=False, delay=0)
-    return task, f"linear/{_name(task)}.parquet"
-
-
-def _of(table):
-    frame = table.to_pandas()
-    right, n = int((frame["label"] == frame["prediction"]).sum()), len(frame)
-    low, high = proportion_confint(right, n, method="wilson")
-    return Reference(right / n, low, high, frame)
-
-
-def _name(task):
-    """The data set, and what of the task differs from its plain form."""
     parts = [task.dataset]
     for field in fields(task):
         value = getattr(task, field.name)
         if field.name != "dataset" and value != field.default:
             short = files.digest(value.encode())[:8] if field.name == "source" else value
             parts.append(f"{field.name}_{short}")
-    return "-".join(parts)
+    return task, f"linear/{'-'.join(parts)}.parquet"

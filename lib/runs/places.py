@@ -1,8 +1,5 @@
 """Where the workers of a sweep come from: this machine, SLURM, or a Dask scheduler that runs
 already.
-
-Each place is a context that yields a Dask cluster or address, and a function to call now and then:
-it replaces workers that were lost, and ends the sweep when none will come.
 """
 
 import contextlib
@@ -18,14 +15,13 @@ from pathlib import Path
 import psutil
 
 from lib import checks, paths
-from lib.runs import children, grid, system
+from lib.runs import children, grid
 
 # Dask is imported where it is needed.
 
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-STARTS = 3  # of a worker in a row that never connects
-PATIENCE = 15  # seconds without any sign of SLURM jobs before they count as dead
 LOOK = 3  # seconds between two questions to SLURM
+PATIENCE = 5  # looks without any sign of the jobs after which they count as dead
 TEXTS = "memory walltime queue account interface log_directory local_directory".split()
 LISTS = "job_extra_directives job_script_prologue worker_extra_args".split()
 FOLDERS = ("log_directory", "local_directory", "shared_temp_directory")
@@ -37,43 +33,40 @@ SLURM_WORDS = {"partition": "queue", "time": "walltime", "mem": "memory", "nodes
 
 
 @contextlib.contextmanager
+def workers(where, slots, store, settings):
+    """A Dask client of the workers of a place, and a function to call now and then: it replaces
+    workers that were lost, and ends the sweep when none will come.
+    """
+    import dask
+    from distributed import Client  # brings the defaults that the settings below change
+
+    if where == "local":
+        place = local(slots)
+    elif where == "slurm":
+        place = slurm(slots, store, settings)
+    else:
+        place = contextlib.nullcontext((where, lambda: None))
+    # that a worker is killed is no fault of a run
+    lost = dask.config.set({"distributed.scheduler.allowed-failures": 10**6})
+    with lost, place as (cluster, renew), Client(cluster, set_as_default=False) as client:
+        yield client, renew
+
+
+@contextlib.contextmanager
 def local(slots):
-    """Workers on this machine: one process with a thread for each slot, which only waits for its
-    children.
+    """Scheduler and worker in this process, with a thread for each slot, which only waits for its
+    child: nothing of multiprocessing, which would run the caller's script again.
     """
     from distributed import LocalCluster
 
-    options = {"host": "127.0.0.1", "scheduler_kwargs": NO_DASHBOARD, "silence_logs": "CRITICAL"}
-    worker, starts = None, 0
+    options = {"dashboard_address": None, "memory_limit": None, "silence_logs": "CRITICAL"}
     try:
-        with LocalCluster(n_workers=0, threads_per_worker=1, **options) as cluster:
-
-            def renew():
-                nonlocal worker, starts
-                if cluster.scheduler_info["workers"]:
-                    starts = 0
-                if worker is not None and worker.poll() is None:
-                    return
-                if starts == STARTS:
-                    raise RuntimeError(
-                        "The process that watches the trainings ends before it works, with exit "
-                        f"code {worker.returncode}; what it printed says why."
-                    )
-                starts += 1
-                # Not a process of multiprocessing, which would run the caller's script again.
-                worker = subprocess.Popen(
-                    children.command(f"work({cluster.scheduler_address!r}, {slots})"),
-                    stdin=subprocess.PIPE,
-                    **system.OWN_SESSION,
-                )
-
-            yield cluster, renew
+        with LocalCluster(
+            n_workers=1, threads_per_worker=slots, processes=False, **options
+        ) as cluster:
+            yield cluster, lambda: None
     finally:
-        if worker is not None:  # it ends with its scheduler
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(timeout=10)
-            worker.stdin.close()
-            worker.wait()
+        children.close()
 
 
 @contextlib.contextmanager
@@ -133,8 +126,7 @@ class _Jobs:
 
     def __init__(self, cluster, refused, logs):
         self.cluster, self.refused, self.logs = cluster, refused, Path(logs)
-        self.worked = set()
-        self.seen = self.looked = time.monotonic()
+        self.worked, self.missed, self.looked = set(), 0, time.monotonic()
 
     def __call__(self):
         if self.refused:
@@ -143,14 +135,12 @@ class _Jobs:
         ids = {job.job_id for job in self.cluster.workers.values() if job.job_id}
         if self.cluster.scheduler_info["workers"]:
             self.worked |= ids
-        now = time.monotonic()
         if not ids or ids & self.worked:
-            self.seen = now
-        elif now - self.looked > LOOK:
-            self.looked = now
-            if _queued(ids):
-                self.seen = now
-        if now - self.seen > PATIENCE:
+            self.missed = 0
+        elif time.monotonic() - self.looked > LOOK:
+            self.looked = time.monotonic()
+            self.missed = 0 if ids & _queued() else self.missed + 1
+        if self.missed == PATIENCE:
             logs = sorted(self.logs.glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
             lines = logs[-1].read_text(errors="replace").split("\n") if logs else []
             last = next((line for line in reversed(lines) if line.strip()), "nothing")
@@ -160,14 +150,14 @@ class _Jobs:
             )
 
 
-def _queued(ids):
-    """Whether SLURM still knows one of these jobs as waiting or running."""
+def _queued():
+    """Ids of the jobs that SLURM knows as waiting or running."""
     command = ["squeue", "-h", "-o", "%A"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
-        return False
-    return bool(ids.intersection(said.stdout.split()))
+        return set()
+    return set(said.stdout.split())
 
 
 def check_slurm(settings):

@@ -4,7 +4,6 @@ An attempt writes its own; what no process works on is marked in the folder of t
 """
 
 import json
-import os
 import socket
 import time
 
@@ -61,27 +60,16 @@ def describe_images(task):
     return {"image_shape": datasets.image_shape(task), "class_names": names}
 
 
-def begin(config):
-    """The row of an attempt that this process begins."""
-    now = time.time()
-    row = {**describe(config), "state": "RUNNING", "progress": 0.0, "message": ""}
-    row |= {"started": now, "heartbeat": now, "host": socket.gethostname()}
-    return row | {"pid": os.getpid(), "born": system.born()}
-
-
-def write(folder, row, sync=False):
-    """Replace the status in the folder of an attempt or a run; only a final one waits for the
-    disk.
-    """
-    files.write(folder / "status.json", files.to_json(row), sync)
+def write(folder, row):
+    """Replace the status in the folder of an attempt or a run."""
+    files.write(folder / "status.json", files.to_json(row), sync=False)
 
 
 def mark(run, config, state, message=""):
     """Note QUEUED, CANCELLED or FAILED of a run, in its folder."""
-    with files.explained(run):
-        run.mkdir(parents=True, exist_ok=True)
     row = {**describe(config), "state": state, "message": message, "progress": 0.0}
-    write(run, row | {"started": time.time(), "config": config.to_dict()})
+    row |= {"started": time.time(), "config": config.to_dict()}
+    write(files.made(run), row)
 
 
 def cancelled(run, since):
@@ -116,23 +104,19 @@ def unfinished(run):
     attempts = [row for row in map(files.read_json, run.glob("attempt-*/status.json")) if row]
     marked = files.read_json(run / "status.json")
     try:
-        return _newest(attempts, marked)
+        newest = max(attempts, key=lambda row: row["started"], default=None)
+        if newest is None:
+            return marked
+        newest["state"] = of_attempt(newest)
+        failed = sum(row["state"] == "FAILED" for row in attempts)
+        if newest["state"] == "FAILED" and failed > 1:
+            newest["message"] = f"{failed} failed attempts; the last: {newest['message']}"
+        if marked and marked["started"] > newest["started"]:
+            # another sweep's queue does not hide an attempt that runs
+            if (marked["state"], newest["state"]) != ("QUEUED", "RUNNING"):
+                newest |= {"state": marked["state"], "message": marked["message"]}
+        return newest
     except (KeyError, TypeError) as error:
         raise StoreError(
             f"A status.json below {run} is damaged ({error!r}); move {run} away and run again."
         ) from error
-
-
-def _newest(attempts, marked):
-    newest = max(attempts, key=lambda row: row["started"], default=None)
-    if newest is None:
-        return marked
-    newest["state"] = of_attempt(newest)
-    failed = sum(row["state"] == "FAILED" for row in attempts)
-    if newest["state"] == "FAILED" and failed > 1:
-        newest["message"] = f"{failed} failed attempts; the last: {newest['message']}"
-    if marked and marked["started"] > newest["started"]:
-        # another sweep's queue does not hide an attempt that runs
-        if (marked["state"], newest["state"]) != ("QUEUED", "RUNNING"):
-            newest |= {"state": marked["state"], "message": marked["message"]}
-    return newest

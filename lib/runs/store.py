@@ -8,6 +8,7 @@ What is damaged is handled in one way: frames go on without it, `Store.runs` sho
 with what is wrong, and whatever reads that one run raises it (StoreError).
 """
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -18,7 +19,9 @@ import pyarrow.compute as pc
 
 from lib import paths
 from lib.config import RunConfig, Task
-from lib.runs import bundles, files, status
+from lib.runs import files, status
+from lib.runs.bundles import Bundles
+from lib.runs.bundles import write as write_bundle
 from lib.runs.files import BUNDLE, StoreError, Verified
 from lib.runs.status import CONFIGURATION, FINISHED, RESULTS
 
@@ -43,7 +46,6 @@ TABLES = {
 NUMBERS = [name for name in RESULTS if name not in ("backend", "message")]
 IMAGES = ("image_shape", "class_names")
 ORDER = "dataset permuted input_length stride cell hidden_size seed key".split()
-DAMAGE = (StoreError, OSError, ValueError, KeyError, TypeError)  # what a damaged run provokes
 
 
 class Store:
@@ -53,15 +55,18 @@ class Store:
 
     def __init__(self, root=None):
         self.root = Path(root or paths.results_dir()).expanduser().absolute()
-        self._bundles = bundles.Bundles(self.root)
+
+    @functools.cached_property
+    def _bundles(self):
+        return Bundles(self.root)
+
+    def reload(self):
+        """Look for bundles again at the next question."""
+        vars(self).pop("_bundles", None)
 
     def folder(self, key):
         """Folder of a run, ``<results>/runs/<key>``."""
         return self.root / "runs" / key
-
-    def reload(self):
-        """Look for bundles again at the next question."""
-        self._bundles.forget()
 
     def _live(self):
         runs = self.root / "runs"
@@ -70,23 +75,12 @@ class Store:
     # Frames
 
     def runs(self, **filters):
-        """One row for each run, finished or not.
+        """One row for each run, finished or not: `CONFIGURATION` with ``state`` after the key, and
+        results (accuracies in 0..1). A damaged run, or bundle, reads DAMAGED and has what is wrong
+        as its message.
 
-        Parameters
-        ----------
-        **filters
-            column=value or column=[values]; None stands for missing.
-
-        Returns
-        -------
-        DataFrame
-            `CONFIGURATION` with ``state`` after the key, and results (accuracies in 0..1). A
-            damaged run, or bundle, reads DAMAGED and has what is wrong as its message.
-
-        Raises
-        ------
-        ValueError
-            A filter names no column.
+        Filters are column=value or column=[values], where None stands for missing (ValueError:
+        there is no such column).
         """
         runs = self.rows(**filters)
         images = [_images(row) for row in runs.to_dict("records")]
@@ -106,8 +100,8 @@ class Store:
             known &= set(_values(filters["key"]))
         for key in known:
             try:
-                row = self._row(key)
-            except DAMAGE as error:
+                row = self.status(key)
+            except (StoreError, OSError) as error:
                 config = files.read_json(self.folder(key) / "result" / "config.json")
                 row = _damage(key, error, config)
             if row:
@@ -167,15 +161,6 @@ class Store:
         """What is known of one run: its row, and while it runs also pid, host, step, steps,
         heartbeat; None for an unknown key.
         """
-        try:
-            row = self._row(key)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"Run {key} is damaged ({error!r}); move it away.") from error
-        if row is None:
-            self._bundles.entry(key)  # raises if a damaged bundle may hold it
-        return row
-
-    def _row(self, key):
         run = self.folder(key)
         for _ in range(2):  # an attempt may be published between two looks
             if (run / "result").is_dir():
@@ -187,6 +172,7 @@ class Store:
                 return packed["status"]
             if row := status.unfinished(run):
                 return row
+        self._bundles.entry(key)  # raises if a damaged bundle may hold it
         return None
 
     def _require(self, key):
@@ -203,19 +189,6 @@ class Store:
         """
         return (self.folder(key) / "result").is_dir() or self._bundles.entry(key) is not None
 
-    def finished_keys(self):
-        """Keys of all finished runs, in one look: for plans of many runs.
-
-        Raises
-        ------
-        StoreError
-            A bundle is damaged: what it holds would be trained again.
-        """
-        for error in self._bundles.damaged.values():
-            raise error
-        live = {key for key in self._live() if (self.folder(key) / "result").is_dir()}
-        return live | self._bundles.entries.keys()
-
     def config(self, key):
         """The `RunConfig` of a key."""
         run = self.folder(key)
@@ -227,9 +200,7 @@ class Store:
         return RunConfig.from_dict(self._require(key)["config"])
 
     def environment(self, key):
-        """What a finished run was made with: backend, device, threads, versions, commit,
-        fingerprint of the code.
-        """
+        """What a finished run was made with: backend, device, threads, versions, commit, code."""
         self._require(key)
         return self._entry(key)["environment"]
 
@@ -298,39 +269,29 @@ class Store:
                     found[path.name] = path
         return [found[name] for name in sorted(found)]
 
-    def verify(self, key):
-        """Names of the files of a finished run that do not match its manifest; empty when all is
-        well.
-        """
-        try:
-            return Verified(self.folder(key) / "result").damaged()
-        except StoreError:
-            return [files.MANIFEST]
-
     def _tables(self, name, keys, forgiving=False):
         """key -> arrow table of a kind, of results, running attempts and bundles."""
         tables = {}
         for key in keys:
             try:
                 table = self._live_table(self.folder(key), f"{name}.parquet")
-            except DAMAGE:
+            except (StoreError, OSError):
                 if not forgiving:
                     raise
-            else:
-                if table is not None:
-                    tables[key] = table
+                continue
+            if table is not None:
+                tables[key] = table
         return {**self._bundles.tables(name, set(keys) - set(tables)), **tables}
 
     def _live_table(self, run, file):
         for _ in range(2):  # an attempt may be published between two looks
-            if (run / "result").is_dir():
-                if not (run / "result" / file).exists():
-                    return None
-                return files.from_parquet(Verified(run / "result").read(file))
+            result = run / "result"
+            if result.is_dir():
+                there = (result / file).exists()
+                return files.from_parquet(Verified(result).read(file)) if there else None
             try:
-                newest = max(
-                    run.glob(f"attempt-*/{file}"), key=lambda p: p.stat().st_mtime, default=None
-                )
+                found = run.glob(f"attempt-*/{file}")
+                newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
                 return newest and files.from_parquet(newest.read_bytes())
             except FileNotFoundError:
                 continue
@@ -341,23 +302,12 @@ class Store:
     # Keeping house
 
     def pack(self, keys, folder, weights=()):
-        """Write finished runs as a compact bundle that git can hold; the same runs give the same
-        bytes.
+        """Write finished runs as a compact bundle that git can hold, and return its folder; the
+        same runs give the same bytes.
 
-        Everything but logs and weights is kept as it is; probabilities of predictions are rounded
-        to three decimals.
-
-        Parameters
-        ----------
-        keys : list of str
-        folder : path
-            Relative to the results folder; anywhere below it the bundle is read like live runs.
-        weights : list of str
-            Keys whose best weights and recordings are included.
-
-        Returns
-        -------
-        Path
+        The folder is relative to that of the results, anywhere below which the bundle is read like
+        live runs. Logs are left out, and so are weights and recordings but those, of the best
+        state, of the keys in ``weights``; probabilities are rounded to three decimals.
         """
         from safetensors.torch import save
 
@@ -377,20 +327,14 @@ class Store:
                 others[f"traces/{key}/{path.name}"] = path.read_bytes()
         entries = [self._entry(key) for key in keys]
         tables = {name: self._tables(name, keys) for name in TABLES}
-        bundles.write(folder, entries, tables, others)
+        write_bundle(folder, entries, tables, others)
         self.reload()
         return folder
 
     def prune(self, keys=None, unfinished=False):
-        """Remove the attempts that finished runs left behind, and with `unfinished` those of runs
-        without a result; returns their folders.
-
-        Attempts that a process still works on stay.
-
-        Parameters
-        ----------
-        keys : list of str, optional
-            Default all runs.
+        """Remove the attempts that finished runs (default: all) left behind, and with `unfinished`
+        those of runs without a result; returns their folders. Attempts that a process still works
+        on stay.
         """
         removed = []
         for key in sorted(self._live() if keys is None else self._live().intersection(keys)):

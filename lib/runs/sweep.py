@@ -1,13 +1,12 @@
-"""Many runs: planned against the store, each in a child process, through Dask on this machine or a
-cluster.
+"""Many runs: planned against the store, each trained in a child process, through Dask on this
+machine or a cluster.
 
-A slot is a thread of a Dask worker. It holds one child process at a time and reads nothing but its
-end: the child trains, saves and publishes by itself (`lib.runs.attempt`), so whatever dies here,
-the store knows how far every run came. One code path serves all places; only where the workers come
-from differs (`lib.runs.places`).
+A slot is a thread of a Dask worker. It holds one child process at a time (`lib.runs.children`) and
+reads nothing but its end: the child trains, saves and publishes by itself (`lib.runs.attempt`), so
+whatever dies here, the store knows how far every run came. One code path serves all places; only
+where the workers come from differs (`lib.runs.places`).
 """
 
-import contextlib
 import math
 import queue
 import socket
@@ -15,7 +14,6 @@ import statistics
 import sys
 import threading
 import time
-import uuid
 import warnings
 from collections import Counter, deque
 from concurrent.futures import Future
@@ -25,14 +23,14 @@ from pathlib import Path
 from lib import checks, paths
 from lib.config import RunConfig, Training
 from lib.runs import attempt, children, files, places, system
-from lib.runs.attempt import BUSY, CHANGED, DONE, FAILED, INVALID, PAUSED, UNUSABLE
+from lib.runs.attempt import BUSY, CHANGED, FAILED, INVALID, PAUSED, UNUSABLE
 from lib.runs.children import Ending
 from lib.runs.files import StoreError
 from lib.runs.grid import grid as grid  # what a sweep is asked with
 from lib.runs.grid import read_grid as read_grid
 from lib.runs.grid import unique
 from lib.runs.places import read_cluster as read_cluster
-from lib.runs.status import FINISHED, cancelled, describe, mark, unfinished
+from lib.runs.status import CONFIGURATION, FINISHED, cancelled, describe, mark
 from lib.runs.store import Store
 
 # torch, the cells and Dask are imported where they are needed: workers start without torch,
@@ -40,23 +38,10 @@ from lib.runs.store import Store
 
 ASK_ABOVE = 600  # estimated seconds above which `load_or_run` wants confirm=True
 START_UP = 1  # seconds of a run beside its training
-POLL = 0.2  # seconds between two looks at a child process
-GRACE = 3  # seconds a child has to save its state before it is killed
-DIFFERENCES = (  # beside data set, window, cell and seed
-    *(
-        "permuted",
-        "last_rows",
-        "first_rows",
-        "delay",
-        "data_seed",
-        "scan",
-        "hidden_size",
-        "initialisation",
-        "options",
-    ),
-    *("source", "epochs", "batch_size", "learning_rate", "clip_norm", "validations_per_epoch"),
-)
 LINE = 60  # seconds between two lines of progress without a terminal
+# What every overview of runs shows, or what follows from it.
+SHOWN = "key dataset window input_length stride convention sequence_length image_shape class_names"
+SHOWN = {*SHOWN.split(), "cell", "label", "seed"}
 
 
 # Before and beside the training
@@ -64,52 +49,35 @@ LINE = 60  # seconds between two lines of progress without a terminal
 
 def plan(configs, store=None):
     """The runs that have no result yet, in their order, each once."""
-    done = (store or Store()).finished_keys()
-    return [config for config in unique(configs) if config.key() not in done]
+    store = store or Store()
+    return [config for config in unique(configs) if not store.finished(config.key())]
 
 
-def estimate(configs, store=None, slots=1):
-    """Seconds that these runs take on so many slots, from finished runs; nan without a finished run
-    on the same data set.
+def slots_here(runs, device="cpu"):
+    """How many of so many runs are trained side by side on this machine."""
+    return max(1, min(runs, 1 if device.startswith("cuda") else system.cpus()))
+
+
+def estimate(configs, done, slots=1):
+    """Seconds that runs take on so many slots, from the rows of finished ones (`Store.rows`); nan
+    without one on the same data set.
 
     Training time is taken as proportional to epochs x time steps, for each cell and hidden size.
     """
-    known = (store or Store()).rows(state="DONE").to_dict("records")
-    return _seconds(map(describe, configs), known) / slots
+    return _seconds(map(describe, configs), done.to_dict("records")) / slots
 
 
-def _seconds(rows, known):
-    """Seconds that runs take one after the other, from rows of finished ones."""
-    times, total = {}, 0.0
-    for row in known:
+def _seconds(rows, done):
+    paces, total = {}, 0.0
+    for row in done:
         pace = row["seconds"] / (row["epochs"] * row["sequence_length"])
-        times.setdefault(row["dataset"], []).append(pace)
-        times.setdefault(_kind(row), []).append(pace)
-    paces = {kind: statistics.median(values) for kind, values in times.items()}
+        paces.setdefault(row["dataset"], []).append(pace)
+        paces.setdefault((row["dataset"], row["cell"], row["hidden_size"]), []).append(pace)
     for row in rows:
-        pace = paces.get(_kind(row), paces.get(row["dataset"], math.nan))
-        total += START_UP + row["epochs"] * row["sequence_length"] * pace
+        kind = row["dataset"], row["cell"], row["hidden_size"]
+        known = paces.get(kind) or paces.get(row["dataset"]) or [math.nan]
+        total += START_UP + row["epochs"] * row["sequence_length"] * statistics.median(known)
     return total
-
-
-def _kind(row):
-    return row["dataset"], row["cell"], row["hidden_size"]
-
-
-def preview(configs, store=None, slots=None, device="cpu"):
-    """What a sweep would train and how long it would take, as text."""
-    store, configs = store or Store(), unique(configs)
-    missing = plan(configs, store)
-    slots = slots or _slots(missing, device)
-    done = len(configs) - len(missing)
-    lines = [f"{len(configs)} runs, {done} finished, {len(missing)} to train."]
-    rows = Counter((row["dataset"], row["window"], row["cell"]) for row in map(describe, missing))
-    for (dataset, window, cell), count in rows.items():
-        lines.append(f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds")
-    if missing:
-        time_left = duration(estimate(missing, store, slots))
-        lines.append(f"Estimated time on {slots} slots: {time_left}.")
-    return "\n".join(lines)
 
 
 def duration(seconds):
@@ -121,16 +89,31 @@ def duration(seconds):
     return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
 
 
+def preview(configs, store=None, slots=None, device="cpu"):
+    """What a sweep would train and how long it would take, as text."""
+    store, configs = store or Store(), unique(configs)
+    missing = plan(configs, store)
+    done = len(configs) - len(missing)
+    lines = [f"{len(configs)} runs, {done} finished, {len(missing)} to train."]
+    rows = Counter((row["dataset"], row["window"], row["cell"]) for row in map(describe, missing))
+    for (dataset, window, cell), count in rows.items():
+        lines.append(f"  {dataset}  window {window:>5}  {cell:<12} {count} seeds")
+    if missing:
+        slots = slots or slots_here(len(missing), device)
+        seconds = estimate(missing, store.rows(state="DONE"), slots)
+        lines.append(f"Estimated time on {slots} slots: {duration(seconds)}.")
+    return "\n".join(lines)
+
+
 def status(configs=None, store=None):
     """State, progress and accuracies of runs, read from the store, whoever trains them; by default
     of all runs.
     """
-    store = store or Store()
     filters = {} if configs is None else {"key": [config.key() for config in configs]}
-    runs = store.rows(**filters)
+    runs = (store or Store()).rows(**filters)
     runs["message"] = [text.partition("\n")[0] for text in runs["message"].fillna("")]
     columns = "key state dataset window cell hidden_size seed progress".split()
-    own = [name for name in _differing(runs) if name not in columns]
+    own = [name for name in _differing(runs) if name != "hidden_size"]
     return runs[[*columns, *own, "validation_accuracy", "test_accuracy", "message"]]
 
 
@@ -142,36 +125,43 @@ def overview(store=None):
 
     runs = (store or Store()).rows()
     runs = runs[runs["state"] != "DAMAGED"].copy()
-    done = runs[runs["state"] == "DONE"].to_dict("records")
     usual = {name: runs[name].value_counts(dropna=False).index[0] for name in _differing(runs)}
     runs["differs"] = [_difference(row, usual) for row in runs.to_dict("records")]
-    columns = ["dataset", "window", "cell", "differs"]
-    rows = []
+    done = runs[runs["state"] == "DONE"].to_dict("records")
+    columns, rows = ["dataset", "window", "cell", "differs"], []
     for names, group in runs.groupby(columns, sort=False):
         states = ", ".join(f"{n} {state}" for state, n in group["state"].value_counts().items())
         accuracy = group["test_accuracy"].mean()
-        shown = "" if math.isnan(accuracy) else f"{accuracy:.1%}"
-        open_ = group[~group["state"].isin([*FINISHED, "CANCELLED", "FAILED"])].to_dict("records")
-        rows.append((*names, states, shown, duration(_seconds(open_, done)) if open_ else ""))
-    return pd.DataFrame(rows, columns=[*columns, "runs", "test accuracy", "time left"])
+        left = group[~group["state"].isin([*FINISHED, "CANCELLED", "FAILED"])].to_dict("records")
+        rows.append(
+            {
+                **dict(zip(columns, names, strict=True)),
+                "runs": states,
+                "test accuracy": "" if math.isnan(accuracy) else f"{accuracy:.1%}",
+                "time left": duration(_seconds(left, done)) if left else "",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _differing(runs):
-    """Columns, beside data set, window, cell and seed, in which these runs differ."""
-    return [name for name in DIFFERENCES if runs[name].nunique(dropna=False) > 1]
+    """Columns, beside those of every overview, in which these runs differ."""
+    names = [name for name in CONFIGURATION if name not in SHOWN]
+    return [name for name in names if runs[name].nunique(dropna=False) > 1]
 
 
 def _difference(row, usual):
     """What a run has of its own, in words."""
-    parts = []
+    words = []
     for name, value in usual.items():
-        if row[name] != value and not (row[name] != row[name] and value != value):
-            own = f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])
-            own = own.strip("{}").replace('"', "")
-            parts.append(
-                name if row[name] is True else own if name == "options" else f"{name} {own}"
-            )
-    return ", ".join(parts)
+        own = row[name]
+        if own == value or (own != own and value != value):
+            continue
+        if name == "options":
+            words.append(own.strip("{}").replace('"', ""))
+        else:
+            words.append(f"{name} {own:g}" if isinstance(own, float) else f"{name} {own}")
+    return ", ".join(words)
 
 
 def watch(configs, store=None, every=2.0):
@@ -211,7 +201,6 @@ def sweep(
     data=None,
     device="cpu",
     backend="auto",
-    threads=1,
     retries=2,
     progress=True,
     cluster=None,
@@ -227,20 +216,15 @@ def sweep(
         On a cluster its folder must be one that all machines see.
     where : "local", "slurm", or the address of a Dask scheduler ("tcp://...", "tls://...")
     slots : int, optional
-        Child processes side by side: on this machine (default: one for each core, one on a GPU), or
-        for each SLURM job (default 1). The workers of a scheduler that runs already bring their own
-        threads, which are the slots.
+        Trainings side by side: on this machine (default: one for each core, one on a GPU), or in
+        each SLURM job (default 1). A scheduler that runs already brings its own: the threads of its
+        workers.
     data : path, optional
         Folder of the data sets.
-    device : str
-        On "cuda" the seeds of one configuration are trained side by side in one child process.
-    backend : str
-        As `lib.train.fit`, which counts the runs of the sweep that share compiled graphs.
-    threads : int
-        Threads of one child process; part of what its result depends on.
+    device, backend : str
+        As `lib.train.fit`. On "cuda" the seeds of one configuration are trained side by side.
     retries : int
-        A run fails after this many further attempts in a row that came no further. A run that
-        diverges is a result.
+        A run fails after this many further attempts in a row that came no further.
     progress : bool
         Show a bar, or without a terminal a line a minute.
     cluster : dict, optional
@@ -280,13 +264,12 @@ def sweep(
             "data": str(Path(data or paths.data_dir()).expanduser().absolute()),
             "device": device,
             "backend": backend,
-            "threads": threads,
             "since": time.time(),
         }
-        slots = slots or (_slots(groups, device) if where == "local" else 1)
+        slots = slots or (slots_here(len(groups), device) if where == "local" else 1)
         with (
-            _workers(where, slots, store, cluster or {}) as (client, renew),
-            Report(missing, store, progress) as report,
+            places.workers(where, slots, store, cluster or {}) as (client, renew),
+            Report(len(missing), progress) as report,
         ):
             drive(client, renew, groups, store, request, retries, report, stop)
     return store.runs(key=[config.key() for config in configs])
@@ -306,24 +289,6 @@ def check(configs, where="local", device="cpu", backend="auto", slots=None, clus
         checks.whole("slots", slots, 1)
     if where == "slurm":
         places.check_slurm(cluster or {})
-
-
-@contextlib.contextmanager
-def _workers(where, slots, store, settings):
-    """A Dask client, and what renews its workers."""
-    import dask
-    from distributed import Client  # brings the defaults that the settings below change
-
-    if where == "local":
-        place = places.local(slots)
-    elif where == "slurm":
-        place = places.slurm(slots, store, settings)
-    else:
-        place = contextlib.nullcontext((where, lambda: None))
-    # that a worker is killed is no fault of a run
-    lost = dask.config.set({"distributed.scheduler.allowed-failures": 10**6})
-    with lost, place as (workers, renew), Client(workers, set_as_default=False) as client:
-        yield client, renew
 
 
 def _check_data(configs, data):
@@ -348,14 +313,15 @@ class Started:
 
     def __init__(self, configs, store, options):
         self._stop, self._outcome = threading.Event(), Future()
-        threading.Thread(target=self._run, args=(configs, store, options), daemon=True).start()
 
-    def _run(self, configs, store, options):
-        options = {"progress": False, **options}
-        try:
-            self._outcome.set_result(sweep(configs, store, stop=self._stop, **options))
-        except BaseException as error:
-            self._outcome.set_exception(error)
+        def run():
+            try:
+                runs = sweep(configs, store, stop=self._stop, **{"progress": False, **options})
+                self._outcome.set_result(runs)
+            except BaseException as error:
+                self._outcome.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
 
     @property
     def running(self):
@@ -377,33 +343,22 @@ def start(configs, store=None, **options):
 
 
 def load_or_run(configs, store=None, confirm=False, progress=True, **options):
-    """Rows of these runs; those without a result are trained first.
-
-    Parameters
-    ----------
-    configs : RunConfig or sequence of RunConfig
-    store : Store, optional
-    confirm : bool
-        Wanted when the missing runs are estimated to take more than ten minutes.
-    progress : bool
-        Say what is missing and show a bar.
-    **options
-        As `sweep`.
+    """Rows of these runs, one or several; those without a result are trained first, as by `sweep`
+    with these options. What is estimated to take more than ten minutes needs ``confirm=True``.
 
     Raises
     ------
+    ValueError, StoreError
+        As `sweep`.
     RuntimeError
         A run failed; the sentence ends with its last message.
     """
-    from lib import train
-
     store = store or Store()
     configs = unique([configs] if isinstance(configs, RunConfig) else configs)
-    for config in configs:
-        train.check(config)
+    check(configs)
     if missing := plan(configs, store):
-        slots = options.get("slots") or _slots(missing, options.get("device", "cpu"))
-        seconds = estimate(missing, store, slots)
+        slots = options.get("slots") or slots_here(len(missing), options.get("device", "cpu"))
+        seconds = estimate(missing, store.rows(state="DONE"), slots)
         some = f"{len(missing)} of {len(configs)} runs are missing"
         if progress:
             print(f"{some}; estimated time: {duration(seconds)}.")
@@ -452,10 +407,6 @@ def _shape(config):
     return replace(config, seed=0, training=batch).key()
 
 
-def _slots(groups, device):
-    return max(1, min(len(groups), 1 if device.startswith("cuda") else system.cpus()))
-
-
 # The loop beside the scheduler
 
 
@@ -463,26 +414,32 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
     """Keep every slot busy, in order, until all runs have ended; on the way out children save their
     state and end.
     """
-    waiting, running, finished = deque(groups), {}, queue.SimpleQueue()
+    from distributed import KilledWorker
+
+    waiting, running, ended = deque(groups), {}, queue.SimpleQueue()
     spent, reached = Counter(), {}
     alike = Counter(_shape(config) for group in groups for config in group)
     while (waiting or running) and not (stop and stop.is_set()):
         renew()
+        report(waiting, running)
         while waiting and len(running) < max(1, sum(client.nthreads().values())):
-            group = [config for config in waiting.popleft() if not store.finished(config.key())]
-            name = f"{group[0].key() if group else 'none'}-{uuid.uuid4().hex}"
-            values = [config.to_dict() for config in group]
-            more = {"alike": alike[_shape(group[0])]} if group else {}
-            future = client.submit(work, values, request | more, key=name)
-            running[future.key] = future, group
-            future.add_done_callback(finished.put)
+            group = waiting.popleft()
+            asked = request | {
+                "configs": [config.to_dict() for config in group],
+                "alike": alike[_shape(group[0])],
+            }
+            future = client.submit(children.work, asked, pure=False)
+            running[future] = group
+            future.add_done_callback(ended.put)
         try:
-            future = finished.get(timeout=1)
+            future = ended.get(timeout=1)
         except queue.Empty:
-            report(waiting, running)
             continue
-        future, group = running.pop(future.key)
-        ending = _ending(future)
+        group = running.pop(future)
+        try:
+            ending = future.result()
+        except KilledWorker as error:
+            ending = Ending(FAILED, str(error))
         if ending.code == UNUSABLE:
             raise StoreError(ending.message)
         if ending.code == INVALID:
@@ -493,106 +450,35 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
             if not store.finished(config.key())
             and not cancelled(store.folder(config.key()), request["since"])
         ]
+        if not left:
+            continue
         if ending.code == BUSY:
             waiting.append(left)
-        elif left:
-            name = left[0].key()
-            further = ending.step > reached.get(name, -1)
-            spent[name] = 0 if further else spent[name] + (ending.code != PAUSED)
-            reached[name] = ending.step
-            if spent[name] <= retries and ending.code != CHANGED:
-                waiting.appendleft(left)
-            else:
-                last = ending.message.rpartition("\n")[2]
-                said = f"{spent[name]} failed attempts; the last: {last}\n\n{ending.message}"
-                for config in left:
-                    mark(store.folder(config.key()), config, "FAILED", said.strip())
-                report.failed += len(left)
-        report(waiting, running)
-
-
-def _ending(future):
-    from distributed import KilledWorker
-
-    try:
-        return future.result()
-    except KilledWorker as error:
-        return Ending(FAILED, str(error))
-
-
-def work(values, request):
-    """On a worker: one attempt at a group of runs in a child process.
-
-    The child is asked to stop, and killed if it does not, when a run of its group is cancelled,
-    when the sweep gave the task up and when the worker closes; it ends by itself when this process
-    dies.
-
-    Parameters
-    ----------
-    values : list of dict
-        Configurations.
-    request : dict
-        As `lib.runs.attempt.run_request`, and ``since``, when the sweep began.
-
-    Returns
-    -------
-    Ending
-    """
-    store, since = Store(request["results"]), request["since"]
-    configs = [RunConfig.from_dict(value) for value in values]
-    runs = {store.folder(config.key()): config for config in configs}
-    runs = {run: config for run, config in runs.items() if not cancelled(run, since)}
-    if not runs:
-        return Ending(DONE)
-    if any((unfinished(run) or {}).get("state") == "RUNNING" for run in runs):
-        time.sleep(1)
-        return Ending(BUSY)
-    request = {**request, "configs": [config.to_dict() for config in runs.values()]}
-    with children.SERVERS.one(request["threads"]) as server:
-        try:
-            server.start(request)
-        except OSError as error:  # the server was killed
-            return Ending(FAILED, str(error))
-        while (code := server.wait(POLL)) is None and _wanted():
-            if any(cancelled(run, since) for run in runs):
-                break
-        if code is None:
-            server.stop()
-            if (code := server.wait(GRACE)) is None:
-                server.kill()
-                code = server.wait()
-        message = server.errors() or f"ended by signal {-code}"
-    saved = files.checkpoints(next(iter(runs)))
-    return Ending(code, message, saved[0][0] if saved else -1)
-
-
-def _wanted():
-    """Whether this worker goes on and its scheduler still waits for this task."""
-    from distributed import Status, get_worker
-
-    worker = get_worker()
-    task = worker.state.tasks.get(worker.get_current_task())
-    goes_on = worker.status in (Status.running, Status.paused)
-    return goes_on and task is not None and task.state == "executing"
+            continue
+        name = left[0].key()
+        further = ending.step > reached.get(name, -1)
+        spent[name] = 0 if further else spent[name] + (ending.code != PAUSED)
+        reached[name] = ending.step
+        if spent[name] <= retries and ending.code != CHANGED:
+            waiting.appendleft(left)
+            continue
+        last = ending.message.rpartition("\n")[2]
+        said = f"{spent[name]} failed attempts; the last: {last}\n\n{ending.message}"
+        for config in left:
+            mark(store.folder(config.key()), config, "FAILED", said.strip())
+        report.failed += len(left)
+    report(waiting, running)
 
 
 class Report:
     """Says how far a sweep is and the time left: a bar, or without a terminal a line a minute."""
 
-    def __init__(self, configs, store, shown):
+    def __init__(self, runs, shown):
         from tqdm.auto import tqdm
 
-        self.store, self.shown, self.failed = store, shown, 0
-        self.rows = {config.key(): describe(config) for config in configs}
-        self.known = store.rows(state="DONE").to_dict("records") if shown else []
-        self._said = time.monotonic()
-        ipython = sys.modules.get("IPython")
-        notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-        self.bar = tqdm(
-            total=len(configs),
-            unit="run",
-            disable=not shown or not (notebook or sys.stderr.isatty()),
-        )
+        self.bar = tqdm(total=runs, unit="run", disable=None if shown else True)
+        self.runs, self.lines, self.failed = runs, shown and self.bar.disable, 0
+        self._began = self._said = time.monotonic()
 
     def __enter__(self):
         return self
@@ -601,21 +487,14 @@ class Report:
         self.bar.close()
 
     def __call__(self, waiting, running):
-        if not self.shown:
-            return
-        groups = [*waiting, *(group for _, group in running.values())]
-        left = {config.key() for group in groups for config in group}
-        for key in self.rows.keys() - left:
-            row = self.store.status(key)
-            if row and row["state"] == "DONE":
-                self.known.append(row)
-            del self.rows[key]
-        seconds = _seconds(self.rows.values(), self.known) / max(1, len(running))
-        said = f"{self.failed} failed, time left: {duration(seconds)}"
-        done = self.bar.total - len(self.rows)
-        if not self.bar.disable:
-            self.bar.update(done - self.bar.n)
-            self.bar.set_postfix_str(said)
-        elif time.monotonic() - self._said > LINE:
-            self._said = time.monotonic()
-            print(f"{done} of {self.bar.total} runs, {said}", file=sys.stderr, flush=True)
+        done = self.runs - sum(map(len, [*waiting, *running.values()]))
+        self.bar.set_postfix_str(f"{self.failed} failed", refresh=False)
+        self.bar.update(done - self.bar.n)
+        now = time.monotonic()
+        if self.lines and now - self._said > LINE:
+            self._said = now
+            said = f"{done} of {self.runs} runs, {self.failed} failed"
+            if done:
+                left = (now - self._began) / done * (self.runs - done)
+                said += f", time left: {duration(left)}"
+            print(said, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ A recording says what it would take before it starts. Files are safetensors unde
 """
 
 import json
-import math
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from lib.runs.store import Store
 
 LIMIT = 256 * 2**20  # bytes that one recording may take
 DTYPES = {"float16": np.float16, "float32": np.float32}
+NOTES = ("images", "labels", "predictions", "rows", "pixels", "units")
 
 
 class Trace:
@@ -33,20 +33,20 @@ class Trace:
     Attributes
     ----------
     images, labels, predictions : array (images,)
-        Number in the split, class, class that was read out.
+        Number in the test set, class, class that was read out.
     rows, pixels : array (time,)
         Where the window of each step begins: row of the image, raster index of the pixel.
     units : array (units,)
         Hidden units recorded.
     variables : tuple of str
     about : dict
-        Run key, weights, split, dtype, window, and ``step`` of training if recorded during it.
+        Run key, weights, dtype, window, and ``step`` of training if recorded during it.
     """
 
     def __init__(self, source, about):
         self.source, self.about = source, about
         self.variables = tuple(about["variables"])
-        for name in _NOTES:
+        for name in NOTES:
             setattr(self, name, self._read(f"_{name}"))
 
     def __getitem__(self, variable):
@@ -67,18 +67,14 @@ class Trace:
             return file.get_slice(name)[part]
 
 
-_NOTES = ("images", "labels", "predictions", "rows", "pixels", "units")
-
-
 def size(config, images, variables=None, units=None, dtype="float16"):
-    """Bytes that a recording of so many images would take; ``variables`` and ``units`` are counts
-    or lists, default all.
+    """Bytes that a recording of so many images would take; ``variables`` and ``units`` are lists,
+    by default of all.
     """
-    steps = windows.task_length(config.task, config.window)
     variables = cells.get(config.cell.name).variables if variables is None else variables
-    units = config.cell.hidden_size if units is None else units
-    counts = [part if isinstance(part, int) else len(part) for part in (images, variables, units)]
-    return math.prod(counts) * steps * np.dtype(DTYPES[dtype]).itemsize
+    units = config.cell.hidden_size if units is None else len(units)
+    steps = windows.task_length(config.task, config.window)
+    return images * steps * units * len(variables) * np.dtype(DTYPES[dtype]).itemsize
 
 
 def record(
@@ -90,25 +86,21 @@ def record(
     config=None,
     store=None,
     which="best",
-    split="test",
     dtype="float16",
     data=None,
     limit=LIMIT,
     keep=True,
     log=print,
 ):
-    """Record a trained run step by step; an equal recording that is stored already is read instead.
+    """Record a trained run on images of the test set; an equal recording that is stored already is
+    read instead.
 
     Parameters
     ----------
     run : str, RunConfig or SequenceClassifier
         Key or configuration of a finished run; or any model, with its ``config``.
-    images : sequence of int
-        Numbers of the images in the split.
-    variables : sequence of str, optional
-        Default all of the cell.
-    units : sequence of int, optional
-        Default all.
+    images, variables, units : sequence, optional
+        Numbers of images; names and numbers, by default all.
     which : {"best", "initial", "final"}
         Weights of the run.
     dtype : {"float16", "float32"}
@@ -142,29 +134,24 @@ def record(
             "record(model, images, config=config)."
         )
     images, variables, units = _selection(config, images, variables, units, dtype)
-    _check_size(size(config, images, variables, units, dtype), limit, len(images), log)
+    needed = size(config, len(images), variables, units, dtype)
+    _check_size(needed, limit, len(images), log)
     model = model or store.load(key, which)
     weights = digest(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters()))[:12]
-    about = {"key": key, "which": which, "weights": weights, "split": split, "dtype": dtype}
-    about |= {"window": config.window.label, "variables": variables, "step": None}
+    about = _about(config, key, which, weights, variables, dtype)
     name = digest(json.dumps([about, images, units]).encode())[:16]
     for same in store.recordings(key) if key else ():
         if same.stem == name:
             return load(same)
     if not isinstance(data, datasets.Dataset):
         data = datasets.load(config.task, data=data)
-    kept = key and keep
-    path = store.folder(key) / "traces" / f"{name}.safetensors" if kept else None
-    return _stored(_run(model, config, data, images, units, about), about, path)
+    arrays = _arrays(model, config, data, images, units, about)
+    return _stored(arrays, about, store, name) if key and keep else Trace(arrays, about)
 
 
 def load(path):
-    """A stored recording; its variables stay on disk until they are asked for.
-
-    Raises
-    ------
-    StoreError
-        The file is damaged.
+    """A stored recording; its variables stay on disk until they are asked for (StoreError: the
+    file is damaged).
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -177,64 +164,55 @@ def load(path):
 
 
 def stored(key, store=None):
-    """Recordings of a run that are on disk, those made during its training in the order of their
-    steps.
+    """Recordings of a run that are on disk, those made during its training last and in the order of
+    their steps.
     """
     found = [load(path) for path in (store or Store()).recordings(key)]
-    steps = [trace.about["step"] for trace in found]
-    order = sorted(range(len(found)), key=lambda i: -1 if steps[i] is None else steps[i])
-    return [found[i] for i in order]
+    return sorted(found, key=lambda trace: -1 if (step := trace.about["step"]) is None else step)
 
 
 class TraceRecorder(train.Callback):
-    """Callback that records before and after a training and, with ``over``, at its validations.
+    """Callback that records at every validation of a training, the one before the first step
+    included; `stored` reads what it wrote.
 
-        attempt.execute(config, callbacks=[TraceRecorder(range(10), ("z",), over=True)])
+        attempt.execute(config, callbacks=[TraceRecorder(range(10), ("z",))])
 
-    The size of all recordings together is said, and bounded, before the first step. `stored` reads
-    them.
+    The size of all recordings together is said, and bounded, before the first step.
     """
 
     def __init__(
         self,
         images=range(20),
         variables=None,
-        units=None,
         *,
-        over=False,
         store=None,
-        split="test",
         dtype="float16",
         limit=LIMIT,
         log=print,
     ):
-        self.images, self.variables, self.units = images, variables, units
-        self.over, self.store = over, store or Store()
-        self.split, self.dtype, self.limit, self.log = split, dtype, limit, log
+        self.images, self.variables, self.store = images, variables, store or Store()
+        self.dtype, self.limit, self.log = dtype, limit, log
 
     def on_start(self, state):
         config = state.configs[0]
-        self.selection = _selection(config, self.images, self.variables, self.units, self.dtype)
-        times = len(state.configs) * (len(state.validation_steps) + 1 if self.over else 2)
-        needed = times * size(config, *self.selection, self.dtype)
-        _check_size(needed, self.limit, len(self.selection[0]), self.log)
+        self.selection = _selection(config, self.images, self.variables, None, self.dtype)
+        images, variables, units = self.selection
+        times = len(state.configs) * (len(state.validation_steps) + 1)
+        needed = times * size(config, len(images), variables, units, self.dtype)
+        _check_size(needed, self.limit, len(images), self.log)
 
     def on_validation(self, state, record):
-        if not (self.over or state.step in (0, state.steps)):
-            return
         s = [config.seed for config in state.configs].index(record["seed"])
-        config = state.configs[s]
-        images, variables, units = self.selection
+        config, (images, variables, units) = state.configs[s], self.selection
         # one seed, and the reference path: nothing is compiled for it
         model = train.build(config, device=state.device)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(state.parameters[name][s])
-        about = {"key": config.key(), "which": f"step {state.step}", "weights": None}
-        about |= {"split": self.split, "dtype": self.dtype, "window": config.window.label}
-        about |= {"variables": variables, "step": state.step}
-        path = self.store.folder(config.key()) / "traces" / f"step-{state.step:010d}.safetensors"
-        _stored(_run(model, config, state.data, images, units, about), about, path)
+        which = f"step {state.step}"
+        about = _about(config, config.key(), which, None, variables, self.dtype, state.step)
+        arrays = _arrays(model, config, state.data, images, units, about)
+        _stored(arrays, about, self.store, f"step-{state.step:010d}")
 
 
 def _selection(config, images, variables, units, dtype):
@@ -261,9 +239,7 @@ def _selection(config, images, variables, units, dtype):
 def _check_size(needed, limit, images, log):
     if needed > limit:
         fits = limit * images // needed
-        offer = "choose fewer units, variables or validations"
-        if fits:
-            offer = f"images=range({fits}) would fit"
+        offer = f"images=range({fits}) would fit" if fits else "choose fewer variables"
         raise ValueError(
             f"Recording {images} images would take {needed / 1e6:,.1f} MB, above the limit of "
             f"{limit / 1e6:,.1f} MB; {offer}."
@@ -272,45 +248,45 @@ def _check_size(needed, limit, images, log):
         log(f"Recording {images} images: {needed / 1e6:,.1f} MB.")
 
 
+def _about(config, key, which, weights, variables, dtype, step=None):
+    """What a recording says of itself; its name is made of this."""
+    about = {"key": key, "which": which, "weights": weights, "split": "test", "dtype": dtype}
+    return about | {"window": config.window.label, "variables": variables, "step": step}
+
+
 @torch.no_grad()
-def _run(model, config, data, images, units, about):
+def _arrays(model, config, data, images, units, about):
     """name -> array of a recording."""
-    split, dtype = about["split"], DTYPES[about["dtype"]]
-    available = len(data.labels[split])
+    available = len(data.labels["test"])
     if min(images) < 0 or max(images) >= available:
         raise ValueError(
-            f"images range from {min(images)} to {max(images)}, but the {split} split has "
+            f"images range from {min(images)} to {max(images)}, but the test set has "
             f"images 0 to {available - 1}."
         )
-    parts = {name: [] for name in about["variables"]}
-    predictions, labels = [], []
+    parts = {name: [] for name in (*about["variables"], "_labels", "_predictions")}
     for index in torch.tensor(images).split(config.training.batch_size):
-        x, truth = windows.sequences(data, config.window, split, index)
+        x, labels = windows.sequences(data, config.window, "test", index)
         logits, trace = model(x, record=True)
-        for name, kept in parts.items():  # at once: memory stays near the recording's size
-            kept.append(trace[name][..., units].cpu().numpy().astype(dtype))
-        predictions.append(logits.argmax(-1).cpu().numpy())
-        labels.append(truth.cpu().numpy())
+        for name in about["variables"]:  # at once: memory stays near the recording's size
+            values = trace[name][..., units].cpu().numpy()
+            parts[name].append(values.astype(DTYPES[about["dtype"]]))
+        parts["_labels"].append(labels.cpu().numpy())
+        parts["_predictions"].append(logits.argmax(-1).cpu().numpy())
     arrays = {name: np.concatenate(kept) for name, kept in parts.items()}
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
+    for name in about["variables"]:
+        if not np.isfinite(arrays[name]).all():
             raise ValueError(
                 f"{name} holds values beyond the range of {about['dtype']}; "
                 "record it as float32, or look for divergence."
             )
     pixels = windows.task_pixels(config.task, config.window)[:, 0].numpy()
     rows = pixels // datasets.image_shape(config.task)[2]
-    notes = (images, np.concatenate(labels), np.concatenate(predictions), rows, pixels, units)
-    for name, values in zip(_NOTES, notes, strict=True):
-        arrays[f"_{name}"] = np.asarray(values, np.int64)
-    return arrays
+    arrays |= {"_images": images, "_units": units, "_pixels": pixels, "_rows": rows}
+    return arrays | {f"_{name}": np.asarray(arrays[f"_{name}"], np.int64) for name in NOTES}
 
 
-def _stored(arrays, about, path):
-    if path is None:
-        return Trace(arrays, about)
-    with files.explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _stored(arrays, about, store, name):
+    path = files.made(store.folder(about["key"]) / "traces") / f"{name}.safetensors"
     content = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     files.write(path, save(content, {"about": json.dumps(about)}))
     return Trace(path, about)
