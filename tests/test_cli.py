@@ -199,6 +199,9 @@ def test_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
     assert "1 DONE" in capsys.readouterr().out
     (tmp_path / "g.yaml").write_text("{cells: rnn, seeds: [0], epochs: 1}")
     assert call(monkeypatch, "sweep", "~/g.yaml", "--dry-run", "--results", "~/r") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "sweep", "~/g.yaml", "--cells-from", "~/none.py") == 2
+    assert str(tmp_path / "none.py") in capsys.readouterr().err
     assert not (tmp_path / "~").exists()
 
 

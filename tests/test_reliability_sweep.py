@@ -136,7 +136,7 @@ def test_5_a_sweep_finishes_around_a_run_that_crashes(tmp_path):
     assert results(store.root) == before
 
 
-def test_14_15_server_killed_run_cancelled_sweep_stopped(tmp_path):
+def test_14_15_servers_killed_run_cancelled_sweep_stopped(tmp_path):
     store, configs = (
         Store(tmp_path / "results"),
         [tiny.config("cb", seed, epochs=20) for seed in range(3)],
@@ -146,8 +146,11 @@ def test_14_15_server_killed_run_cancelled_sweep_stopped(tmp_path):
     child, server, kernel = family(store, one)
     assert kernel == os.getpid()
     until(lambda: working(store, one) and working(store, two))
-    os.kill(server, signal.SIGKILL)
-    until(lambda: not any(map(alive, (child, server))), 2)
+    other = working(store, two)["pid"]
+    killed = [child, server, other, parent(other)]
+    for pid in (server, parent(other)):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, killed)), 2)
     again = until(lambda: (row := working(store, one)) and row["pid"] != child and row)
     until(lambda: working(store, two))
     sweep.cancel(one.key(), store)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
@@ -152,6 +153,12 @@ def test_slurm_that_gives_no_workers_ends_the_sweep(sbatch, message, tmp_path, m
         for _ in range(600):
             renew()
             time.sleep(0.1)
+
+
+def test_nobody_beyond_this_machine_can_connect(tmp_path):
+    with places.workers("local", 1, Store(tmp_path), {}):
+        connections = psutil.Process().net_connections()
+    assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
 
 
 def test_slurm_that_is_not_here_is_refused_at_once(tmp_path, monkeypatch):

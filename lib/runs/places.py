@@ -59,11 +59,17 @@ def local(slots):
     """
     from distributed import LocalCluster
 
-    options = {"dashboard_address": None, "memory_limit": None, "silence_logs": "CRITICAL"}
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": slots,
+        "processes": False,
+        "memory_limit": None,
+        "scheduler_kwargs": NO_DASHBOARD,
+        "worker_dashboard_address": NO_DASHBOARD["dashboard_address"],
+        "silence_logs": "CRITICAL",
+    }
     try:
-        with LocalCluster(
-            n_workers=1, threads_per_worker=slots, processes=False, **options
-        ) as cluster:
+        with LocalCluster(**options) as cluster:
             yield cluster, lambda: None
     finally:
         children.close()
