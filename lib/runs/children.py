@@ -22,6 +22,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+import psutil
+
 from lib import paths
 from lib.config import RunConfig
 from lib.runs import attempt, checkpoints, system
@@ -99,6 +101,8 @@ class Server:
         if code is None:  # the server was killed, and its child goes with it
             self.alive = False
             self.kill()
+            with contextlib.suppress(psutil.Error):  # else its run would still read RUNNING
+                psutil.Process(self.pid).wait(GRACE)
             return -9
         return code
 
