@@ -110,7 +110,7 @@ def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataF
     Returns
     -------
     DataFrame
-        ``by``, n, missing (seeds whose value is NaN, which enter no mean), mean, sd, low, high.
+        ``by``, n (seeds with a value), mean, low, high.
 
     Raises
     ------
@@ -120,11 +120,9 @@ def summarise(frame: pd.DataFrame, by, value: str = "test_accuracy") -> pd.DataF
     by, rows = _names(by), []
     _check(frame, by, value)
     for labels, part in frame.groupby(by, sort=False, dropna=False, observed=True)[value]:
-        values = np.sort(part.dropna().to_numpy(float))
-        mean, low, high = interval(values)
-        sd = values.std(ddof=1) if len(values) > 1 else np.nan
-        rows.append((*labels, len(values), len(part) - len(values), mean, sd, low, high))
-    return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "sd", "low", "high"])
+        values = part.dropna()
+        rows.append((*labels, len(values), *interval(values)))
+    return pd.DataFrame(rows, columns=[*by, "n", "mean", "low", "high"])
 
 
 # --- seeds and images
@@ -139,7 +137,6 @@ class _Means(NamedTuple):
     groups: list
     n: np.ndarray  # seeds
     mean: np.ndarray
-    sd: np.ndarray  # over the group's own seeds
     seeds: np.ndarray  # variance of the mean from seeds, of the spread that the group shares
     pool: np.ndarray  # number of the pool of groups that share it
     freedom: np.ndarray  # degrees of freedom of that spread
@@ -235,13 +232,13 @@ def accuracies(correct) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a group: its labels, n (seeds), mean, sd (over its own seeds), low, high, freedom.
-        One or two seeds carry no inference: low, high and freedom are NaN.
+        One row a group: its labels, n (seeds), mean, low, high, freedom. One or two seeds carry no
+        inference: low, high and freedom are NaN.
     """
     found = _means(correct)
     labels = [_tuple(group) for group in found.groups]
     sums = _sums(found, np.eye(len(labels)), simultaneous=False)
-    columns = {"n": found.n, "mean": found.mean, "sd": found.sd}
+    columns = {"n": found.n, "mean": found.mean}
     columns |= {name: sums[name] for name in ("low", "high", "freedom")}
     return pd.DataFrame(labels, columns=correct.index.names[:-1]).assign(**columns)
 
@@ -395,7 +392,7 @@ def _means(correct):
     mean = over_seeds.mean(axis=1)
     hard = over_seeds - mean[:, None]
     images = (hard @ hard.T / (m - 1) - np.diag(residual / n)) / m
-    return _Means(list(names), n, mean, np.sqrt(own), spread / n, pool, freedom, images, m - 1)
+    return _Means(list(names), n, mean, spread / n, pool, freedom, images, m - 1)
 
 
 def _family(correct, groups, weights):
