@@ -106,7 +106,7 @@ class Explorer(ABC):
             panels = self.view.panels
             self._show([panel.plotly(self.view.height) for panel in panels])
             for figure, panel in zip(self.figures, panels, strict=False):
-                figure.layout.flex = f"{panel.share:g} 1 {round(460 * panel.share)}px"
+                figure.layout.flex = f"{panel.share:g} 1 {round(390 * panel.share)}px"
 
     def _show(self, drawn):
         """Draw (traces, layout) of each panel; figures are made once, and those beyond hidden."""
