@@ -182,7 +182,9 @@ def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    limits = _draw_curves(ax, frame, metric, frame["group"].unique())
+    table = summary(frame, metric, ("group", "epoch"))
+    _draw_curves(ax, frame, table, metric, frame["group"].unique())
+    limits = _limits(table, frame[metric], METRICS[metric])
     ax.set(xlabel="Training (epochs)", ylabel=METRICS[metric].axis, ylim=limits)
     _label_ends([ax])
     return ax
@@ -198,23 +200,22 @@ def learning_curves(
     fig = fig or _figure()
     panels = families(frame)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    limits = []
+    table = summary(frame, metric, ("group", "epoch"))
     for ax, (family, groups) in zip(axes, panels.items(), strict=True):
-        limits.append(_draw_curves(ax, frame, metric, groups))
+        _draw_curves(ax, frame, table, metric, groups)
         ax.set_title(family, loc="left")
         ax.set_xlabel("Training (epochs)")
         if linear is not None:
             _reference(ax, "y", 100 * linear, "linear on pixels" if ax is axes[0] else "")
-    lows, highs = zip(*limits, strict=True)
-    axes[0].set(ylabel=METRICS[metric].axis, ylim=(min(lows), max(highs)))
+    limits = _limits(table, frame[metric], METRICS[metric])
+    axes[0].set(ylabel=METRICS[metric].axis, ylim=limits)
     _label_ends(axes)
     return fig
 
 
-def _draw_curves(ax, frame, metric, highlight):
-    """Draw all groups of a frame, those not highlighted in grey; return limits of the axis."""
+def _draw_curves(ax, frame, table, metric, highlight):
+    """Draw all groups of a frame and its `summary`, those not highlighted in grey."""
     few = {}
-    table = summary(frame, metric, ("group", "epoch"))
     factor = METRICS[metric].factor
     for group, part in table.groupby("group", sort=False):
         own = style.look(part["cell"].iat[0])
@@ -239,7 +240,6 @@ def _draw_curves(ax, frame, metric, highlight):
     _say_few_seeds(ax, few, len(highlight))
     ax.set_xlim(0, table["epoch"].max())
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    return _limits(table, frame[metric] * factor, METRICS[metric])
 
 
 def _say_few_seeds(ax, few, groups):
@@ -260,7 +260,7 @@ def _limits(table, seeds, metric):
     """Limits of an axis that holds all seeds and bands. No metric is negative and no share beyond
     100 %, though the interval of a skewed one may reach there.
     """
-    banded = table[table["n"] >= analysis.FEWEST]
+    banded, seeds = table[table["n"] >= analysis.FEWEST], seeds * metric.factor
     bottom = max(np.nanmin([seeds.min(), banded["low"].min()]), 0)
     top = np.nanmax([seeds.max(), banded["high"].max()])
     if metric.share:
