@@ -205,9 +205,10 @@ def _reasons(frames):
         rungs = select.rungs(frames.runs, item)
         if rungs is not None:
             table = plots.rung_summary(rungs, frames.predictions)
-            found.append(
-                _reason(item.title, table["panel"] + ": " + table["label"], table, rungs.runs)
-            )
+            names = table["panel"] + ": " + table["label"]
+            best = table.loc[table["mean"].idxmax()]
+            most = f"The most brings {best['label']}: {best['mean']:.1f} points{_interval(best)}."
+            found.append(_reason(item.title, names, table, rungs.runs) | {"notes": [most]})
     if changes := select.variants(frames.runs).get("equation"):
         table = plots.difference_summary(*changes, predictions=frames.predictions)
         table = table[[style.kin(cell) == "dale_cb" for cell in table["cell"]]]
