@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from lib import checks, paths
-from lib.runs import attempt, files, sweep
-from lib.runs.files import StoreError
+from lib import checks, files, paths
+from lib.files import StoreError
+from lib.runs import attempt, sweep
 from lib.runs.store import Store
 
 # torch, the cells and the figures are imported where they are needed.

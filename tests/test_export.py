@@ -21,9 +21,8 @@ import pandas as pd
 import pytest
 import tiny
 
-from lib import analysis, cells, paths
+from lib import analysis, cells, files, paths
 from lib.figures import export, paper, plots, select, style
-from lib.runs import files
 from lib.runs.store import Store
 
 mpl.use("Agg")

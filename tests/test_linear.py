@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lib import analysis, datasets, paths
 from lib.config import Task
-from lib.runs.linear import reference
+from lib.linear import reference
 
 
 def test_digits(tmp_path, monkeypatch):

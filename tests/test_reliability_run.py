@@ -23,11 +23,11 @@ import pytest
 import tiny
 import torch
 
-from lib import train
+from lib import files, train
 from lib.config import RunConfig, Task, Window
-from lib.runs import attempt, checkpoints, files, sweep
+from lib.files import DiskFull, StoreError, Verified
+from lib.runs import attempt, checkpoints, sweep
 from lib.runs.checkpoints import CodeChanged
-from lib.runs.files import DiskFull, StoreError, Verified
 from lib.runs.store import Store
 
 FINISHED = tiny.config("cb", seed=99)

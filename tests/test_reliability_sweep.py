@@ -20,8 +20,8 @@ from tiny import until
 
 from lib import paths
 from lib.config import CellSpec, RunConfig, Task, Training, Window
+from lib.files import Verified, read_json, to_json
 from lib.runs import sweep
-from lib.runs.files import Verified, read_json, to_json
 from lib.runs.store import Store
 
 CRASH = """

@@ -11,12 +11,12 @@ import pytest
 import tiny
 import torch
 
-from lib import train
+from lib import files, train
 from lib.config import CellSpec, RunConfig
-from lib.runs import attempt, files, status
-from lib.runs.files import DiskFull, StoreError, Verified
+from lib.files import TABLES, DiskFull, StoreError, Verified
+from lib.runs import attempt, status
 from lib.runs.status import CONFIGURATION, RESULTS
-from lib.runs.store import TABLES, Store
+from lib.runs.store import Store
 
 
 @pytest.fixture(scope="module")

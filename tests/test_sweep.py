@@ -17,9 +17,9 @@ import tiny
 
 from lib import cells
 from lib.config import CellSpec, RunConfig, Task
+from lib.files import StoreError
 from lib.runs import attempt, places, sweep
 from lib.runs.children import Ending
-from lib.runs.files import StoreError
 from lib.runs.grid import RATES
 from lib.runs.status import mark
 from lib.runs.store import Store

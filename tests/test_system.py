@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.runs import children, files, system
-from lib.runs.files import StoreError
+from lib import files, system
+from lib.files import StoreError
+from lib.runs import children
 
 
 def refuse(kind, code):

@@ -9,8 +9,8 @@ import torch
 
 from lib import datasets, train, windows
 from lib.config import Task
+from lib.files import StoreError
 from lib.runs import attempt, traces
-from lib.runs.files import StoreError
 from lib.runs.store import Store
 
 CONFIG = tiny.config("stp_dale_cb")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from lib import files
 from lib.config import CellSpec, RunConfig, Training, Window
-from lib.runs import attempt, checkpoints, files
+from lib.files import TABLES
+from lib.runs import attempt, checkpoints
 from lib.runs.attempt import Attempt, publish
 from lib.runs.status import RESULTS
-from lib.runs.store import TABLES, Store
+from lib.runs.store import Store
 from lib.train import Outcome
 
 torch.set_num_threads(1)  # as child processes do

@@ -12,12 +12,12 @@ from typing import ClassVar
 import ipywidgets
 import pandas as pd
 
-from lib import datasets, windows
+from lib import datasets, linear, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run
 from lib.explore.widgets import assign, dropdown, offer, row, say
 from lib.figures import plots, select
-from lib.runs import linear, sweep
+from lib.runs import sweep
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
 

@@ -21,7 +21,7 @@ from lib.explore.figure import Figure
 from lib.explore.widgets import EXPECTED, assign, button, row, say
 from lib.figures import style
 from lib.figures.export import export_figure
-from lib.runs.files import digest
+from lib.files import digest
 
 PLACE = ("task", "input_length", "stride")
 

@@ -6,7 +6,7 @@ import ipywidgets
 import traitlets
 from ipywidgets import HBox, VBox
 
-from lib.runs.files import StoreError
+from lib.files import StoreError
 
 # What a reader is told in place; anything else is a bug and must show.
 EXPECTED = (ValueError, StoreError, OSError)

@@ -19,9 +19,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from pylatexenc.latexencode import UnicodeToLatexEncoder
 
-from lib import paths
+from lib import files, paths
 from lib.figures import style
-from lib.runs import files
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lib import analysis, windows
+from lib import analysis, linear, windows
 from lib.config import CellSpec, Task
 from lib.figures import style
-from lib.runs import linear
 
 # The window of figures that show one, where it was run: both stride conventions hold there.
 WINDOW = "8/4"
@@ -36,7 +35,7 @@ FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
 
 class Frames(NamedTuple):
     """Finished and diverged runs of a store with their curves and history; ``environments`` maps
-    keys to what each run was made with, ``linear`` data sets to their `lib.runs.linear.Reference`,
+    keys to what each run was made with, ``linear`` data sets to their `lib.linear.Reference`,
     where it is stored. Without ``predictions`` intervals are over seeds alone.
     """
 

@@ -19,12 +19,12 @@ import traceback
 import uuid
 from pathlib import Path
 
-from lib import checks
+from lib import checks, files, system
 from lib.config import RunConfig
-from lib.runs import checkpoints, files, status, system
+from lib.files import TABLES, StoreError, Verified
+from lib.runs import checkpoints, status
 from lib.runs.checkpoints import CodeChanged
-from lib.runs.files import StoreError, Verified
-from lib.runs.store import TABLES, Store
+from lib.runs.store import Store
 
 # torch and the training are imported once the guard over the parent stands.
 

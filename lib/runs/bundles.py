@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.runs import files
-from lib.runs.files import BUNDLE, StoreError, Verified
+from lib import files
+from lib.files import BUNDLE, StoreError, Verified
 
 
 class Bundles:

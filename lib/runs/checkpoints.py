@@ -5,8 +5,8 @@ import functools
 import io
 from pathlib import Path
 
-from lib.runs import files
-from lib.runs.files import StoreError, digest
+from lib import files
+from lib.files import StoreError, digest
 
 # Modules whose code defines a result.
 RESULT_MODULES = "config datasets windows cells recurrence compiled measures train".split()

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from lib import paths
+from lib import paths, system
 from lib.config import RunConfig
-from lib.runs import attempt, checkpoints, system
+from lib.runs import attempt, checkpoints
 from lib.runs.status import cancelled, unfinished
 from lib.runs.store import Store
 

@@ -7,8 +7,8 @@ import json
 import socket
 import time
 
-from lib.runs import files, system
-from lib.runs.files import StoreError
+from lib import files, system
+from lib.files import StoreError
 
 # The data sets and cells are imported where a run is described: `status` starts without torch.
 

@@ -17,32 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib import paths
+from lib import files, paths
 from lib.config import RunConfig, Task
-from lib.runs import files, status
+from lib.files import BUNDLE, TABLES, StoreError, Verified
+from lib.runs import status
 from lib.runs.bundles import Bundles
 from lib.runs.bundles import write as write_bundle
-from lib.runs.files import BUNDLE, StoreError, Verified
 from lib.runs.status import CONFIGURATION, FINISHED, RESULTS
 
 # pandas, torch and the cells are imported where they are needed: workers and `status` start without
 # them.
 
-_TYPES = {
-    **{"step": pa.int64(), "variable": pa.string(), "statistic": pa.string()},
-    **{"image": pa.int32(), "label": pa.int32(), "prediction": pa.int32()},
-    "probability": pa.float32(),
-}
-_COLUMNS = {
-    "curves": "step epoch train_loss train_accuracy validation_loss validation_accuracy "
-    "rate gradient_norm",
-    "history": "step epoch variable statistic value",
-    "predictions": "image label prediction probability",
-}
-TABLES = {
-    table: pa.schema([(name, _TYPES.get(name, pa.float64())) for name in names.split()])
-    for table, names in _COLUMNS.items()
-}
 NUMBERS = [name for name in RESULTS if name not in ("backend", "message")]
 IMAGES = ("image_shape", "class_names")
 ORDER = "dataset permuted input_length stride cell hidden_size seed key".split()

@@ -20,12 +20,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
-from lib import checks, paths
+from lib import checks, files, paths, system
 from lib.config import RunConfig, Training
-from lib.runs import attempt, children, files, places, system
+from lib.files import StoreError
+from lib.runs import attempt, children, places
 from lib.runs.attempt import BUSY, CHANGED, FAILED, INVALID, PAUSED, UNUSABLE
 from lib.runs.children import Ending
-from lib.runs.files import StoreError
 from lib.runs.grid import grid as grid  # what a sweep is asked with
 from lib.runs.grid import read_grid as read_grid
 from lib.runs.grid import unique

@@ -12,11 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lib import cells, checks, datasets, train, windows
+from lib import cells, checks, datasets, files, train, windows
 from lib.config import RunConfig
+from lib.files import StoreError, digest
 from lib.recurrence import SequenceClassifier
-from lib.runs import files
-from lib.runs.files import StoreError, digest
 from lib.runs.store import Store
 
 LIMIT = 256 * 2**20  # bytes that one recording may take

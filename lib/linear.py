@@ -8,10 +8,8 @@ from typing import NamedTuple
 import pyarrow as pa
 from statsmodels.stats.proportion import proportion_confint
 
-from lib import analysis, datasets, paths
+from lib import analysis, datasets, files, paths
 from lib.config import Task
-from lib.runs import files
-from lib.runs.store import TABLES
 
 
 class Reference(NamedTuple):
@@ -40,7 +38,7 @@ def reference(task: Task, root=None, data=None) -> Reference:
     task, name = _place(task)
     fit = analysis.linear_softmax(datasets.load(task, data))
     files.made((root / name).parent)
-    files.write(root / name, files.to_parquet(fit, TABLES["predictions"]))
+    files.write(root / name, files.to_parquet(fit, files.TABLES["predictions"]))
     return stored(task, root)
 
 

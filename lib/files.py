@@ -14,12 +14,28 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.runs import system
+from lib import system
 
 MANIFEST, BUNDLE = "MANIFEST.json", "BUNDLE.json"  # of a result, of a bundle
 REMEDY = {
     MANIFEST: "move {} away and run again.",
     BUNDLE: "restore {} (git checkout), or move it away.",
+}
+# The tables that a run leaves, and their columns.
+_TYPES = {
+    **{"step": pa.int64(), "variable": pa.string(), "statistic": pa.string()},
+    **{"image": pa.int32(), "label": pa.int32(), "prediction": pa.int32()},
+    "probability": pa.float32(),
+}
+_COLUMNS = {
+    "curves": "step epoch train_loss train_accuracy validation_loss validation_accuracy "
+    "rate gradient_norm",
+    "history": "step epoch variable statistic value",
+    "predictions": "image label prediction probability",
+}
+TABLES = {
+    table: pa.schema([(name, _TYPES.get(name, pa.float64())) for name in names.split()])
+    for table, names in _COLUMNS.items()
 }
 
 
