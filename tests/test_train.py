@@ -323,7 +323,7 @@ def test_bad_settings_are_refused_in_one_sentence(change, words):
 def test_configurations_that_cannot_train_together(data):
     with pytest.raises(ValueError, match="differ in more than the seed"):
         train.fit([tiny.config("cb"), tiny.config("gru", seed=1)], data)
-    with pytest.raises(ValueError, match="only once"):
+    with pytest.raises(ValueError, match="name each seed once"):
         train.fit([tiny.config(), tiny.config()], data)
     with pytest.raises(ValueError, match="smaller batch"):
         train.fit(RunConfig(training=Training(batch_size=10**6)), data)

@@ -888,12 +888,13 @@ def _readable(colour):
 
 
 def _plain(name):
-    """A name with its symbols as mathematics (P_z, r); Computer Modern has no underscore, where
-    mathematics has one.
+    """A name with its symbols as mathematics (P_z, r, σ, which LaTeX knows by its name alone);
+    Computer Modern has no underscore, where mathematics has one.
     """
     parts = SYMBOL.split(name)
     parts[::2] = [part.replace("_", r"$\_$") for part in parts[::2]]
-    parts[1::2] = [f"${INDEX.sub(UPRIGHT, part)}$" for part in parts[1::2]]
+    symbols = (INDEX.sub(UPRIGHT, part).replace("σ", r"\sigma") for part in parts[1::2])
+    parts[1::2] = [f"${symbol}$" for symbol in symbols]
     return "".join(parts)
 
 
