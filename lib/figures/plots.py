@@ -501,7 +501,8 @@ def _log_ticks(ax):
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     wide = high > 5 * low
-    locator = mpl.ticker.LogLocator(subs=(1, 3)) if wide else mpl.ticker.MaxNLocator(4)
+    subs = (1, 3) if high < 1000 * low else (1,)  # labels of more decades would touch
+    locator = mpl.ticker.LogLocator(subs=subs) if wide else mpl.ticker.MaxNLocator(4)
     ax.xaxis.set(major_locator=locator, major_formatter=mpl.ticker.ScalarFormatter())
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
