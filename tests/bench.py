@@ -470,7 +470,7 @@ def main():
         options.repeats,
     )
     results = {
-        "options": vars(options),
+        "options": {name: value for name, value in vars(options).items() if name != "json"},
         "torch": torch.__version__,
         "processor": processor(),
         "passes": rows,

@@ -39,9 +39,8 @@ class Explorer(ABC):
         What is shown; None when nothing is.
     """
 
-    clicked = (
-        None  # an explorer's own function of a figure's number and a point (`Figure.on_click`)
-    )
+    # An explorer's own function of a figure's number and a point (`Figure.on_click`).
+    clicked = None
 
     def __init__(self, controls, state, choice=None, shared=False):
         self.choice, self.view, self._held = choice, None, True

@@ -21,7 +21,7 @@ import pandas as pd
 
 from lib import analysis, cells, paths
 from lib.figures import export, plots, select, style
-from lib.figures.select import LADDERS, VARIANTS, Frames, comparison, main_window, variants
+from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
 
 # Column of a table -> what a text calls it, where that is not its own name.
 QUOTED = {"Accuracy (%)": "Accuracy", "Above linear": "AboveLinear", "n": "Seeds"}
@@ -171,7 +171,7 @@ def _of_windows(frames):
 
 def _of_changes(frames):
     evidence = {"predictions": frames.predictions}
-    for name, (ladder, rungs) in _ladders(frames).items():
+    for name, (ladder, rungs) in select.ladders(frames.runs).items():
         lead = (
             f"{ladder.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
             "difference from the line that a rung is a change of; dots: seeds. "
@@ -211,12 +211,6 @@ def _wide(frames):
     return every[every.groupby("cell")["window"].transform("nunique") > 1]
 
 
-def _ladders(frames):
-    """Name -> ladder and its rungs, where any ran."""
-    made = {name: (item, select.rungs(frames.runs, item)) for name, item in LADDERS.items()}
-    return {name: (item, rungs) for name, (item, rungs) in made.items() if rungs is not None}
-
-
 def _linear(frames, runs):
     found = frames.linear.get(runs["dataset"].iat[0])
     return found and found.accuracy
@@ -254,7 +248,8 @@ def tables(frames: Frames) -> list[Table]:
     found = [Table("summary", shown, lead, main, names, ("Accuracy (%)",))]
     made = (_windows_table(frames), _contrasts_table(main, frames), _effects_table(main, frames))
     found += [table for table in made if table is not None]
-    found += [_ladder_table(name, *made, frames) for name, made in _ladders(frames).items()]
+    ladders = select.ladders(frames.runs)
+    found += [_ladder_table(name, *made, frames) for name, made in ladders.items()]
     kinds = variants(frames.runs)
     return found + [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
 
@@ -309,25 +304,15 @@ def _windows(runs):
 
 
 def _contrasts_table(main, frames):
-    labels = main.groupby("cell")["group"].first()
-    planned = [
-        item for item in analysis.PLANNED if {item.cell, item.reference} <= set(labels.index)
-    ]
-    if not planned:
+    table = plots.planned_contrasts(main, frames.predictions).dropna(subset="low")
+    if table.empty:
         return None
-    answers = plots.answers(main, "test_accuracy", ["cell"], frames.predictions)
-    table = analysis.comparisons(answers, [(item.cell, item.reference) for item in planned])
-    told = table["low"].notna()
-    if not told.any():
-        return None
-    planned = [item for item, kept in zip(planned, told, strict=True) if kept]
-    pairs = [f"{labels[item.cell]} − {labels[item.reference]}" for item in planned]
     lead = (
         "Planned contrasts of test accuracy (percentage points; "
         f"simultaneous {_intervals(frames)})."
     )
-    frame = _differences("Pair", pairs, table[told])
-    return Table("contrasts", frame, lead, main, tuple(item.name for item in planned))
+    frame = pd.DataFrame({"Pair": table["pair"]}).assign(**_interval("Difference", table))
+    return Table("contrasts", frame.assign(n=table["n"]), lead, main, tuple(table["name"]))
 
 
 def _differences(key, names, table):

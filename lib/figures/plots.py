@@ -83,6 +83,24 @@ def rung_summary(rungs, predictions=None) -> pd.DataFrame:
     return steps.merge(table, on=["group", "reference"])
 
 
+def planned_contrasts(runs, predictions=None) -> pd.DataFrame:
+    """The planned contrasts whose cells ran, in percentage points of test accuracy, one family:
+    name, pair, isolates, n, mean, low, high; empty where none did.
+    """
+    labels = runs.groupby("cell")["group"].first()
+    ran = set(labels.index)
+    planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
+    if not planned:
+        return pd.DataFrame(columns=["name", "pair", "isolates", "n", "mean", "low", "high"])
+    found = answers(runs, "test_accuracy", ["cell"], predictions)
+    table = analysis.comparisons(found, [(item.cell, item.reference) for item in planned])
+    return _in_unit(table, runs, "test_accuracy").assign(
+        name=[item.name for item in planned],
+        pair=[f"{labels[item.cell]} − {labels[item.reference]}" for item in planned],
+        isolates=[item.isolates for item in planned],
+    )
+
+
 def answers(frame, metric, by, predictions):
     """What the statistics need: right or wrong on every image, or one value a seed where there are
     no ``predictions`` of the runs or the metric is another.

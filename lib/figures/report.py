@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import analysis, paths
+from lib import paths
 from lib.figures import export, plots, select, style
 from lib.figures.plots import ranged
 
@@ -179,9 +179,8 @@ def _result(found):
 
 
 def _interval(found):
-    if pd.isna(found["low"]):
-        return ""
-    return f" [{found['low']:.1f}, {found['high']:.1f}]".replace("-", "−")
+    interval = export.bracket(found["low"], found["high"])
+    return f" {interval}" if interval else ""
 
 
 def _reasons(frames):
@@ -190,25 +189,16 @@ def _reasons(frames):
     """
     main = select.comparison(frames.runs)
     main, found = main[main["window"] == select.main_window(main)], []
-    labels = main.groupby("cell")["group"].first()
-    ran = set(labels.index)
-    planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
-    if planned:
-        answers = plots.answers(main, "test_accuracy", ["cell"], frames.predictions)
-        table = analysis.comparisons(answers, [(item.cell, item.reference) for item in planned])
-        table[["mean", "low", "high"]] *= 100
-        names = [f"{labels[item.cell]} − {labels[item.reference]}" for item in planned]
-        steps = zip(names, planned, strict=True)
-        notes = [f"{name}: {item.isolates}." for name, item in steps]
-        found.append(_reason("Planned contrasts", names, table, main) | {"notes": notes})
-    for item in select.LADDERS.values():
-        rungs = select.rungs(frames.runs, item)
-        if rungs is not None:
-            table = plots.rung_summary(rungs, frames.predictions)
-            names = table["panel"] + ": " + table["label"]
-            best = table.loc[table["mean"].idxmax()]
-            most = f"The most brings {best['label']}: {best['mean']:.1f} points{_interval(best)}."
-            found.append(_reason(item.title, names, table, rungs.runs) | {"notes": [most]})
+    table = plots.planned_contrasts(main, frames.predictions)
+    if len(table):
+        notes = list(table["pair"] + ": " + table["isolates"] + ".")
+        found.append(_reason("Planned contrasts", table["pair"], table, main) | {"notes": notes})
+    for item, rungs in select.ladders(frames.runs).values():
+        table = plots.rung_summary(rungs, frames.predictions)
+        names = table["panel"] + ": " + table["label"]
+        best = table.loc[table["mean"].idxmax()]
+        most = f"The most brings {best['label']}: {best['mean']:.1f} points{_interval(best)}."
+        found.append(_reason(item.title, names, table, rungs.runs) | {"notes": [most]})
     if changes := select.variants(frames.runs).get("equation"):
         table = plots.difference_summary(*changes, predictions=frames.predictions)
         table = table[[style.kin(cell) == "dale_cb" for cell in table["cell"]]]

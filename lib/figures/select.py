@@ -123,7 +123,7 @@ def collect(store, **filters) -> Frames:
     """`Frames` of the runs of a store; filters as in `Store.runs`."""
     runs = store.runs(**{**filters, "state": ["DONE", "DIVERGED"]})
     same = {"key": list(runs["key"])}
-    references = {name: _linear(name, store.root) for name in runs["dataset"].unique()}
+    references = {name: linear.stored(Task(name), store.root) for name in runs["dataset"].unique()}
     return Frames(
         runs,
         store.curves(**same),
@@ -132,12 +132,6 @@ def collect(store, **filters) -> Frames:
         store.predictions_of(runs["key"]),
         {name: found for name, found in references.items() if found},
     )
-
-
-def _linear(dataset, root):
-    """The linear reference of a data set, of this folder of results or of one beside it."""
-    task = Task(dataset)
-    return linear.stored(task, root) or linear.stored(task, root.resolve().parent)
 
 
 # ---- groups
@@ -376,6 +370,12 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     ]
     shown = runs["group"].isin([*ends, *steps["group"], *steps["reference"]])
     return Rungs(runs[shown], steps, ends) if len(steps) else None
+
+
+def ladders(runs: pd.DataFrame) -> dict[str, tuple[Ladder, Rungs]]:
+    """The `LADDERS` of which any rung ran, by name, with their `rungs`."""
+    made = {name: (item, rungs(runs, item)) for name, item in LADDERS.items()}
+    return {name: (item, ran) for name, (item, ran) in made.items() if ran is not None}
 
 
 def _steps(ladder, ran):

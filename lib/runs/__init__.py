@@ -1,9 +1,9 @@
 """How a run is stored, executed, resumed, swept. In the order in which modules build on each other:
 
-files, status        what survives a kill; the small row that says how far a run is
+status               the small row that says how far a run is
 bundles, store       finished runs packed for git; all that was trained, read as frames and models
 checkpoints, attempt what a run goes on from; one try at a run in this process
 children, places     a training in a process of its own; where the workers come from
 grid, sweep          which runs are asked for; training those that are missing
-traces, audit, linear  recordings, constraints, and the linear reference, of what was trained
+traces, audit        recordings and constraints of what was trained
 """
