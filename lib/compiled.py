@@ -8,7 +8,7 @@ over a chunk.
 
 Each of the two functions is traced to a graph, compiled ahead of time to a shared library, and kept
 on disk under a digest of that graph: cells whose steps are the same share a library, and a changed
-step, option or shape has another one. A later process traces (0.2 to 0.6 s a cell) and loads.
+step, option or shape has another one. A later process traces two steps and loads.
 
 This is the only module that uses private parts of torch.
 """
@@ -236,48 +236,56 @@ def _explained():
         ) from error
 
 
-@torch.no_grad()
 def traced(tape):
     """The two graphs of a pass, not yet compiled."""
-    x, P, b = tape.x, tape.P.contiguous(), tape.b.contiguous()
-    rest = (t.contiguous() for t in (*tape.weights, *tape.theta.values(), *tape.initial))
-    weights, theta, state = _split(rest, tape)
-    forward, backward = functions(tape.cell, type(tape.initial), tuple(tape.theta), CHUNK)
-    first = x.new_zeros(CHUNK, *x.shape[1:])
-    inputs = first, P, b, tuple(w.mT.contiguous() for w in weights), theta, state
-    chunk = (*forward(*inputs), first)
-    sums = P, b, *weights, *theta
-    return (
-        Graph(forward, inputs),
-        Graph(backward, (*chunk, weights, theta, state, x.new_zeros(CHUNK), state, sums)),
-    )
+    return Graph("forward", tape), Graph("backward", tape)
 
 
 class Graph:
-    """A function of tensors and tuples of tensors that returns tuples of tensors, traced for the
-    shapes of an example.
+    """One of the `functions` of a pass, "forward" or "backward", with its tuples flattened.
 
     ``digest`` is the sha256 of all that its library depends on: the graph and its constants, shapes
-    and kinds of the inputs, threads, processor, torch and the options of its compiler.
+    and kinds of the inputs, threads, processor, torch and the options of its compiler. All steps
+    are alike, so that two of them tell; all are traced where they are compiled.
     """
 
-    def __init__(self, function, example):
+    def __init__(self, which, tape):
+        self._which, self._tape = which, tape
+        self.device = tape.x.device
+        module, inputs = self._traced(2)
+        digest = hashlib.sha256()
+        kinds = [(tuple(t.shape), str(t.dtype), t.device.type) for t in inputs]
+        build = torch.__version__, torch.version.git_version, torch.get_num_threads(), OPTIONS
+        digest.update(f"{module.code}{CHUNK}{kinds}{build}{processor()}".encode())
+        for node in module.graph.find_nodes(op="get_attr"):
+            digest.update(getattr(module, node.target).cpu().numpy().tobytes())
+        self.digest = digest.hexdigest()
+
+    @torch.no_grad()
+    def _traced(self, steps):
+        """The traced module for so many steps, and example inputs."""
+        tape = self._tape
+        rest = (t.contiguous() for t in (*tape.weights, *tape.theta.values(), *tape.initial))
+        P, b = tape.P.contiguous(), tape.b.contiguous()
+        weights, theta, state = _split(rest, tape)
+        forward, backward = functions(tape.cell, type(tape.initial), tuple(tape.theta), steps)
+        x = tape.x.new_zeros(steps, *tape.x.shape[1:])
+        function, example = (
+            forward,
+            (x, P, b, tuple(w.mT.contiguous() for w in weights), theta, state),
+        )
+        if self._which == "backward":
+            chunk, inject, sums = forward(*example), x.new_zeros(steps), (P, b, *weights, *theta)
+            function, example = backward, (*chunk, x, weights, theta, state, inject, state, sums)
         flat, layout = tree_flatten(example)
-        self.inputs = tuple(tensor.detach() for tensor in flat)
+        inputs = tuple(tensor.detach() for tensor in flat)
 
         def flattened(*tensors):
             out = function(*tree_unflatten(tensors, layout))
             self._sizes = [len(part) for part in out]
             return [tensor for part in out for tensor in part]
 
-        self.module = make_fx(flattened, tracing_mode="fake")(*self.inputs)
-        digest = hashlib.sha256()
-        kinds = [(tuple(t.shape), str(t.dtype), t.device.type) for t in self.inputs]
-        build = torch.__version__, torch.version.git_version, torch.get_num_threads(), OPTIONS
-        digest.update(f"{self.module.code}{kinds}{build}{processor()}".encode())
-        for node in self.module.graph.find_nodes(op="get_attr"):
-            digest.update(getattr(self.module, node.target).cpu().numpy().tobytes())
-        self.digest = digest.hexdigest()
+        return make_fx(flattened, tracing_mode="fake")(*inputs), inputs
 
     def function(self):
         """The compiled function; its library must have been loaded."""
@@ -296,7 +304,7 @@ class Graph:
 
     def load(self):
         """Whether the library is loaded now; one on disk is, unless it is damaged."""
-        if self.digest in _LOADED or self.inputs[0].device.type != "cpu":
+        if self.digest in _LOADED or self.device.type != "cpu":
             return self.digest in _LOADED
         for path in folder().glob(f"{self.digest[:32]}-*.so"):
             if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.split("-")[1]:
@@ -319,10 +327,11 @@ class Graph:
         with self._lock():
             if self.load():
                 return
-            if self.inputs[0].device.type == "cpu":
-                self._open(self._compile())
+            module, inputs = self._traced(CHUNK)
+            if self.device.type == "cpu":
+                self._open(self._compile(module, inputs))
             else:
-                self._compile_for_device()
+                self._compile_for_device(module, inputs)
             counts["compiled"] += 1
 
     def _open(self, path):
@@ -332,7 +341,7 @@ class Graph:
         folder().mkdir(parents=True, exist_ok=True)
         return FileLock(folder() / f"{self.digest[:32]}.lock", timeout)
 
-    def _compile(self):
+    def _compile(self, module, inputs):
         """Path of a new library of the cache; its name carries its own sha256, and it appears whole
         or not at all.
         """
@@ -343,11 +352,11 @@ class Graph:
             warnings.simplefilter("ignore")
             path = Path(scratch) / "graph.so"
             options = OPTIONS | {"aot_inductor.output_path": str(path)}
-            made = Path(_inductor.aot_compile(self.module, self.inputs, options=options))
+            made = Path(_inductor.aot_compile(module, inputs, options=options))
             content = hashlib.sha256(made.read_bytes()).hexdigest()
             return made.replace(folder() / f"{self.digest[:32]}-{content}.so")
 
-    def _compile_for_device(self):
+    def _compile_for_device(self, module, inputs):
         """On a GPU torch keeps the kernels in a cache of its own, which asks for this mode."""
         from torch._guards import TracingContext, tracing
         from torch._inductor.compile_fx import compile_fx_inner
@@ -356,9 +365,9 @@ class Graph:
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         mode = FakeTensorMode(shape_env=ShapeEnv())
-        fake = [mode.from_tensor(tensor, static_shapes=True) for tensor in self.inputs]
+        fake = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
         with mode, tracing(TracingContext(mode)):
-            module = make_fx(self.module, decomposition_table=select_decomp_table())(*fake)
+            module = make_fx(module, decomposition_table=select_decomp_table())(*fake)
             _LOADED[self.digest] = compile_fx_inner(module, fake)
 
 

@@ -4,8 +4,8 @@ Every per-seed quantity has a leading seed axis of length S, also for one seed, 
 code path.
 """
 
-import copy
 import hashlib
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -412,7 +412,8 @@ class Trainer:
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             **{name: getattr(self, name) for name in self.SHARED},
-            **{name: copy.copy(getattr(self, name)[s]) for name in self.OWN},
+            # As text: the many small values of the rows would be pickled one by one.
+            "own": json.dumps({name: getattr(self, name)[s] for name in self.OWN}),
             "tensors": {k: v[s].to("cpu", copy=True) for k, v in self._tensors().items()},
             "seconds": self.seconds,
             "stretches": list(self.clock.stretches),
@@ -429,8 +430,9 @@ class Trainer:
             )
         for name in self.SHARED:
             setattr(self, name, first[name])
+        own = [json.loads(snapshot["own"]) for snapshot in snapshots]
         for name in self.OWN:
-            setattr(self, name, [copy.copy(snapshot[name]) for snapshot in snapshots])
+            setattr(self, name, [values[name] for values in own])
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.stack([snapshot["tensors"][name] for snapshot in snapshots]))
         for state in self.optimiser.state.values():
