@@ -203,6 +203,14 @@ def report(results: Results = None):
     print(f"Open {store.root / path.name} in a browser.")
 
 
+@app.command()
+def lesions(results: Results = None, data: Data = None):
+    """Measure what stored networks lose when one signal is replaced, for tables of `compare`."""
+    from lib.runs import audit
+
+    print(f"Measured: {audit.lesions(Store(results), data)}")
+
+
 def _own_cells(path):
     if path is not None:
         from lib import cells

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from scipy.optimize import least_squares
 from sklearn.linear_model import RidgeClassifierCV, RidgeCV
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
-from lib import analysis, windows
+from lib import analysis, files, windows
 from lib.checks import one_of, require, whole
 
 BATCH = 250  # images whose states of all steps are held at once
@@ -35,6 +36,15 @@ LESIONS = {  # signal -> what stands in its place at every step
     "UX shuffled": "that of another image, during the delay",
     "r shuffled": "that of another image, during the delay",
 }
+FILE = "lesions.parquet"  # what `stored` reads
+TABLE = pa.schema(
+    [
+        ("key", pa.string()),
+        ("lesion", pa.string()),
+        ("intact", pa.float32()),
+        ("drop", pa.float32()),
+    ]
+)
 READOUTS = ("trained", "refitted")
 CONDITIONS = ("first", "last", "delay")
 TARGETS = ("pixels", "colour", "class")
@@ -231,6 +241,16 @@ def drops(model, data, window, images=2000, readout="trained") -> pd.DataFrame:
         drop = intact - lesion(model, data, window, what, *rest)
         rows.append({"lesion": what, "intact": intact, "drop": drop})
     return pd.DataFrame(rows)
+
+
+def stored(root) -> pd.DataFrame:
+    """The `drops` of stored networks with their ``key``, as `lib.runs.audit.lesions` left them in
+    ``root`` or a folder there.
+    """
+    paths = [root / FILE, *sorted(root.glob(f"*/{FILE}"))]
+    kept = [files.from_parquet(path.read_bytes()) for path in paths if path.exists()]
+    frames = [table.to_pandas() for table in (*kept, TABLE.empty_table())]
+    return pd.concat(frames, ignore_index=True).drop_duplicates(["key", "lesion"])
 
 
 def _final(cell, x, replaced):

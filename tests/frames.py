@@ -182,6 +182,23 @@ def _optional(name, options, seeds):
     return made.assign(test_accuracy=made["test_accuracy"] + 0.015 * len(options))
 
 
+def delays(seeds=(0, 1, 2), waits=(0, 128, 512)) -> pd.DataFrame:
+    """Runs that wait before they answer, of four cells as they are and repaired, one of them also
+    with slow plasticity: 5 points are lost with every delay, 2 gained by plasticity.
+    """
+    repaired, parts = dict(select.REPAIRED), []
+    kinds = [(name, {}) for name in ("gru", "cb", "stp", "dale_cb")]
+    kinds += [(name, repaired) for name in ("cb", "stp")] + [("stp", {"stp_dt": 0.1})]
+    for name, options in kinds:
+        text = json.dumps(options, sort_keys=True)
+        tasks = [{"delay": delay} for delay in waits] + [{"delay": waits[-1], "first_rows": 8}]
+        for number, task in enumerate(tasks):
+            own = runs([name], ["16/8"], seeds, options=text, **task)
+            level = 0.45 - 0.05 * number + 0.02 * (name == "stp")
+            parts.append(own.assign(test_accuracy=level + 0.001 * own["seed"]))
+    return pd.concat(parts, ignore_index=True)
+
+
 def few(names=cells.DESIGN) -> select.Frames:
     """One seed of some cells at one window."""
     return only(runs(names, ["8/4"], [0]))

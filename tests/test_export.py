@@ -333,6 +333,37 @@ def test_a_folder_that_takes_no_file_keeps_what_it_had(tmp_path, monkeypatch, re
     assert digests(tmp_path) == before
 
 
+def test_delays_are_drawn_and_what_plasticity_changes_is_told():
+    every = [frames.runs(shapes=["8/4"]), frames.delays()]
+    study = frames.only(pd.concat(every, ignore_index=True))
+    assert "delays" in {item.name for item in paper.figures(study)}
+    rows = {item.name: item.quoted() for item in paper.tables(study)}
+    assert rows["delays"]["CB"]["128"] == "40.1" and rows["delays"]["CB"]["8 rows, 512"] == "30.1"
+    helps = rows["plasticity"]
+    pairs = {"STP nonDale − CB", "STP nonDale, stp dt 0.1 − CB"}
+    assert set(helps) == pairs | {"STP nonDale, repaired − CB, repaired"}
+    assert {row[task] for row in helps.values() for task in ("0", "128", "512")} == {"2.0"}
+    assert helps["STP nonDale − CB"]["512Interval"].startswith("[1.")
+
+
+def test_lesions_are_told_where_networks_were_measured():
+    runs = frames.delays()
+    asked = runs[runs["cell"].isin(["cb", "stp"]) & (runs["delay"] == 512)]
+    measured = [
+        {"key": run.key, "lesion": what, "intact": 0.4, "drop": drop + 0.001 * run.seed}
+        for run in asked.itertuples()
+        for what, drop in (("W", 0.1), ("z", 0.02), ("UX", 0.03))
+        if what != "UX" or run.cell == "stp"
+    ]
+    every = pd.concat([frames.runs(shapes=["8/4"]), runs], ignore_index=True)
+    study = frames.only(every)._replace(lesions=pd.DataFrame(measured))
+    made = {item.name: item for item in paper.tables(study)}["delay_lesions"]
+    row = made.quoted()["STP nonDale, repaired"]
+    assert (row["Intact"], row["W"], row["z"], row["UX"]) == ("40.0", "10.1", "2.1", "3.1")
+    assert row["WInterval"] == "[9.9, 10.3]"
+    assert made.quoted()["CB"]["UX"] == "–" and "DaleCB" not in made.quoted()
+
+
 def test_ladders_are_drawn_and_told_where_their_rungs_ran():
     study = frames.only(frames.ladders())
     drawn = {item.name: item for item in paper.figures(study)}

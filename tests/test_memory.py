@@ -431,3 +431,23 @@ def test_audit_refuses_cells_without_conductances(tmp_path):
     tiny.execute(tiny.config("gru"), tmp_path)
     with pytest.raises(ValueError, match="no conductances K"):
         audit.constraints(Store(tmp_path), [tiny.config("gru").key()])
+
+
+def test_lesions_of_stored_networks_are_measured_once(tmp_path):
+    configs, store = [tiny.config(cell) for cell in ("cb", "rnn")], Store(tmp_path)
+    assert memory.stored(tmp_path).empty
+    for config in configs:
+        tiny.execute(config, tmp_path)
+        path = audit.lesions(store, images=100)
+    found = memory.stored(tmp_path)
+    assert found.groupby("key")["lesion"].apply(list).to_dict() == {
+        configs[0].key(): ["z", "K r", "P_z x", "W"],
+        configs[1].key(): ["W"],
+    }
+    model = store.load(configs[0].key())
+    own = memory.drops(model, datasets.load(configs[0].task), configs[0].window, 100)
+    kept = found[found["key"] == configs[0].key()]
+    np.testing.assert_allclose(kept["drop"], own["drop"], atol=1e-6)
+    before = path.stat().st_mtime_ns
+    audit.lesions(store, images=100)
+    assert path.stat().st_mtime_ns == before

@@ -662,3 +662,21 @@ def test_each_kind_of_run_has_a_panel_of_rates_with_the_best_ringed():
     scan = frames.scan()
     best = scan.loc[scan.groupby(["cell", "initialisation"])["validation_accuracy"].idxmax()]
     assert sorted(ring.get_xdata()[0] for ring in rings) == sorted(best["learning_rate"])
+
+
+def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
+    runs = select.delays(frames.delays())
+    fig = plots.delays(runs)
+    panels = {ax.get_title("left"): ax for ax in fig.axes if ax.get_visible()}
+    below = {"without STP, repaired", "with STP, repaired"}
+    assert set(panels) == {"baselines", "without STP", "with STP"} | below
+    drawn = {
+        line.get_label(): line
+        for line in panels["with STP"].lines
+        if not line.get_label().startswith("_")
+    }
+    assert set(drawn) == {"STP nonDale", "STP nonDale, stp dt 0.1"}
+    np.testing.assert_allclose(drawn["STP nonDale"].get_ydata(), [47.1, 42.1, 37.1])
+    ticks = [text.get_text() for text in panels["baselines"].get_xticklabels()]
+    assert ticks == ["0", "128", "512"]
+    assert fig.axes[0].texts[0].get_text() == "chance"

@@ -220,3 +220,16 @@ def test_rungs_that_did_not_run_are_left_out():
         frames.runs(["cb_gru"], ["8/4"], options='{"dt": 1.0}'),
     ]
     assert select.rungs(pd.concat(other), select.LADDERS["ladder"]) is None
+
+
+def test_delays_are_runs_that_wait_and_those_alike_that_do_not():
+    waiting = frames.delays()
+    waiting.loc[(waiting["cell"] == "gru") & (waiting["delay"] == 0), "learning_rate"] = 0.01
+    other = frames.runs(["cb", "rnn"], ["8/4"]), frames.runs(["rnn"], ["16/8"])
+    shown = select.delays(pd.concat([waiting, *other], ignore_index=True))
+    assert set(shown["key"]) == set(waiting["key"])
+    assert list(shown["task"].unique()) == ["0", "128", "512", "8 rows, 512"]
+    kinds = ["full GRU", "CB", "CB, repaired", "DaleCB"]
+    kinds += ["STP nonDale", "STP nonDale, repaired", "STP nonDale, stp dt 0.1"]
+    assert list(shown["group"].unique()) == kinds
+    assert select.delays(pd.concat(other)) is None

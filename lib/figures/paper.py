@@ -19,7 +19,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from lib import analysis, cells, paths
+from lib import analysis, cells, memory, paths
 from lib.figures import export, plots, select, style
 from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
 
@@ -110,7 +110,8 @@ def _quoted(row):
 
 def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
     """Every figure that the runs allow."""
-    return [*_of_cells(frames, baseline), *_of_windows(frames), *_of_changes(frames)]
+    others = (*_of_windows(frames), *_of_changes(frames), *_of_delays(frames))
+    return [*_of_cells(frames, baseline), *others]
 
 
 def _of_cells(frames, baseline):
@@ -200,6 +201,17 @@ def _of_changes(frames):
         yield Figure("learning_rate_scan", "text", height, lead, rates, draw)
 
 
+def _of_delays(frames):
+    runs = select.delays(frames.runs)
+    if runs is not None:
+        lead = (
+            "Test accuracy where blank pixels follow the image before the network answers. Bars: "
+            f"{_intervals(frames)}; dots: seeds; dotted: plasticity ten times slower."
+        )
+        draw = partial(plots.delays, runs, predictions=frames.predictions)
+        yield Figure("delays", "text", 3.4, lead, runs, draw)
+
+
 def _main(frames):
     every = comparison(frames.runs)
     return every[every["window"] == main_window(every)]
@@ -249,9 +261,12 @@ def tables(frames: Frames) -> list[Table]:
     made = (_windows_table(frames), _contrasts_table(main, frames), _effects_table(main, frames))
     found += [table for table in made if table is not None]
     ladders = select.ladders(frames.runs)
-    found += [_ladder_table(name, *made, frames) for name, made in ladders.items()]
+    for name, (ladder, rungs) in ladders.items():
+        found.append(_ladder_table(name, ladder, rungs, frames))
+        found += _lesions_table(f"{name}_lesions", rungs.runs, frames)
     kinds = variants(frames.runs)
-    return found + [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
+    found += [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
+    return found + _delay_tables(frames)
 
 
 def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataFrame:
@@ -371,6 +386,54 @@ def _variants_table(question, runs, plain, frames):
         shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
     shown = shown.assign(**_interval("Difference", table), n=table["n"].to_numpy())
     return Table(question, shown, lead, runs, tuple(table["group"]), wide=True)
+
+
+def _delay_tables(frames):
+    runs = select.delays(frames.runs)
+    if runs is None:
+        return []
+    evidence, tasks = {"predictions": frames.predictions}, runs["task"].unique()
+    columns = "columns: blank pixels before the answer, and the rows that are read if not all"
+    own = plots.summary(runs, by=("group", "task"), **evidence)
+    lead = f"Test accuracy after a delay (percent; {_intervals(frames)}); {columns}."
+    found = [_tasks_table("delays", "Cell", own, tasks, lead, runs)]
+    helps = plots.plasticity_summary(runs, **evidence)
+    if len(helps):
+        helps = helps.assign(group=helps["group"] + " − " + helps["reference"])
+        lead = "What plasticity changes after a delay (percentage points of test accuracy; "
+        lead += f"simultaneous {_intervals(frames)}); {columns}."
+        found.append(_tasks_table("plasticity", "Pair", helps, tasks, lead, runs))
+    longest = runs[runs["delay"] == runs["delay"].mode()[0]]
+    whole = longest[longest["first_rows"].isna()]
+    return found + _lesions_table("delay_lesions", whole, frames)
+
+
+def _lesions_table(name, runs, frames):
+    """What kinds of runs lose by each lesion, where their networks were measured."""
+    runs = runs.merge(frames.lesions, on="key") if frames.lesions is not None else runs.iloc[:0]
+    if runs.empty:
+        return []
+    table = analysis.summarise(runs, ("group", "lesion"), "drop")
+    kinds = pd.DataFrame({"Cell": runs["group"].unique()})
+    intact = runs.drop_duplicates("key").groupby("group")["intact"].mean()
+    shown = kinds.assign(Intact=100 * intact.loc[kinds["Cell"]].to_numpy())
+    for what in (what for what in memory.LESIONS if what in set(table["lesion"])):
+        part = table[table["lesion"] == what].set_index("group").reindex(kinds["Cell"])
+        shown = shown.assign(**_interval(what, part, 100))
+    lead = (
+        "Accuracy of intact networks (percent of the first test images), and what they lose where "
+        "one signal of every step is replaced by its mean, or W by nothing (percentage points; "
+        "95 % intervals over seeds)."
+    )
+    return [Table(name, shown, lead, runs, tuple(kinds["Cell"]), wide=True)]
+
+
+def _tasks_table(name, key, table, tasks, lead, runs):
+    shown = pd.DataFrame({key: table["group"].unique()})
+    for task in tasks:
+        part = table[table["task"] == task].set_index("group")
+        shown = shown.assign(**_interval(task, part.reindex(shown[key])))
+    return Table(name, shown, lead, runs, tuple(shown[key]), wide=True)
 
 
 # ---- numbers

@@ -83,6 +83,34 @@ def rung_summary(rungs, predictions=None) -> pd.DataFrame:
     return steps.merge(table, on=["group", "reference"])
 
 
+def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
+    """What short-term plasticity changes for each task of `select.delays`, in percentage points:
+    the kinds with STP less those alike without, one family, by name; with ``task``, as
+    `analysis.comparisons`. Empty where no such pair ran.
+    """
+    kinds = runs.drop_duplicates("group").set_index("group")
+    without = {
+        (run.cell, select.repaired(run.options)): group
+        for group, run in kinds.iterrows()
+        if not set(dict(select.changed(run.options))) & select.STEPS
+    }
+    plastic = {"stp": "cb", "stp_dale": "dale", "stp_dale_cb": "dale_cb"}
+    ran = set(zip(runs["group"], runs["task"], strict=True))
+    pairs = []
+    for group, run in kinds.iterrows():
+        reference = without.get((plastic.get(run.cell), select.repaired(run.options)))
+        for task in runs["task"].unique():
+            if {(group, task), (reference, task)} <= ran:
+                pairs.append(((group, task), (reference, task)))
+    if not pairs:
+        return pd.DataFrame()
+    found = answers(runs, "test_accuracy", ["group", "task"], predictions)
+    table = analysis.comparisons(found, pairs)
+    table["task"] = table["group"].str[1]
+    names = {name: table[name].str[0] for name in ("group", "reference")}
+    return _in_unit(table.assign(**names), runs, "test_accuracy")
+
+
 def planned_contrasts(runs, predictions=None) -> pd.DataFrame:
     """The planned contrasts whose cells ran, in percentage points of test accuracy, one family:
     name, pair, isolates, n, mean, low, high; empty where none did.
@@ -120,8 +148,7 @@ def _in_unit(table, frame, metric):
 
 def _forms(kinds):
     """Group -> "repaired", "plain" where its cell also stands repaired, else ""."""
-    repaired = kinds["options"].map(lambda text: select.REPAIRED == set(select.changed(text)))
-    repaired = repaired.astype(bool)
+    repaired = kinds["options"].map(select.repaired).astype(bool)
     twin = kinds["cell"].isin(kinds.loc[repaired, "cell"])
     return pd.Series(np.select([repaired, twin], ["repaired", "plain"], ""), kinds.index)
 
@@ -836,6 +863,48 @@ def against_pixels(frame: pd.DataFrame, y: str, fig=None):
             if len(part) and readout == readouts[0]:
                 ax.legend(frameon=False)
     return axes
+
+
+def delays(frame: pd.DataFrame, fig=None, predictions=None):
+    """Test accuracy of whole images against the delay before the answer (`select.delays`): a
+    column a family, a row for cells as they are and one for repaired ones; mean with its interval,
+    seeds as dots, dotted where plasticity has another time step.
+    """
+    frame = frame[frame["first_rows"].isna()]
+    by = ["group", "delay"]
+    found = analysis.accuracies(answers(frame, "test_accuracy", by, predictions))
+    table = _in_unit(found, frame, "test_accuracy")
+    waits = {pixels: place for place, pixels in enumerate(sorted(frame["delay"].unique()))}
+    fig = fig or _figure()
+    axes = fig.subplots(2, 3, sharex=True, sharey=True)
+    panels = families(frame)
+    for row, line in enumerate(axes):
+        for ax, family in zip(line, style.FAMILIES, strict=True):
+            shown = [name for name in panels.get(family, ()) if ("repaired" in name) == bool(row)]
+            for number, name in enumerate(shown):
+                part = table[table["group"] == name].sort_values("delay")
+                own, nudge = style.look(part["cell"].iat[0]), 0.06 * (number - len(shown) / 2)
+                x = part["delay"].map(waits) + nudge
+                errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()
+                look = {"color": own.colour, "ls": ":" if "dt" in name else own.line}
+                ax.errorbar(x, part["mean"], errors, elinewidth=0.8, lw=0.9, **look)
+                mark = {"mfc": own.face, "label": name.replace(", repaired", "")}
+                ax.plot(x, part["mean"], own.marker, color=own.colour, ms=3.5, **mark)
+                seeds = frame[frame["group"] == name]
+                x = seeds["delay"].map(waits) + nudge
+                y = seeds["test_accuracy"] * ACCURACY.factor
+                ax.plot(x, y, "o", ms=1.8, mew=0, color=own.colour, alpha=0.7)
+            _reference(ax, "y", chance(frame), "chance" if ax is axes[0, 0] else "")
+            ax.set_title(f"{family}, repaired" if row else family, loc="left")
+            ax.set_xticks(list(waits.values()), [f"{pixels:g}" for pixels in waits])
+            ax.set_visible(bool(shown))
+    for above, below in axes.T:
+        above.tick_params(labelbottom=not below.get_visible())
+    axes[1, 1].tick_params(labelleft=not axes[1, 0].get_visible())
+    _label_ends([ax for ax in axes.flat if ax.get_visible()])
+    fig.supxlabel("Blank pixels before the answer", size=mpl.rcParams["axes.labelsize"])
+    fig.supylabel(ACCURACY.axis, size=mpl.rcParams["axes.labelsize"])
+    return fig
 
 
 def lesions(frame: pd.DataFrame, ax=None):

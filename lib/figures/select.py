@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lib import analysis, linear, windows
+from lib import analysis, linear, memory, windows
 from lib.config import CellSpec, Task
 from lib.figures import style
 
@@ -45,6 +45,7 @@ class Frames(NamedTuple):
     environments: dict
     predictions: pd.DataFrame | None = None
     linear: Mapping = MappingProxyType({})
+    lesions: pd.DataFrame | None = None  # of `lib.memory.stored`
 
 
 class Ladder(NamedTuple):
@@ -131,6 +132,7 @@ def collect(store, **filters) -> Frames:
         {key: store.environment(key) for key in same["key"]},
         store.predictions_of(runs["key"]),
         {name: found for name, found in references.items() if found},
+        memory.stored(store.root),
     )
 
 
@@ -177,7 +179,10 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
 def _group_name(run, usual, differing):
     parts = [run.label]
     changes = changed(run.options)
-    parts += ["repaired"] if REPAIRED == set(changes) else [change_name(*each) for each in changes]
+    if repaired(run.options):
+        parts.append("repaired")
+        changes = [each for each in changes if each not in REPAIRED]
+    parts += [change_name(*each) for each in changes]
     if run.initialisation != CellSpec().initialisation:
         parts.append(run.initialisation)
     parts += image_changes(run._asdict(), differing)
@@ -193,6 +198,11 @@ def changed(options: str) -> list[tuple]:
     order = list(CHANGES)
     found = json.loads(options).items()
     return sorted(found, key=lambda each: order.index(each) if each in CHANGES else len(order))
+
+
+def repaired(options: str) -> bool:
+    """Whether the options of a run (JSON) hold all repairs of DaleCB."""
+    return set(changed(options)) >= REPAIRED
 
 
 def change_name(option, value) -> str:
@@ -327,9 +337,9 @@ def headline(runs: pd.DataFrame) -> pd.DataFrame:
     others = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
     for column in same:
         others = others[others[column] == like[column]]
-    repaired = others["options"].map(lambda text: REPAIRED == set(changed(text))).astype(bool)
-    repaired &= others["cell"].isin(main["cell"])
-    return grouped(pd.concat([main, _of_one_rate(others[repaired])]))
+    beside = others["options"].map(lambda text: set(changed(text)) == REPAIRED).astype(bool)
+    beside &= others["cell"].isin(main["cell"])
+    return grouped(pd.concat([main, _of_one_rate(others[beside])]))
 
 
 def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
@@ -439,6 +449,31 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     question[others["epochs"] != plain["epochs"]] = "epochs"
     asked = [name for name in VARIANTS if (question == name).any()]
     return {name: _beside(main, others[question == name]) for name in asked}
+
+
+def delays(runs: pd.DataFrame) -> pd.DataFrame | None:
+    """Runs of one window and length that wait before they answer, and those of the same kinds that
+    do not, each at the rates chosen for it; None where none waits.
+
+    Columns beside those of runs: ``group``, the kind (cell and options), and ``task``, the pixels
+    of the delay and, where only some are read, the rows ("512"; "8 rows, 512").
+    """
+    runs = runs[(runs["state"] == "DONE") & ~scanned(runs)]
+    waits = runs["delay"] > 0
+    if not waits.any():
+        return None
+    for column in ("dataset", "window", "scan", "hidden_size", "epochs", "batch_size"):
+        runs = runs[runs[column] == runs.loc[waits, column].mode().iat[0]]
+        waits = waits[runs.index]
+    kind = ["cell", "options", "source", "initialisation"]
+    kinds = runs.loc[waits, kind].drop_duplicates()
+    runs = runs[~runs["permuted"].astype(bool) & runs["last_rows"].isna()].merge(kinds)
+    rows = runs["first_rows"].map("{:g} rows, ".format, na_action="ignore").fillna("")
+    runs = runs.assign(task=rows + runs["delay"].map("{:g}".format))
+    runs = runs.sort_values(["first_rows", "delay"], na_position="first", kind="stable")
+    alike = {"delay": 0, "first_rows": None, "learning_rate": 0}
+    kinds = grouped(runs.assign(**alike))[["key", "group"]]
+    return kinds.merge(runs, on="key")
 
 
 def _on_ladder(options):

@@ -1,10 +1,12 @@
-"""Do trained cells keep their constraints, and where do gate and voltage stand? One row a run and
-state, from weights and history.
+"""What stored weights show: whether trained cells keep their constraints and where gate and voltage
+stand; what accuracy loses where one signal is replaced.
 """
 
 import math
 
 import pandas as pd
+
+from lib import files, memory
 
 STATES = ("initial", "best")
 MEASURED = (("W", "spectral_radius"), ("z", "saturated"), ("v", "outside"))  # while it trained
@@ -46,3 +48,26 @@ def constraints(store, keys):
                 row[name] = now.get((variable, name), math.nan)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def lesions(store, data=None, images=1000):
+    """Measure what every finished run whose weights are stored loses by its `memory.lesions`, on so
+    many test images of the folder ``data``; what was measured before is kept. Returns the path of
+    the file, below the folder of the store, that `memory.stored` reads.
+    """
+    from lib import datasets
+
+    path, loaded, measured = store.root / memory.FILE, {}, [memory.stored(store.root)]
+    runs = store.runs(state="DONE")
+    for key in runs.loc[~runs["key"].isin(measured[0]["key"]), "key"]:
+        try:
+            model = store.load(key)
+        except ValueError:  # its weights were not packed
+            continue
+        config = store.config(key)
+        if config.task not in loaded:
+            loaded[config.task] = datasets.load(config.task, data)
+        found = memory.drops(model, loaded[config.task], config.window, images)
+        measured.append(found.assign(key=key))
+        files.write(path, files.to_parquet(pd.concat(measured).to_dict("list"), memory.TABLE))
+    return path
