@@ -121,11 +121,11 @@ def run(
     from lib.explore import live
 
     try:
-        configs = [json.loads(config.read_text(encoding="utf-8-sig"))]
+        configs = (json.loads(config.read_text(encoding="utf-8-sig")),)
     except (OSError, ValueError) as error:
         raise ValueError(f"{config} is no configuration: {error}.") from error
-    request = {"configs": configs, "data": data, "results": results, "threads": threads}
-    request |= {"device": device, "backend": backend}
+    checks.whole("--threads", threads, 1)
+    request = attempt.Request(configs, results, data, device, backend, threads)
     raise typer.Exit(attempt.run_request(request, [live.Live()]))
 
 

@@ -530,9 +530,7 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
     config, other = tiny.config("rnn").to_dict(), tiny.config("rnn", seed=1)
 
     def code(config=config, results=root):
-        return attempt.run_request(
-            {"configs": [config], "results": results, "backend": "reference"}
-        )
+        return attempt.run_request(attempt.Request((config,), results, backend="reference"))
 
     threads = torch.get_num_threads()
     try:

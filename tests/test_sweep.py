@@ -328,7 +328,7 @@ class Client:
         return {"worker": 1}
 
     def submit(self, function, request, pure):
-        config = RunConfig.from_dict(request["configs"][0])
+        config = RunConfig.from_dict(request.configs[0])
         self.asked.append(config)
         answer = self.answers[config.key()].pop(0)
         if answer == "done":
@@ -350,7 +350,7 @@ def drive(tmp_path):
             lambda: None,
             [[c] for c in configs],
             store,
-            {"since": 0},
+            attempt.Request(),
             retries,
             report,
         )

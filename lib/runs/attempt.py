@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib import checks, files, system
@@ -37,6 +38,20 @@ CODES = {
     ValueError: INVALID,
 }
 HEARTBEAT = 10  # seconds
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a process is asked to run: one attempt at runs that are equal but for the seed."""
+
+    configs: tuple[dict, ...] = ()  # of `RunConfig.to_dict`
+    results: str | None = None
+    data: str | None = None
+    device: str = "cpu"
+    backend: str = "auto"
+    threads: int = 1
+    alike: int = 1  # runs that will use the same compiled graphs, these included
+    since: float = 0.0  # when its sweep began; what was cancelled later is left out
 
 
 class Superseded(Exception):
@@ -358,24 +373,20 @@ class Recorder:
 
 
 def run_request(request, callbacks=()):
-    """Run what a request says and return the exit code; messages go to standard error.
-
-    A request holds ``configs`` (list of dict), and optionally ``data``, ``results``, ``device``,
-    ``backend``, ``threads``, ``alike``.
-    """
+    """Run what a `Request` says and return the exit code; messages go to standard error."""
     try:
         import torch
 
-        torch.set_num_threads(request.get("threads") or 1)
-        if str(request.get("device")).startswith("cuda"):  # on a CPU there is no choice of kernels
+        torch.set_num_threads(request.threads)
+        if request.device.startswith("cuda"):  # on a CPU there is no choice of kernels
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             # costs time, and no tensor is read before it is written
             torch.utils.deterministic.fill_uninitialized_memory = False
-        configs = [RunConfig.from_dict(values) for values in request["configs"]]
-        names = [name for name in ("data", "device", "backend", "alike") if request.get(name)]
-        options = {name: request[name] for name in names}
-        execute(configs, Store(request.get("results")), callbacks=callbacks, **options)
+        configs = [RunConfig.from_dict(values) for values in request.configs]
+        place = {"device": request.device, "backend": request.backend, "alike": request.alike}
+        store = Store(request.results)
+        execute(configs, store, data=request.data, callbacks=callbacks, **place)
         return DONE
     except (KeyboardInterrupt, Exception) as error:
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), FAILED)

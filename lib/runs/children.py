@@ -20,13 +20,14 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import psutil
 
 from lib import paths, system
 from lib.config import RunConfig
 from lib.runs import attempt, checkpoints
+from lib.runs.attempt import Request
 from lib.runs.status import cancelled, unfinished
 from lib.runs.store import Store
 
@@ -74,7 +75,7 @@ class Server:
         self._said.put(None)
 
     def start(self, request):
-        """Start a child for one request of `lib.runs.attempt.run_request`.
+        """Start a child for one `Request`.
 
         Raises
         ------
@@ -83,7 +84,7 @@ class Server:
         """
         self._errors.truncate(0)
         self.alive = False  # until it answers
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
         self.pid = self._said.get()
         if self.pid is None:
             ended = "The server of the training processes ended."
@@ -131,15 +132,14 @@ class Server:
 
 
 def work(request):
-    """On a worker: `Ending` of one attempt at a group of runs in a child process; the request is
-    that of `lib.runs.attempt.run_request`, and ``since``, when the sweep began.
+    """On a worker: `Ending` of the attempt that a `Request` asks for, in a child process.
 
     The child is asked to stop, and killed if it does not, when a run of its group is cancelled,
     when the sweep gave the task up and when the worker closes; it ends by itself when this process
     dies.
     """
-    store, since = Store(request["results"]), request["since"]
-    configs = [RunConfig.from_dict(values) for values in request["configs"]]
+    store, since = Store(request.results), request.since
+    configs = [RunConfig.from_dict(values) for values in request.configs]
     runs = {store.folder(config.key()): config for config in configs}
     runs = {run: config for run, config in runs.items() if not cancelled(run, since)}
     if not runs:
@@ -147,7 +147,7 @@ def work(request):
     if any((unfinished(run) or {}).get("state") == "RUNNING" for run in runs):
         time.sleep(1)
         return Ending(attempt.BUSY)
-    request = {**request, "configs": [config.to_dict() for config in runs.values()]}
+    request = replace(request, configs=tuple(config.to_dict() for config in runs.values()))
     with slot() as server:
         try:
             server.start(request)
@@ -218,8 +218,9 @@ def serve():
 
     checkpoints.fingerprint()
 
-    while request := _line():
-        if json.loads(request).get("backend") != "reference":
+    while line := _line():
+        request = Request(**json.loads(line))
+        if request.backend != "reference":
             compiled.expect()
         pid = system.fork()
         if pid == 0:
@@ -250,7 +251,7 @@ def _train(request):
         signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_obey, daemon=True).start()
     try:
-        return attempt.run_request(json.loads(request))
+        return attempt.run_request(request)
     except KeyboardInterrupt:  # before or after the attempt
         return attempt.PAUSED
     finally:

@@ -24,7 +24,7 @@ from lib import checks, files, paths, system
 from lib.config import RunConfig, Training
 from lib.files import StoreError
 from lib.runs import attempt, children, places
-from lib.runs.attempt import BUSY, CHANGED, FAILED, INVALID, PAUSED, UNUSABLE
+from lib.runs.attempt import BUSY, CHANGED, FAILED, INVALID, PAUSED, UNUSABLE, Request
 from lib.runs.children import Ending
 from lib.runs.grid import grid as grid  # what a sweep is asked with
 from lib.runs.grid import read_grid as read_grid
@@ -259,13 +259,13 @@ def sweep(
         for config in missing:
             mark(store.folder(config.key()), config, "QUEUED")
         groups = side_by_side(missing, device)
-        request = {
-            "results": str(store.root),
-            "data": str(Path(data or paths.data_dir()).expanduser().absolute()),
-            "device": device,
-            "backend": backend,
-            "since": time.time(),
-        }
+        request = Request(
+            results=str(store.root),
+            data=str(Path(data or paths.data_dir()).expanduser().absolute()),
+            device=device,
+            backend=backend,
+            since=time.time(),
+        )
         slots = slots or (slots_here(len(groups), device) if where == "local" else 1)
         with (
             places.workers(where, slots, store, cluster or {}) as (client, renew),
@@ -424,10 +424,8 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
         report(waiting, running)
         while waiting and len(running) < max(1, sum(client.nthreads().values())):
             group = waiting.popleft()
-            asked = request | {
-                "configs": [config.to_dict() for config in group],
-                "alike": alike[_shape(group[0])],
-            }
+            configs = tuple(config.to_dict() for config in group)
+            asked = replace(request, configs=configs, alike=alike[_shape(group[0])])
             future = client.submit(children.work, asked, pure=False)
             running[future] = group
             future.add_done_callback(ended.put)
@@ -448,7 +446,7 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
             config
             for config in group
             if not store.finished(config.key())
-            and not cancelled(store.folder(config.key()), request["since"])
+            and not cancelled(store.folder(config.key()), request.since)
         ]
         if not left:
             continue
