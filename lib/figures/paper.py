@@ -422,8 +422,8 @@ def _lesions_table(name, runs, frames):
         shown = shown.assign(**_interval(what, part, 100))
     lead = (
         "Accuracy of intact networks (percent of the first test images), and what they lose where "
-        "one signal of every step is replaced by its mean, or W by nothing (percentage points; "
-        "95 % intervals over seeds)."
+        "one signal of every step is replaced: by its mean, W by nothing, what is shuffled by that "
+        "of another image during the delay (percentage points; 95 % intervals over seeds)."
     )
     return [Table(name, shown, lead, runs, tuple(kinds["Cell"]), wide=True)]
 
