@@ -680,3 +680,15 @@ def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
     ticks = [text.get_text() for text in panels["baselines"].get_xticklabels()]
     assert ticks == ["0", "128", "512"]
     assert fig.axes[0].texts[0].get_text() == "chance"
+
+
+def test_core_seconds_stretch_each_cell_by_its_own_pace():
+    frame = frames.curves(frames.runs(["cb", "gru"], ["8/4"]))
+    fig = plots.core_seconds(frame, {"cb": 10.0, "gru": 20.0})
+    ends = {}
+    for ax in fig.axes:
+        assert ax.get_xlabel() == "Training (core-seconds)"
+        named = [line for line in ax.lines if not line.get_label().startswith("_")]
+        ends |= {line.get_label(): line.get_xdata()[-1] for line in named}
+    steps = frame["step"].max()
+    assert ends == {"CB": 0.01 * steps, "full GRU": 0.02 * steps}

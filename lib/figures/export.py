@@ -49,6 +49,8 @@ ESCAPED = str.maketrans(
 BEYOND_ASCII = UnicodeToLatexEncoder(
     non_ascii_only=True, unknown_char_policy="unihex", unknown_char_warning=False
 )
+MATHEMATICS = re.compile(r"(\$[^$]+\$)")
+INDEXED = re.compile(r"(?<![^\s(])([A-Za-z])_([A-Za-z]+)")  # P_z, z_max
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 # Names of numbers start with a capital, which few commands of LaTeX do; \newcommand itself stops at
 # any that a document has defined.
@@ -61,14 +63,21 @@ DECIMALS = {"n": 0, "Parameters": 0}  # of a column by its name; 1 for others
 
 def tex(text) -> str:
     """Text as LaTeX shows it: specials and signs beyond ASCII as commands; what stands between a
-    pair of dollars stays mathematics.
+    pair of dollars stays mathematics, and a letter with an index becomes it.
     """
-    parts = re.split(r"(\$[^$]+\$)", str(text))
+    parts = MATHEMATICS.split(str(text))
+    parts[::2] = [INDEXED.sub(_indexed, part) for part in parts[::2]]
+    parts = MATHEMATICS.split("".join(parts))
     for number in range(0, len(parts), 2):
         parts[number] = BEYOND_ASCII.unicode_to_latex(parts[number].translate(ESCAPED))
     shown = "".join(parts)
     # The end of a row would take a bracket for its option.
     return "{[}" + shown[1:] if shown.startswith("[") else shown
+
+
+def _indexed(found):
+    letter, index = found.groups()
+    return f"${letter}_{index}$" if len(index) == 1 else rf"${letter}_\mathrm{{{index}}}$"
 
 
 @cache

@@ -127,6 +127,13 @@ def _of_cells(frames, baseline):
     curves = frames.curves[frames.curves["key"].isin(shown["key"])]
     draw = partial(plots.learning_curves, curves, linear=linear)
     yield Figure("learning_curves", "text", 2.2, lead, shown, draw)
+    if ms := _milliseconds(shown):
+        lead = (
+            "Learning curves against core-seconds: forward and backward passes, as the quiet "
+            "benchmark times them on one core (`results/bench.json`)."
+        )
+        draw = partial(plots.core_seconds, curves, ms, linear=linear)
+        yield Figure("core_seconds", "text", 2.2, lead, shown, draw)
     floor = "chance" if linear is None else "chance, and a linear softmax on the pixels"
     lead = f"Test accuracy; lines on {bars}; dashed: {floor}."
     draw = partial(plots.bars, shown, linear=linear, **evidence)
@@ -210,6 +217,21 @@ def _of_delays(frames):
         )
         draw = partial(plots.delays, runs, predictions=frames.predictions)
         yield Figure("delays", "text", 3.4, lead, runs, draw)
+
+
+def _milliseconds(runs):
+    """Cell -> what a pass takes by the benchmark; empty where it timed another size."""
+    path = paths.project_root() / "results" / "bench.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text("utf-8"))
+    size = {"steps": 256, "batch": 40, "features": 12, "hidden": 48}
+    alike = found["options"].items() >= size.items()
+    run = runs.iloc[0]
+    own = (run["dataset"], run["window"], run["batch_size"], run["hidden_size"])
+    if not alike or own != ("cifar10", "8/4", 40, 48):
+        return {}
+    return {row["cell"]: row["fast"] for row in found["passes"]}
 
 
 def _main(frames):

@@ -258,6 +258,18 @@ def learning_curves(
     return fig
 
 
+def core_seconds(frame: pd.DataFrame, ms: dict, fig=None, linear: float | None = None):
+    """`learning_curves` against the seconds of one core that their training steps take, ``ms`` a
+    step of each cell.
+    """
+    frame = frame[frame["cell"].isin(ms)]
+    frame = frame.assign(epoch=frame["step"] * frame["cell"].map(ms) / 1000)
+    fig = learning_curves(frame, fig, linear=linear)
+    for ax in fig.axes:
+        ax.set_xlabel("Training (core-seconds)")
+    return fig
+
+
 def _draw_curves(ax, frame, table, metric, highlight):
     """Draw all groups of a frame and its `summary`, those not highlighted in grey."""
     few = {}

@@ -18,7 +18,8 @@ class CodeChanged(StoreError):
 
 def save(folder, step, content):
     """Write a checkpoint under a name with its step and sha256, so that no second file can
-    disagree; drop all but the newest and one to fall back on.
+    disagree; drop all but the newest and one to fall back on. The disk is not waited for: one that
+    a power cut left incomplete shows by its name.
     """
     import torch
 
@@ -27,7 +28,7 @@ def save(folder, step, content):
     data = buffer.getvalue()
     with files.explained(folder):
         folder.mkdir(exist_ok=True)
-    files.write(folder / f"{step:010d}-{digest(data)}.pt", data)
+    files.write(folder / f"{step:010d}-{digest(data)}.pt", data, sync=False)
     for old in sorted(folder.glob("[0-9]*.pt"), reverse=True)[2:]:
         old.unlink(missing_ok=True)
 
