@@ -679,7 +679,9 @@ def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
     np.testing.assert_allclose(drawn["STP nonDale"].get_ydata(), [47.1, 42.1, 37.1])
     ticks = [text.get_text() for text in panels["baselines"].get_xticklabels()]
     assert ticks == ["0", "128", "512"]
-    assert fig.axes[0].texts[0].get_text() == "chance"
+    assert fig.axes[2].texts[0].get_text() == "chance"
+    apart = runs.assign(test_accuracy=np.where(runs["seed"] == 0, 0.1, 0.5))
+    assert plots.delays(apart).axes[0].get_ylim() == (0, pytest.approx(54))
 
 
 def test_core_seconds_stretch_each_cell_by_its_own_pace():

@@ -133,7 +133,7 @@ def _of_cells(frames, baseline):
             "benchmark times them on one core (`results/bench.json`)."
         )
         draw = partial(plots.core_seconds, curves, ms, linear=linear)
-        yield Figure("core_seconds", "text", 2.2, lead, shown, draw)
+        yield Figure("core_seconds", "text", 1.7, lead, shown, draw)
     floor = "chance" if linear is None else "chance, and a linear softmax on the pixels"
     lead = f"Test accuracy; lines on {bars}; dashed: {floor}."
     draw = partial(plots.bars, shown, linear=linear, **evidence)
@@ -425,9 +425,9 @@ def _delay_tables(frames):
         lead = "What plasticity changes after a delay (percentage points of test accuracy; "
         lead += f"simultaneous {_intervals(frames)}); {columns}."
         found.append(_tasks_table("plasticity", "Pair", helps, tasks, lead, runs))
-    longest = runs[runs["delay"] == runs["delay"].mode()[0]]
-    whole = longest[longest["first_rows"].isna()]
-    return found + _lesions_table("delay_lesions", whole, frames)
+    waits = runs[runs["delay"] > 0]
+    waits = waits.assign(group=waits["group"] + ", " + waits["task"])
+    return found + _lesions_table("delay_lesions", waits, frames)
 
 
 def _lesions_table(name, runs, frames):

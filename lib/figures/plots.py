@@ -906,13 +906,15 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
                 x = seeds["delay"].map(waits) + nudge
                 y = seeds["test_accuracy"] * ACCURACY.factor
                 ax.plot(x, y, "o", ms=1.8, mew=0, color=own.colour, alpha=0.7)
-            _reference(ax, "y", chance(frame), "chance" if ax is axes[0, 0] else "")
+            _reference(ax, "y", chance(frame), "chance" if ax is axes[0, 2] else "")
             ax.set_title(f"{family}, repaired" if row else family, loc="left")
             ax.set_xticks(list(waits.values()), [f"{pixels:g}" for pixels in waits])
             ax.set_visible(bool(shown))
     for above, below in axes.T:
         above.tick_params(labelbottom=not below.get_visible())
     axes[1, 1].tick_params(labelleft=not axes[1, 0].get_visible())
+    # Seeds of which some never learn give intervals beyond all accuracies.
+    axes[0, 0].set_ylim(0, 1.08 * ACCURACY.factor * frame["test_accuracy"].max())
     _label_ends([ax for ax in axes.flat if ax.get_visible()])
     fig.supxlabel("Blank pixels before the answer", size=mpl.rcParams["axes.labelsize"])
     fig.supylabel(ACCURACY.axis, size=mpl.rcParams["axes.labelsize"])
