@@ -245,10 +245,10 @@ def drops(model, data, window, images=2000, readout="trained") -> pd.DataFrame:
 
 def stored(root) -> pd.DataFrame:
     """The `drops` of stored networks with their ``key``, as `lib.runs.audit.lesions` left them in
-    ``root`` or a folder there.
+    ``root`` or in a bundle there.
     """
-    paths = [root / FILE, *sorted(root.glob(f"*/{FILE}"))]
-    kept = [files.from_parquet(path.read_bytes()) for path in paths if path.exists()]
+    paths = sorted(path for depth in ("", "*/", "*/*/") for path in root.glob(depth + FILE))
+    kept = [files.from_parquet(path.read_bytes()) for path in paths]
     frames = [table.to_pandas() for table in (*kept, TABLE.empty_table())]
     return pd.concat(frames, ignore_index=True).drop_duplicates(["key", "lesion"])
 

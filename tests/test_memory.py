@@ -444,6 +444,7 @@ def test_lesions_of_stored_networks_are_measured_once(tmp_path):
         configs[0].key(): ["z", "K r", "P_z x", "W"],
         configs[1].key(): ["W"],
     }
+    assert memory.stored(tmp_path.parent).equals(found)  # as of a bundle in a folder of results
     model = store.load(configs[0].key())
     own = memory.drops(model, datasets.load(configs[0].task), configs[0].window, 100)
     kept = found[found["key"] == configs[0].key()]

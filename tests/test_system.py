@@ -11,7 +11,7 @@ import pytest
 
 from lib import files, system
 from lib.files import StoreError
-from lib.runs import children
+from lib.runs import attempt, children
 
 
 def refuse(kind, code):
@@ -122,10 +122,10 @@ def test_children_without_a_fork_and_beyond_1024_descriptors(tmp_path, monkeypat
     opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         with children.slot() as server:
-            server.start({"configs": [{"seed": -1}], "results": str(tmp_path)})
+            server.start(attempt.Request(({"seed": -1},), str(tmp_path)))
             assert server.wait() == 2 and "seed is -1" in server.errors()
             with pytest.raises(OSError, match="ended"):
-                server.start({})
+                server.start(attempt.Request())
         with children.slot() as other:
             assert other is not server  # the one that trained has ended
     finally:
