@@ -270,10 +270,8 @@ class Graph:
         weights, theta, state = _split(rest, tape)
         forward, backward = functions(tape.cell, type(tape.initial), tuple(tape.theta), steps)
         x = tape.x.new_zeros(steps, *tape.x.shape[1:])
-        function, example = (
-            forward,
-            (x, P, b, tuple(w.mT.contiguous() for w in weights), theta, state),
-        )
+        columns = tuple(w.mT.contiguous() for w in weights)
+        function, example = forward, (x, P, b, columns, theta, state)
         if self._which == "backward":
             chunk, inject, sums = forward(*example), x.new_zeros(steps), (P, b, *weights, *theta)
             function, example = backward, (*chunk, x, weights, theta, state, inject, state, sums)

@@ -244,8 +244,8 @@ def drops(model, data, window, images=2000, readout="trained") -> pd.DataFrame:
 
 
 def stored(root) -> pd.DataFrame:
-    """The `drops` of stored networks with their ``key``, as `lib.runs.audit.lesions` left them in
-    ``root`` or in a bundle there.
+    """The `drops` of stored networks, as `lib.runs.audit.lesions` left them in ``root`` or in a
+    bundle there: key, lesion, intact, drop (0..1); no row where none were measured.
     """
     paths = sorted(path for depth in ("", "*/", "*/*/") for path in root.glob(depth + FILE))
     kept = [files.from_parquet(path.read_bytes()) for path in paths]

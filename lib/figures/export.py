@@ -50,7 +50,7 @@ BEYOND_ASCII = UnicodeToLatexEncoder(
     non_ascii_only=True, unknown_char_policy="unihex", unknown_char_warning=False
 )
 MATHEMATICS = re.compile(r"(\$[^$]+\$)")
-INDEXED = re.compile(r"(?<![^\s(])([A-Za-z])_([A-Za-z]+)")  # P_z, z_max
+INDEXED = re.compile(r"(?<![^\s(])[A-Za-z]_[A-Za-z]+")  # P_z, z_max
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 # Names of numbers start with a capital, which few commands of LaTeX do; \newcommand itself stops at
 # any that a document has defined.
@@ -66,7 +66,7 @@ def tex(text) -> str:
     pair of dollars stays mathematics, and a letter with an index becomes it.
     """
     parts = MATHEMATICS.split(str(text))
-    parts[::2] = [INDEXED.sub(_indexed, part) for part in parts[::2]]
+    parts[::2] = [INDEXED.sub(lambda found: symbol(found[0]), part) for part in parts[::2]]
     parts = MATHEMATICS.split("".join(parts))
     for number in range(0, len(parts), 2):
         parts[number] = BEYOND_ASCII.unicode_to_latex(parts[number].translate(ESCAPED))
@@ -75,9 +75,12 @@ def tex(text) -> str:
     return "{[}" + shown[1:] if shown.startswith("[") else shown
 
 
-def _indexed(found):
-    letter, index = found.groups()
-    return f"${letter}_{index}$" if len(index) == 1 else rf"${letter}_\mathrm{{{index}}}$"
+def symbol(name) -> str:
+    """A letter, perhaps with an index ("P_z", "z_max"), as mathematics; an index of several letters
+    stands upright.
+    """
+    upright = re.sub("_(..+)", r"_{\\mathrm{\1}}", name).replace("σ", r"\sigma")
+    return f"${upright}$"
 
 
 @cache

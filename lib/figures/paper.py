@@ -127,10 +127,11 @@ def _of_cells(frames, baseline):
     curves = frames.curves[frames.curves["key"].isin(shown["key"])]
     draw = partial(plots.learning_curves, curves, linear=linear)
     yield Figure("learning_curves", "text", 2.2, lead, shown, draw)
-    if ms := _milliseconds(shown):
+    ms, timed = _milliseconds(shown)
+    if ms:
         lead = (
             "Learning curves against core-seconds: forward and backward passes, as the quiet "
-            "benchmark times them on one core (`results/bench.json`)."
+            f"benchmark times them on one core ({timed} inputs a step)."
         )
         draw = partial(plots.core_seconds, curves, ms, linear=linear)
         yield Figure("core_seconds", "text", 1.7, lead, shown, draw)
@@ -220,18 +221,17 @@ def _of_delays(frames):
 
 
 def _milliseconds(runs):
-    """Cell -> what a pass takes by the benchmark; empty where it timed another size."""
+    """Cell -> milliseconds of a pass by the benchmark, none where it timed other sizes; and the
+    inputs a step that it timed, which cost little.
+    """
     path = paths.project_root() / "results" / "bench.json"
     if not path.exists():
-        return {}
-    found = json.loads(path.read_text("utf-8"))
-    size = {"steps": 256, "batch": 40, "features": 12, "hidden": 48}
-    alike = found["options"].items() >= size.items()
-    run = runs.iloc[0]
-    own = (run["dataset"], run["window"], run["batch_size"], run["hidden_size"])
-    if not alike or own != ("cifar10", "8/4", 40, 48):
-        return {}
-    return {row["cell"]: row["fast"] for row in found["passes"]}
+        return {}, None
+    found, run = json.loads(path.read_text("utf-8")), runs.iloc[0]
+    size = found["options"]
+    same = (size["batch"], size["hidden"]) == (run["batch_size"], run["hidden_size"])
+    alike = same and abs(size["steps"] - run["sequence_length"]) <= 1
+    return {row["cell"]: row["fast"] for row in found["passes"] if alike}, size["features"]
 
 
 def _main(frames):
@@ -317,6 +317,14 @@ def _interval(title, table, factor=1):
     return {f"{title}{end}": (table[column] * factor).to_numpy() for column, end in ends}
 
 
+def _beside(shown, table, column, values, factor=1):
+    """With an interval for each of the ``values`` of a column, of the group that a row names."""
+    for value in values:
+        part = table[table[column] == value].set_index("group")
+        shown = shown.assign(**_interval(value, part.reindex(shown.iloc[:, 0]), factor))
+    return shown
+
+
 def _windows_table(frames):
     wide = _wide(frames)
     if not len(wide):
@@ -325,10 +333,8 @@ def _windows_table(frames):
     own = plots.summary(wide[wide["window"] == base], predictions=frames.predictions)
     shown = pd.DataFrame({"Cell": own["group"]}).assign(**_interval(f"{base} (%)", own))
     differences = plots.window_differences(wide, frames.predictions)
-    for shape in _windows(wide):
-        part = differences[differences["window"] == shape].set_index("group")
-        if shape != base:
-            shown = shown.assign(**_interval(shape, part.reindex(shown["Cell"])))
+    others = [shape for shape in _windows(wide) if shape != base]
+    shown = _beside(shown, differences, "window", others)
     lead = (
         f"Test accuracy at {base} (mean; {_intervals(frames)}) and what other windows change it by "
         "(percentage points; simultaneous intervals of each row)."
@@ -439,9 +445,8 @@ def _lesions_table(name, runs, frames):
     kinds = pd.DataFrame({"Cell": runs["group"].unique()})
     intact = runs.drop_duplicates("key").groupby("group")["intact"].mean()
     shown = kinds.assign(Intact=100 * intact.loc[kinds["Cell"]].to_numpy())
-    for what in (what for what in memory.LESIONS if what in set(table["lesion"])):
-        part = table[table["lesion"] == what].set_index("group").reindex(kinds["Cell"])
-        shown = shown.assign(**_interval(what, part, 100))
+    measured = [what for what in memory.LESIONS if what in set(table["lesion"])]
+    shown = _beside(shown, table, "lesion", measured, 100)
     lead = (
         "Accuracy of intact networks (percent of the first test images), and what they lose where "
         "one signal of every step is replaced: by its mean, W by nothing, what is shuffled by that "
@@ -451,10 +456,7 @@ def _lesions_table(name, runs, frames):
 
 
 def _tasks_table(name, key, table, tasks, lead, runs):
-    shown = pd.DataFrame({key: table["group"].unique()})
-    for task in tasks:
-        part = table[table["task"] == task].set_index("group")
-        shown = shown.assign(**_interval(task, part.reindex(shown[key])))
+    shown = _beside(pd.DataFrame({key: table["group"].unique()}), table, "task", tasks)
     return Table(name, shown, lead, runs, tuple(shown[key]), wide=True)
 
 

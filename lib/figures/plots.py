@@ -22,7 +22,7 @@ from scipy.optimize import isotonic_regression
 
 from lib import analysis, cells, datasets, windows
 from lib.config import CellSpec
-from lib.figures import select, style
+from lib.figures import export, select, style
 from lib.figures.select import FIXED, differences, families, grouped, one, window_columns
 from lib.figures.style import METRICS, VARIABLES
 
@@ -32,7 +32,6 @@ DASHED = (0, (4, 3))
 LINEAR = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
 # A letter on its own, with or without an index.
 SYMBOL = re.compile(r"((?<![^\s(])[A-Za-zσ](?:_[A-Za-z]+)?(?![^\s,;)]))")
-INDEX, UPRIGHT = re.compile("_(..+)"), r"_{\\mathrm{\1}}"
 READ = "#D55E00"  # the window that a step reads
 CLOSED = 1e-6  # the least z that is told from 0: a million steps are forever
 
@@ -92,9 +91,10 @@ def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
     without = {
         (run.cell, select.repaired(run.options)): group
         for group, run in kinds.iterrows()
-        if not set(dict(select.changed(run.options))) & select.STEPS
+        if not select.restepped(run.options)
     }
-    plastic = {"stp": "cb", "stp_dale": "dale", "stp_dale_cb": "dale_cb"}
+    design = {(cells.get(name).weights, cells.get(name).stp): name for name in cells.DESIGN}
+    plastic = {name: design[weights, False] for (weights, stp), name in design.items() if stp}
     ran = set(zip(runs["group"], runs["task"], strict=True))
     pairs = []
     for group, run in kinds.iterrows():
@@ -889,16 +889,18 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
     waits = {pixels: place for place, pixels in enumerate(sorted(frame["delay"].unique()))}
     fig = fig or _figure()
     axes = fig.subplots(2, 3, sharex=True, sharey=True)
-    panels = families(frame)
+    panels, options = families(frame), frame.groupby("group")["options"].first()
     for row, line in enumerate(axes):
         for ax, family in zip(line, style.FAMILIES, strict=True):
-            shown = [name for name in panels.get(family, ()) if ("repaired" in name) == bool(row)]
+            members = panels.get(family, ())
+            shown = [name for name in members if select.repaired(options[name]) == bool(row)]
             for number, name in enumerate(shown):
                 part = table[table["group"] == name].sort_values("delay")
                 own, nudge = style.look(part["cell"].iat[0]), 0.06 * (number - len(shown) / 2)
                 x = part["delay"].map(waits) + nudge
                 errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()
-                look = {"color": own.colour, "ls": ":" if "dt" in name else own.line}
+                line = ":" if select.restepped(options[name]) else own.line
+                look = {"color": own.colour, "ls": line}
                 ax.errorbar(x, part["mean"], errors, elinewidth=0.8, lw=0.9, **look)
                 mark = {"mfc": own.face, "label": name.replace(", repaired", "")}
                 ax.plot(x, part["mean"], own.marker, color=own.colour, ms=3.5, **mark)
@@ -995,8 +997,7 @@ def _plain(name):
     """
     parts = SYMBOL.split(name)
     parts[::2] = [part.replace("_", r"$\_$") for part in parts[::2]]
-    symbols = (INDEX.sub(UPRIGHT, part).replace("σ", r"\sigma") for part in parts[1::2])
-    parts[1::2] = [f"${symbol}$" for symbol in symbols]
+    parts[1::2] = map(export.symbol, parts[1::2])
     return "".join(parts)
 
 

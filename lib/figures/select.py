@@ -205,6 +205,11 @@ def repaired(options: str) -> bool:
     return set(changed(options)) >= REPAIRED
 
 
+def restepped(options: str) -> bool:
+    """Whether the options of a run (JSON) change a time step."""
+    return not STEPS.isdisjoint(dict(changed(options)))
+
+
 def change_name(option, value) -> str:
     """One change in words."""
     name, _ = CHANGES.get((option, value), (f"{option.replace('_', ' ')} {value}", ""))
@@ -440,9 +445,7 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     own = pd.MultiIndex.from_arrays([others["cell"].map(style.kin), others["seed"]])
     others = others[own.isin(seeds)]
     question = pd.Series("equation", others.index)
-    question[
-        [{name for name, _ in changed(text)} & STEPS != set() for text in others["options"]]
-    ] = "steps"
+    question[others["options"].map(restepped).astype(bool)] = "steps"
     question[others["initialisation"] != plain["initialisation"]] = "initialisation"
     question[others["hidden_size"] != plain["hidden_size"]] = "size"
     question[_other_images(others)] = "tasks"

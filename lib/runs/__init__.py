@@ -5,5 +5,5 @@ bundles, store       finished runs packed for git; all that was trained, read as
 checkpoints, attempt what a run goes on from; one try at a run in this process
 children, places     a training in a process of its own; where the workers come from
 grid, sweep          which runs are asked for; training those that are missing
-traces, audit        recordings and constraints of what was trained
+traces, audit        recordings, constraints and lesions of what was trained
 """

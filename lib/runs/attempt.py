@@ -45,8 +45,8 @@ class Request:
     """What a process is asked to run: one attempt at runs that are equal but for the seed."""
 
     configs: tuple[dict, ...] = ()  # of `RunConfig.to_dict`
-    results: str | None = None
-    data: str | None = None
+    results: str | Path | None = None  # folders, by default those of `lib.paths`; str to be sent
+    data: str | Path | None = None
     device: str = "cpu"
     backend: str = "auto"
     threads: int = 1
