@@ -234,7 +234,6 @@ def test_own_cells_have_a_look_of_their_kind(monkeypatch):
     own, twin = style.look("mine_test"), style.look("stp_dale_cb")
     assert own == style.look("mine_test") and own.label == "my cell"
     assert (own.line, own.marker) == (twin.line, twin.marker) and own.colour != twin.colour
-    assert style.look("never_registered", "from a file").label == "from a file"
     frame = pd.concat([MAIN, frames.runs(["mine_test", "never_registered"], ["8/4"])])
     with style.context():
         labels = [text.get_text() for text in plots.bars(frame).get_yticklabels()]

@@ -8,7 +8,6 @@ also differ in print without colour.
 import colorsys
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,21 +69,16 @@ class Metric(NamedTuple):
         return self.share and self.better == "higher"
 
 
+SPLITS = {"test": "test set", "validation": "validation set", "train": "training images"}
 METRICS = {
-    "test_accuracy": Metric("Accuracy (% of test set)", 100, "higher", "points, test set"),
-    "validation_accuracy": Metric(
-        "Accuracy (% of validation set)", 100, "higher", "points, validation set"
-    ),
-    "train_accuracy": Metric(
-        "Accuracy (% of training images)", 100, "higher", "points, training images"
-    ),
-    "test_loss": Metric("Cross-entropy (nats, test set)", 1, "lower", "nats, test set"),
-    "validation_loss": Metric(
-        "Cross-entropy (nats, validation set)", 1, "lower", "nats, validation set"
-    ),
-    "train_loss": Metric(
-        "Cross-entropy (nats, training images)", 1, "lower", "nats, training images"
-    ),
+    **{
+        f"{split}_accuracy": Metric(f"Accuracy (% of {words})", 100, "higher", f"points, {words}")
+        for split, words in SPLITS.items()
+    },
+    **{
+        f"{split}_loss": Metric(f"Cross-entropy (nats, {words})", 1, "lower", f"nats, {words}")
+        for split, words in SPLITS.items()
+    },
     "gradient_norm": Metric("Gradient norm (a.u.)"),
     "ms_per_step": Metric("Time per training step (ms)", 1, "lower", "ms"),
     "parameters": Metric("Trainable parameters (thousands)", 1e-3, "", "thousands"),
@@ -118,10 +112,9 @@ VARIABLES = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one cell is drawn: ``line``, ``marker``, ``face`` and ``hatch`` for matplotlib, ``dash``
-    and ``symbol`` for plotly.
+class Look(NamedTuple):
+    """How one cell is drawn: ``face`` to ``hatch`` for matplotlib, ``dash`` and ``symbol`` for
+    plotly.
     """
 
     name: str
@@ -129,38 +122,23 @@ class Look:
     weights: str
     stp: bool
     colour: str
+    family: str  # one of `FAMILIES`
+    face: str  # fill of markers: open with STP
+    line: str | tuple
+    marker: str
+    hatch: str
+    dash: str
+    symbol: str
 
-    @property
-    def family(self) -> str:
-        """One of `FAMILIES`."""
-        if self.weights == "baseline":
-            return "baselines"
-        return "with STP" if self.stp else "without STP"
 
-    @property
-    def line(self):
-        return (0, (3.2, 1.3)) if self.stp else "-"
-
-    @property
-    def marker(self) -> str:
-        return "D" if self.stp else "o"
-
-    @property
-    def face(self) -> str:
-        """Fill of markers: open with STP."""
-        return "white" if self.stp else self.colour
-
-    @property
-    def hatch(self) -> str:
-        return "/////" if self.stp else ""
-
-    @property
-    def dash(self) -> str:
-        return "dash" if self.stp else "solid"
-
-    @property
-    def symbol(self) -> str:
-        return "diamond-open" if self.stp else "circle"
+WITHOUT_STP = {"line": "-", "marker": "o", "hatch": "", "dash": "solid", "symbol": "circle"}
+WITH_STP = {
+    "line": (0, (3.2, 1.3)),
+    "marker": "D",
+    "hatch": "/////",
+    "dash": "dash",
+    "symbol": "diamond-open",
+}
 
 
 def kin(name: str) -> str:
@@ -172,7 +150,7 @@ def kin(name: str) -> str:
     )
 
 
-def look(name: str, label: str | None = None) -> Look:
+def look(name: str) -> Look:
     """Look of a cell, built-in or a user's own; it depends on the cell alone, never on what else a
     figure shows.
 
@@ -180,15 +158,19 @@ def look(name: str, label: str | None = None) -> Look:
     takes the hue of its kin, or its own.
     """
     cell = cells.CELLS.get(name, cells.CELLS.get(kin(name)))
-    weights = getattr(cell, "weights", "unknown")
+    weights, stp = getattr(cell, "weights", "unknown"), bool(getattr(cell, "stp", False))
     if name in ORDER:
         colour = SHADES.get(name, HUES[weights])
     else:  # the baselines' greys leave no room for one more
         hue = HUES["unknown"] if weights == "baseline" else HUES.get(weights, HUES["unknown"])
         colour = _shade(hue, name)
-    if label is None:
-        label = cells.CELLS[name].label if name in cells.CELLS else name
-    return Look(name, label, weights, bool(getattr(cell, "stp", False)), colour)
+    label = cells.CELLS[name].label if name in cells.CELLS else name
+    family = "with STP" if stp else "without STP"
+    if weights == "baseline":
+        family = "baselines"
+    face = "white" if stp else colour
+    drawn = WITH_STP if stp else WITHOUT_STP
+    return Look(name, label, weights, stp, colour, family, face, **drawn)
 
 
 def _shade(hue: str, name: str) -> str:
@@ -209,8 +191,7 @@ def rank(name: str) -> tuple:
     return unknown, FAMILIES.index(own.family), place, name != parent, name
 
 
-@dataclass(frozen=True)
-class Journal:
+class Journal(NamedTuple):
     """Page of a document class: widths in inches, size of the text in points, family of its
     font.
     """
@@ -263,6 +244,11 @@ def width_of(journal: str, width: str | float) -> float:
     return float(width)
 
 
+LABELS = ("font.size", "axes.labelsize", "axes.titlesize", "figure.titlesize")
+TICKS = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+
+
 def rc(journal: str = "report", width: str | float = "text", height: float = 2.2) -> dict:
     """matplotlib's settings for a figure of one journal, sizes in inches and points.
 
@@ -270,24 +256,14 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
     so nothing is below 7 pt.
     """
     page = journal_page(journal)
-    label, small = page.size - 2, page.size - 3
     return {
         **mpl.rc_params_from_file(SAME, use_default_template=False),
         "figure.figsize": (width_of(journal, width), height),
         "font.family": list(page.family),
         "mathtext.fontset": page.mathtext,
-        "font.size": label,
-        "axes.labelsize": label,
-        "axes.titlesize": label,
-        "figure.titlesize": label,
-        "xtick.labelsize": small,
-        "ytick.labelsize": small,
-        "legend.fontsize": small,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
+        **dict.fromkeys(LABELS, page.size - 2),
+        **dict.fromkeys(TICKS, page.size - 3),
+        **dict.fromkeys(INKED, INK),
         "grid.color": GRID,
     }
 
