@@ -8,8 +8,7 @@ stays.
 import logging
 import re
 import shutil
-import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jinja2
@@ -84,21 +83,17 @@ def symbol(name) -> str:
 
 
 @cache
-def _environment(for_tex):
-    marks = {}
-    if for_tex:  # braces are LaTeX's own
-        marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
-        marks |= {"block_start_string": "<%", "block_end_string": "%>"}
-        marks |= {"comment_start_string": "<#", "comment_end_string": "#>"}
-    environment = jinja2.Environment(
+def _templates(marks):
+    """Jinja2 with marks around blocks, variables and comments; its own where there are none."""
+    made = jinja2.Environment(
+        *marks,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        **marks,
     )
-    environment.filters["tex"] = tex
-    return environment
+    made.filters["tex"] = tex
+    return made
 
 
 def render(template, **values) -> str:
@@ -111,9 +106,10 @@ def render(template, **values) -> str:
         The template names what there is not, or cannot be read as one.
     """
     path = TEMPLATES / template
-    environment = _environment(path.name.endswith(".tex.j2"))
+    # Braces are LaTeX's own.
+    marks = ("<%", "%>", "<<", ">>", "<#", "#>") if path.name.endswith(".tex.j2") else ()
     try:
-        return environment.from_string(path.read_text("utf-8")).render(values)
+        return _templates(marks).from_string(path.read_text("utf-8")).render(values)
     except jinja2.TemplateError as error:
         raise ValueError(
             f"The template {path} cannot be filled in: {error}; "
@@ -126,17 +122,9 @@ def write(path, data: str | bytes):
     be written, and the old file stays.
     """
     path = Path(path)
-    with files.explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    data = data.encode() if isinstance(data, str) else data
-    files.write(path, data, sync=False)
+    files.made(path.parent)
+    files.write(path, data.encode() if isinstance(data, str) else data, sync=False)
     return path
-
-
-def remove(path):
-    """Remove a file, if it is there; StoreError where that is refused."""
-    with files.explained(path.parent):
-        path.unlink(missing_ok=True)
 
 
 def number(value, decimals=1) -> str:
@@ -191,14 +179,13 @@ def export_figure(
     if "pgf" in formats and not has_tex():
         print("PGF is left out, since pdflatex is not installed; the PDF is complete without it.")
         formats = [kind for kind in formats if kind != "pgf"]
-    with files.explained(tempfile.gettempdir()), tempfile.TemporaryDirectory() as made:
-        _save(fig, Path(made) / name, width, journal, formats)
-        saved = {path.name: path.read_bytes() for path in sorted(Path(made).iterdir())}
-    written = [write(folder / file, data) for file, data in saved.items()]
-    earlier = [folder / f"{name}.{kind}" for kind in FORMATS]
-    for path in (*earlier, *folder.glob(f"{name}-img*.png")):
-        if path not in written:
-            remove(path)
+    with files.staged(folder) as new:
+        _save(fig, new / name, width, journal, formats)
+        written = [folder / path.name for path in sorted(new.iterdir())]
+    earlier = {folder / f"{name}.{kind}" for kind in FORMATS}.union(folder.glob(f"{name}-img*.png"))
+    with files.explained(folder):
+        for path in earlier.difference(written):
+            path.unlink(missing_ok=True)
     return written
 
 
@@ -210,12 +197,8 @@ def _save(fig, stem, width, journal, formats):
         for item in fig.findobj(Text)
     ]
     # Names of ticks are made anew at every drawing; shared axes share what makes them.
-    formatters = {}
-    for ax in fig.axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            if isinstance(axis.get_major_formatter(), FuncFormatter):
-                formatters[id(axis.major)] = axis.get_major_formatter()
-    named = [(item, item.func) for item in formatters.values()]
+    formatters = {axis.get_major_formatter() for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)}
+    named = [(item, item.func) for item in formatters if isinstance(item, FuncFormatter)]
     fig.set_size_inches(style.width_of(journal, width), fig.get_figheight())
     quiet = logging.getLogger("fontTools")
     level = quiet.level
@@ -229,7 +212,7 @@ def _save(fig, stem, width, journal, formats):
                     item.set(text=tex(text) if pgf else text, fontfamily=family)
                     item.set_fontsize(min(max(size, page.size - 3), page.size - 2))
                 for item, name_of in named:
-                    item.func = _in_tex(name_of) if pgf else name_of
+                    item.func = (lambda *tick, of=name_of: tex(of(*tick))) if pgf else name_of
                 options = {"backend": "pgf"} if pgf else {"metadata": FORMATS[kind]}
                 fig.savefig(f"{stem}.{kind}", dpi=200 if kind == "png" else 300, **options)
     finally:
@@ -238,10 +221,6 @@ def _save(fig, stem, width, journal, formats):
             item.set(text=text, fontfamily=family, fontsize=size)
         for item, name_of in named:
             item.func = name_of
-
-
-def _in_tex(name_of):
-    return lambda *tick: tex(name_of(*tick))
 
 
 # ---- tables and numbers
@@ -321,20 +300,30 @@ def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """A table's numbers as text: mean and interval in one column, a dash where nothing was run."""
     shown = {}
+    for column, (values, intervals) in as_text(frame).items():
+        joined = values if intervals is None else (values + " " + intervals).str.rstrip()
+        shown[_title(frame, column)] = joined
+    return pd.DataFrame(shown)
+
+
+def as_text(frame: pd.DataFrame) -> dict:
+    """Column of a table -> its values as text, and their intervals where it has ``low`` and
+    ``high``, else None.
+    """
     ends = {f"{column} {end}" for column in frame for end in ("low", "high")}
+    found = {}
     for column in (column for column in frame if column not in ends):
         values = frame[column]
         decimals = DECIMALS.get(column, 1)
-        if not pd.api.types.is_numeric_dtype(values):
-            texts = values.astype(str)
-        else:
-            texts = values.map(lambda value, d=decimals: number(value, d))
+        if pd.api.types.is_numeric_dtype(values):
+            values = values.map(partial(number, decimals=decimals))
+        intervals = None
         if f"{column} low" in frame:
             pairs = zip(frame[f"{column} low"], frame[f"{column} high"], strict=True)
             intervals = [bracket(low, high, decimals) for low, high in pairs]
-            texts = (texts + " " + pd.Series(intervals, frame.index)).str.rstrip()
-        shown[_title(frame, column)] = texts
-    return pd.DataFrame(shown)
+            intervals = pd.Series(intervals, frame.index)
+        found[column] = values.astype(str), intervals
+    return found
 
 
 def _title(frame, column):

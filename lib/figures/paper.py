@@ -7,11 +7,9 @@ of one study in ``README.md.j2`` beside its results.
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from lib import analysis, cells, memory, paths
+from lib import analysis, cells, files, memory, paths
 from lib.figures import export, plots, select, style
 from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
 
@@ -85,24 +83,15 @@ class Table(NamedTuple):
 
     def quoted(self) -> dict[str, dict[str, str]]:
         """Name of a row -> what a text quotes of it: ``Difference``, ``DifferenceInterval``, ..."""
-        return {
-            name: _quoted(row)
-            for name, row in zip(self.names, self.frame.to_dict("records"), strict=True)
-        }
-
-
-def _quoted(row):
-    found = {}
-    for column, value in row.items():
-        if column.endswith((" low", " high")):
-            continue
-        name = QUOTED.get(column, column)
-        number = not isinstance(value, str)
-        found[name] = export.number(value, export.DECIMALS.get(column, 1)) if number else value
-        if f"{column} low" in row:
-            interval = export.bracket(row[f"{column} low"], row[f"{column} high"])
-            found[f"{name}Interval"] = interval or "(fewer than three seeds, no interval)"
-    return found
+        shown = {}
+        for column, (values, intervals) in export.as_text(self.frame).items():
+            name = QUOTED.get(column, column)
+            shown[name] = values
+            if intervals is not None:
+                none = "(fewer than three seeds, no interval)"
+                shown[f"{name}Interval"] = intervals.replace("", none)
+        rows = pd.DataFrame(shown).to_dict("records")
+        return dict(zip(self.names, rows, strict=True))
 
 
 # ---- figures
@@ -110,8 +99,8 @@ def _quoted(row):
 
 def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
     """Every figure that the runs allow."""
-    others = (*_of_windows(frames), *_of_changes(frames), *_of_delays(frames))
-    return [*_of_cells(frames, baseline), *others]
+    changes = (*_of_changes(frames), *_of_delays(frames))
+    return [*_of_cells(frames, baseline), *_of_windows(frames), *changes]
 
 
 def _of_cells(frames, baseline):
@@ -224,11 +213,10 @@ def _milliseconds(runs):
     """Cell -> milliseconds of a pass by the benchmark, none where it timed other sizes; and the
     inputs a step that it timed, which cost little.
     """
-    path = paths.project_root() / "results" / "bench.json"
-    if not path.exists():
+    found = files.read_json(paths.project_root() / "results" / "bench.json")
+    if found is None:
         return {}, None
-    found, run = json.loads(path.read_text("utf-8")), runs.iloc[0]
-    size = found["options"]
+    size, run = found["options"], runs.iloc[0]
     same = (size["batch"], size["hidden"]) == (run["batch_size"], run["hidden_size"])
     alike = same and abs(size["steps"] - run["sequence_length"]) <= 1
     return {row["cell"]: row["fast"] for row in found["passes"] if alike}, size["features"]
@@ -280,10 +268,9 @@ def tables(frames: Frames) -> list[Table]:
     lead += "trainable parameters and median time of a training step."
     shown, names = summary_table(main, frames.predictions, linear), tuple(main["cell"].unique())
     found = [Table("summary", shown, lead, main, names, ("Accuracy (%)",))]
-    made = (_windows_table(frames), _contrasts_table(main, frames), _effects_table(main, frames))
-    found += [table for table in made if table is not None]
-    ladders = select.ladders(frames.runs)
-    for name, (ladder, rungs) in ladders.items():
+    found += [*_windows_table(frames), *_contrasts_table(main, frames)]
+    found += _effects_table(main, frames)
+    for name, (ladder, rungs) in select.ladders(frames.runs).items():
         found.append(_ladder_table(name, ladder, rungs, frames))
         found += _lesions_table(f"{name}_lesions", rungs.runs, frames)
     kinds = variants(frames.runs)
@@ -328,57 +315,48 @@ def _beside(shown, table, column, values, factor=1):
 def _windows_table(frames):
     wide = _wide(frames)
     if not len(wide):
-        return None
+        return
     base = main_window(wide)
     own = plots.summary(wide[wide["window"] == base], predictions=frames.predictions)
     shown = pd.DataFrame({"Cell": own["group"]}).assign(**_interval(f"{base} (%)", own))
     differences = plots.window_differences(wide, frames.predictions)
-    others = [shape for shape in _windows(wide) if shape != base]
+    others = [shape for shape in select.shapes(wide) if shape != base]
     shown = _beside(shown, differences, "window", others)
     lead = (
         f"Test accuracy at {base} (mean; {_intervals(frames)}) and what other windows change it by "
         "(percentage points; simultaneous intervals of each row)."
     )
-    return Table("windows", shown, lead, wide, tuple(wide["cell"].unique()), wide=True)
-
-
-def _windows(runs):
-    return list(runs.sort_values(["input_length", "stride"])["window"].unique())
+    yield Table("windows", shown, lead, wide, tuple(wide["cell"].unique()), wide=True)
 
 
 def _contrasts_table(main, frames):
     table = plots.planned_contrasts(main, frames.predictions).dropna(subset="low")
     if table.empty:
-        return None
+        return
     lead = (
         "Planned contrasts of test accuracy (percentage points; "
         f"simultaneous {_intervals(frames)})."
     )
     frame = pd.DataFrame({"Pair": table["pair"]}).assign(**_interval("Difference", table))
-    return Table("contrasts", frame.assign(n=table["n"]), lead, main, tuple(table["name"]))
-
-
-def _differences(key, names, table):
-    """Differences in percentage points with interval and n."""
-    shown = pd.DataFrame({key: list(names)}).assign(**_interval("Difference", table, 100))
-    return shown.assign(n=table["n"].to_numpy())
+    yield Table("contrasts", frame.assign(n=table["n"]), lead, main, tuple(table["name"]))
 
 
 def _effects_table(main, frames):
     design = main[main["cell"].isin(cells.DESIGN)]
     if design["cell"].nunique() < len(cells.DESIGN):
-        return None
+        return
     answers = plots.answers(design, "test_accuracy", ["cell"], frames.predictions)
     families = analysis.design_weights().values()
     table = pd.concat([analysis.effects(answers, weights) for weights in families])
     if table["low"].isna().any():
-        return None
+        return
     lead = (
         "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy "
         f"(percentage points; simultaneous {_intervals(frames)})."
     )
-    frame = _differences("Effect", table.index, table)
-    return Table("effects", frame, lead, design, tuple(table.index))
+    shown = pd.DataFrame({"Effect": table.index}).assign(**_interval("Difference", table, 100))
+    shown["n"] = table["n"].to_numpy()
+    yield Table("effects", shown, lead, design, tuple(table.index))
 
 
 def _ladder_table(name, ladder, rungs, frames):
@@ -463,16 +441,12 @@ def _tasks_table(name, key, table, tasks, lead, runs):
 # ---- numbers
 
 
-def numbers(frames: Frames) -> dict[str, str]:
+def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
     """Every number that is a command of LaTeX, by its name: what was run (``Runs``, ``Epochs``,
     ...), the best and the worst cell, each cell at the main window (``CbAccuracy``), planned
-    contrasts and effects (``GateDifference``).
+    contrasts and effects (``GateDifference``); ``made`` are the `tables`, where they are at hand.
     """
-    return _numbers(frames, tables(frames))
-
-
-def _numbers(frames, made):
-    rows = {item.name: item.quoted() for item in made}
+    rows = {item.name: item.quoted() for item in made or tables(frames)}
     found = {}
     for table, columns in COMMANDS.items():
         for name, row in rows.get(table, {}).items():
@@ -488,24 +462,22 @@ def _numbers(frames, made):
         found["Linear"] = export.number(100 * linear.accuracy)
         found["LinearInterval"] = export.bracket(100 * linear.low, 100 * linear.high)
     done = frames.runs[frames.runs["state"] == "DONE"]
-    return (
-        found
-        | _diverged(frames.runs)
-        | {
-            "Data": " and ".join(sorted(set(main.apply(plots.task_name, axis=1)))),
-            "Window": main["window"].iat[0],
-            "Windows": ", ".join(_windows(every)),
-            "Cells": str(every["cell"].nunique()),
-            "Seeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
-            "HiddenSize": str(every["hidden_size"].iat[0]),
-            "BatchSize": str(every["batch_size"].iat[0]),
-            "Epochs": str(every["epochs"].iat[0]),
-            "Runs": str(len(every)),
-            "AllRuns": str(len(done)),
-            "Hours": f"{done['seconds'].sum() / 3600:.1f}",
-            "Chance": f"{plots.chance(main):.0f}",
-        }
-    )
+    return {
+        **found,
+        **_diverged(frames.runs),
+        "Data": " and ".join(sorted(set(main.apply(plots.task_name, axis=1)))),
+        "Window": main["window"].iat[0],
+        "Windows": ", ".join(select.shapes(every)),
+        "Cells": str(every["cell"].nunique()),
+        "Seeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
+        "HiddenSize": str(every["hidden_size"].iat[0]),
+        "BatchSize": str(every["batch_size"].iat[0]),
+        "Epochs": str(every["epochs"].iat[0]),
+        "Runs": str(len(every)),
+        "AllRuns": str(len(done)),
+        "Hours": f"{done['seconds'].sum() / 3600:.1f}",
+        "Chance": f"{plots.chance(main):.0f}",
+    }
 
 
 def _diverged(runs):
@@ -539,9 +511,7 @@ def write(
     StoreError
         A file cannot be written; it is as it was before.
     """
-    out = Path(out)
-    found = {}
-    plan = figures(frames, baseline)
+    plan, made, found = figures(frames, baseline), tables(frames), {}
     drawn = {item.name for item in plan}
     left_out = [f"{name}: needs {what}" for name, what in NEEDS.items() if name not in drawn]
     if "pgf" in formats and not export.has_tex():
@@ -549,49 +519,41 @@ def write(
             "PGF figures: pdflatex is not installed; the PDFs are complete without them"
         )
         formats = [kind for kind in formats if kind != "pgf"]
-    for item in plan:
-        target = {"folder": out / "figures", "formats": formats}
-        with style.context(journal, item.width, item.height):
-            drawn = item.draw()
-            figure = getattr(drawn, "figure", drawn)
-            try:
-                written = export.export_figure(figure, item.name, item.width, journal, **target)
-            finally:
-                plt.close(figure)
-        found |= dict.fromkeys(written, item.runs)
-    folder = out / "tables"
-    made = tables(frames)
-    for item in made:
-        look = {"best": item.best, "wide": item.wide, "folder": folder}
-        label = f"tab:{item.name}"
-        path = export.export_table(item.frame, item.name, item.caption, label, **look)
-        found[path] = item.runs
-        found[export.write(folder / f"{item.name}.md", item.markdown)] = item.runs
-    found[export.export_numbers(_numbers(frames, made), folder=out)] = comparison(frames.runs)
-    _remove_earlier(out, found)
-    export.write(out / "MANIFEST.json", _manifest(out, found, frames.environments))
+    with files.staged(Path(out)) as new:
+        target = {"folder": new / "figures", "formats": formats}
+        for item in plan:
+            with style.context(journal, item.width, item.height):
+                drawn = item.draw()
+                figure = getattr(drawn, "figure", drawn)
+                try:
+                    written = export.export_figure(figure, item.name, item.width, journal, **target)
+                finally:
+                    plt.close(figure)
+            found |= dict.fromkeys(written, item.runs)
+        folder = new / "tables"
+        for item in made:
+            look = {"best": item.best, "wide": item.wide, "folder": folder}
+            label = f"tab:{item.name}"
+            path = export.export_table(item.frame, item.name, item.caption, label, **look)
+            found[path] = item.runs
+            found[export.write(folder / f"{item.name}.md", item.markdown)] = item.runs
+        quoted = export.export_numbers(numbers(frames, made), folder=new)
+        found[quoted] = comparison(frames.runs)
+        export.write(new / files.MANIFEST, _manifest(new, found, frames.environments))
     return left_out
-
-
-def _remove_earlier(out, found):
-    manifest = out / "MANIFEST.json"
-    earlier = json.loads(manifest.read_text("utf-8"))["files"] if manifest.exists() else ()
-    for name in earlier:
-        if out / name not in found:
-            export.remove(out / name)
 
 
 def _manifest(out, found, environments):
     """File -> digest, run keys, what their configurations share or range over, versions and commits
     that made them.
     """
-    files = {}
+    listed = {}
     for path, runs in sorted(found.items()):
         made = [environments[key] for key in runs["key"] if key in environments]
         made = [{**item, "torch": item.get("fingerprint", {}).get("torch")} for item in made]
         versions = ("commit", "python", "torch", "numpy", "backend")
-        files[path.relative_to(out).as_posix()] = {
-            "sha256": sha256(path.read_bytes()).hexdigest(),
+        listed[path.relative_to(out).as_posix()] = {
+            "sha256": files.digest(path.read_bytes()),
             "configuration": {
                 name: sorted(runs[name].dropna().unique().tolist())
                 for name in CONFIGURATION.split()
@@ -600,14 +562,14 @@ def _manifest(out, found, environments):
             "runs": sorted(runs["key"]),
         }
     drawn = {name: version(name) for name in ("matplotlib", "pandas", "seaborn", "scipy")}
-    return json.dumps({"drawn_with": drawn, "files": files}, indent=1, sort_keys=True) + "\n"
+    return files.to_json({"drawn_with": drawn, "files": listed})
 
 
 def overleaf(
     frames: Frames, out=None, *, journal="report", baseline="cb"
 ) -> tuple[Path, list[str]]:
-    """Build ``overleaf/`` under ``out`` (default: results) and ``overleaf.zip``, the file to
-    upload.
+    """Build ``overleaf/`` under ``out`` (default: results), a report of all figures and tables, of
+    two columns where two fit the page; and ``overleaf.zip``, the file to upload.
 
     Returns
     -------
@@ -618,29 +580,24 @@ def overleaf(
     out = Path(out or paths.results_dir())
     folder = out / "overleaf"
     left_out = write(frames, folder, journal=journal, formats=("pdf", "pgf"), baseline=baseline)
-    export.write(folder / "main.tex", main_tex(frames, journal, baseline))
-    export.write(folder / "README.md", (export.TEMPLATES / "overleaf.md").read_text("utf-8"))
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            # No time stamp: same files, same bytes.
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, path.read_bytes())
-    return export.write(out / "overleaf.zip", packed.getvalue()), left_out
-
-
-def main_tex(frames: Frames, journal: str = "report", baseline: str = "cb") -> str:
-    """A report that shows all figures and tables, of two columns where two fit the page."""
     page = style.journal_page(journal)
-    return export.render(
+    text = export.render(
         "main.tex.j2",
         page=page,
         separation=max(page.text - 2 * page.column, 0),
         figures=figures(frames, baseline),
         tables=tables(frames),
     )
+    export.write(folder / "main.tex", text)
+    export.write(folder / "README.md", (export.TEMPLATES / "overleaf.md").read_text("utf-8"))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # Without a time stamp: same files, same bytes.
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return export.write(out / "overleaf.zip", packed.getvalue()), left_out
 
 
 # ---- what was found, in words
@@ -659,15 +616,10 @@ def write_readme(frames: Frames, folder) -> Path:
     place = results if own.exists() and folder.parent == results else folder
     figures_at = folder.relative_to(place).as_posix()
     template = own if own.exists() else "README.md.j2"
-    text = readme(frames, template, figures_at, _place_in_project(folder, results))
-    return export.write(place / "README.md", text)
-
-
-def _place_in_project(folder, results):
-    """How a command names a folder: from the project's root, where the results lie in it."""
+    named = folder.name  # by a command: from the project's root, where the results lie in it
     if folder.is_relative_to(results):
-        return (Path("results") / folder.relative_to(results)).as_posix()
-    return folder.name
+        named = ("results" / folder.relative_to(results)).as_posix()
+    return export.write(place / "README.md", readme(frames, template, figures_at, named))
 
 
 def readme(frames: Frames, template="README.md.j2", figures_at=".", place="results") -> str:
@@ -687,7 +639,7 @@ def readme(frames: Frames, template="README.md.j2", figures_at=".", place="resul
 
     return export.render(
         template,
-        **_numbers(frames, list(made.values())),
+        **numbers(frames, list(made.values())),
         **_made_by(frames),
         From=place,
         isolates={contrast.name: contrast.isolates for contrast in analysis.PLANNED},

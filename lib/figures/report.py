@@ -84,7 +84,7 @@ def content(frames) -> dict:
     final = {pair[1] for pair in METRICS.values()}
     for task, part in runs.groupby(runs.apply(plots.task_name, axis=1), sort=False):
         windows = {}
-        for window in part.sort_values(["input_length", "stride"])["window"].unique():
+        for window in select.shapes(part):
             own = part[part["window"] == window]
             windows[window] = {
                 "length": int(own["input_length"].iat[0]),

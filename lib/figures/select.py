@@ -31,6 +31,7 @@ IMAGES = {
     "delay": "delay {:.0f} pixels",
 }
 FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
+CONVENTIONS = {"fixed": FIXED, "half": HALF}
 
 
 class Frames(NamedTuple):
@@ -167,11 +168,9 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     names = {run.key: _group_name(run, usual, differing) for run in runs.itertuples()}
 
     def place(run):
-        name = names[run.key]
-        return (*style.rank(run.cell), len(name), name)
+        return *style.rank(run.cell), len(names[run.key]), names[run.key]
 
-    ordered = sorted(runs.itertuples(), key=place)
-    position = {run.key: number for number, run in enumerate(ordered)}
+    position = {run.key: n for n, run in enumerate(sorted(runs.itertuples(), key=place))}
     frame = frame.assign(group=frame["key"].map(names))
     return frame.sort_values("key", key=lambda keys: keys.map(position), kind="stable")
 
@@ -251,11 +250,9 @@ def one(frame: pd.DataFrame, column: str):
 
 def families(frame: pd.DataFrame) -> dict[str, list[str]]:
     """Family of cells (`style.FAMILIES`) -> its groups; families without any are left out."""
-    groups = frame[["group", "cell"]].drop_duplicates("group")
-    split = {family: [] for family in style.FAMILIES}
-    for group, cell in groups.itertuples(index=False):
-        split[style.look(cell).family].append(group)
-    return {family: members for family, members in split.items() if members}
+    groups = frame.drop_duplicates("group")
+    family = groups["cell"].map(lambda cell: style.look(cell).family)
+    return groups["group"].groupby(family).agg(list).reindex(style.FAMILIES).dropna().to_dict()
 
 
 def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") -> pd.DataFrame:
@@ -378,11 +375,8 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
         else:
             skipped.append(label)
     steps = pd.DataFrame(steps, columns=["panel", "label", "group", "reference"])
-    ends = [
-        groups[of, frozenset()]
-        for of in (ladder.cells[0], ladder.end)
-        if (of, frozenset()) in groups
-    ]
+    plain = [(of, frozenset()) for of in (ladder.cells[0], ladder.end)]
+    ends = [groups[kind] for kind in plain if kind in groups]
     shown = runs["group"].isin([*ends, *steps["group"], *steps["reference"]])
     return Rungs(runs[shown], steps, ends) if len(steps) else None
 
@@ -487,11 +481,10 @@ def _beside(main, others):
     plain = main[main["cell"].isin(others["cell"].map(style.kin))]
     shown = grouped(pd.concat([plain, others]))
     varied = shown[~shown["key"].isin(main["key"])]
-    seeds = varied.groupby("group")["seed"].apply(set)
-    usual = {
-        seed for seed in set().union(*seeds) if 2 * sum(seed in own for own in seeds) > len(seeds)
-    }
-    extended = [group for group, own in seeds.items() if len(own - usual) >= analysis.FEWEST]
+    having = varied.groupby("seed")["group"].nunique()
+    usual = having.index[2 * having > varied["group"].nunique()]
+    fresh = varied[~varied["seed"].isin(usual)].groupby("group")["seed"].nunique()
+    extended = fresh.index[fresh >= analysis.FEWEST]
     shown = shown[~(shown["group"].isin(extended) & shown["seed"].isin(usual))]
     own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     cells = shown.groupby("group")["cell"].first()
@@ -536,6 +529,11 @@ def scan(runs: pd.DataFrame) -> pd.DataFrame:
 # ---- windows
 
 
+def shapes(frame: pd.DataFrame) -> list[str]:
+    """Windows of runs, by input length and stride."""
+    return list(frame.sort_values(["input_length", "stride"])["window"].unique())
+
+
 def window_columns(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """(convention, window) of every column of a figure: windows by stride convention and input
     length; 8/4 belongs to both.
@@ -543,13 +541,8 @@ def window_columns(frame: pd.DataFrame) -> list[tuple[str, str]]:
     shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
     found = {FIXED: [], HALF: [], OTHER: []}
     for row in shapes.sort_values(["input_length", "stride"]).itertuples():
-        conventions = windows.conventions(row.input_length, row.stride)
-        if "fixed" in conventions:
-            found[FIXED].append(row.window)
-        if "half" in conventions:
-            found[HALF].append(row.window)
-        if not conventions:
-            found[OTHER].append(row.window)
+        for name in windows.conventions(row.input_length, row.stride) or (OTHER,):
+            found[CONVENTIONS.get(name, OTHER)].append(row.window)
     if set(found[HALF]) <= set(found[FIXED]):  # one window of both conventions: say it once
         found[HALF] = []
     return [(title, window) for title, members in found.items() for window in members]
