@@ -135,22 +135,20 @@ def answers(frame, metric, by, predictions):
     """
     if predictions is None or metric != "test_accuracy":
         return analysis.of_seeds(frame, by, metric)
-    own = predictions[predictions["key"].isin(frame["key"])]
-    return analysis.correctness(frame, own, by)
+    return analysis.correctness(frame, predictions, by)
 
 
 def _in_unit(table, frame, metric):
+    """A table of `lib.analysis` in the shown unit, with the cell of each group and its ``form``:
+    "repaired", "plain" where its cell also stands repaired, else "".
+    """
     kinds = frame.drop_duplicates("group").set_index("group")
-    cell = table["group"].map(kinds["cell"])
-    scaled = table[["mean", "low", "high"]] * METRICS[metric].factor
-    return table.assign(cell=cell, form=table["group"].map(_forms(kinds)), **scaled)
-
-
-def _forms(kinds):
-    """Group -> "repaired", "plain" where its cell also stands repaired, else ""."""
     repaired = kinds["options"].map(select.repaired).astype(bool)
     twin = kinds["cell"].isin(kinds.loc[repaired, "cell"])
-    return pd.Series(np.select([repaired, twin], ["repaired", "plain"], ""), kinds.index)
+    kinds["form"] = np.select([repaired, twin], ["repaired", "plain"], "")
+    scaled = table[["mean", "low", "high"]] * METRICS[metric].factor
+    cell, form = (table["group"].map(kinds[name]) for name in ("cell", "form"))
+    return table.assign(cell=cell, form=form, **scaled)
 
 
 def _face(row, own):
@@ -169,8 +167,7 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     """
     frame = frame if "group" in frame else grouped(frame)
     tasks = frame.drop_duplicates(["dataset", *select.IMAGES]).apply(task_name, axis=1)
-    shapes = frame[["input_length", "stride", "window"]].drop_duplicates()
-    shapes = list(shapes.sort_values(["input_length", "stride"])["window"])
+    shapes = select.shapes(frame)
     counts = frame.groupby(["group", "window"])["seed"].nunique()
     parts = [
         f"Data: {' and '.join(tasks)}",
@@ -677,12 +674,8 @@ def _fill(convention, colour):
     return colour if convention == FIXED else "white"
 
 
-# How W is made -> its place on the axis of `effects`, and its name there.
-PLACES = {
-    "free": (0, "free"),
-    "sign": (1, "sign-\nconstrained"),
-    "reversal": (2, "reversal\npotentials"),
-}
+# How W is made, in the order of the axis of `effects`, and its name there.
+PLACES = {"free": "free", "sign": "sign-\nconstrained", "reversal": "reversal\npotentials"}
 
 
 def effects(frame: pd.DataFrame, ax=None, predictions=None):
@@ -697,10 +690,9 @@ def effects(frame: pd.DataFrame, ax=None, predictions=None):
             "The design shows one kind of run a cell, but the frame holds "
             f"{', '.join(table['group'])}; filter it first."
         )
-    looks = table["cell"].map(style.look)
-    table["stp"] = [own.stp for own in looks]
-    table["place"] = [PLACES[own.weights][0] for own in looks]
-    for stp, part in table.groupby("stp"):
+    looks = [style.look(name) for name in table["cell"]]
+    table["place"] = [list(PLACES).index(own.weights) for own in looks]
+    for stp, part in table.groupby([own.stp for own in looks]):
         side = 1 if stp else -1
         part = part.assign(x=part["place"] + 0.06 * side).sort_values("x")
         for row in part.itertuples():
@@ -714,8 +706,7 @@ def effects(frame: pd.DataFrame, ax=None, predictions=None):
         title = "with STP" if stp else "without STP"
         line = {"color": "#666666", "ls": own.line, "lw": 0.9, "zorder": 1}
         ax.plot(part["x"].to_numpy(), part["mean"].to_numpy(), label=title, **line)
-    places, names = zip(*PLACES.values(), strict=True)
-    ax.set_xticks(places, names)
+    ax.set_xticks(range(len(PLACES)), PLACES.values())
     ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made", ylabel=ACCURACY.axis)
     _label_ends([ax])
     return ax
@@ -750,8 +741,7 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None):
         ring = {"ms": 8, "mfc": "none", "mec": own.colour, "mew": 0.7, "clip_on": False}
         ax.plot(best["rate"], best["mean"], "o", **ring)
         ax.set_title(_plain(textwrap.fill(group, 16)), size=_small())
-        ax.set_xscale("log")
-        ax.set_xlim(table["rate"].min() / 2, table["rate"].max() * 2)
+        ax.set(xscale="log", xlim=(table["rate"].min() / 2, table["rate"].max() * 2))
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     fig.supxlabel("Learning rate (per step)", size=mpl.rcParams["axes.labelsize"])
     fig.supylabel(METRICS["validation_accuracy"].axis, size=mpl.rcParams["axes.labelsize"])
@@ -812,10 +802,8 @@ def units_over_sequence(trace, image, window, units, step, variables=("z", "r"),
     picture = fig.add_subplot(grid[:, 0])
     _draw_image(picture, image)
     _frame_window(picture, image, window, step)
-    first = fig.add_subplot(grid[0, 1])
-    axes = [first]
-    for number in range(1, len(variables)):
-        axes.append(fig.add_subplot(grid[number, 1], sharex=first))
+    axes = [fig.add_subplot(grid[0, 1])]
+    axes += [fig.add_subplot(grid[row, 1], sharex=axes[0]) for row in range(1, len(variables))]
     colours = plt.get_cmap(style.SEQUENTIAL)(np.linspace(0.05, 0.8, len(units)))
     for ax, name in zip(axes, variables, strict=True):
         values = _array(trace[name])
@@ -857,14 +845,13 @@ def against_pixels(frame: pd.DataFrame, y: str, fig=None):
     ``frame`` has cell (name), pixels, the column ``y`` and perhaps readout; seeds and folds are
     averaged.
     """
-    frame = frame.assign(family=[style.look(name).family for name in frame["cell"]])
-    shown = [family for family in style.FAMILIES if (frame["family"] == family).any()]
+    shown = families(frame.assign(group=frame["cell"]))
     readouts = list(frame["readout"].unique()) if "readout" in frame else [None]
     fig = fig or _figure()
     axes = fig.subplots(len(readouts), len(shown), sharey=True, sharex=True, squeeze=False)
     for row, readout in zip(axes, readouts, strict=True):
-        for ax, family in zip(row, shown, strict=True):
-            part = frame[frame["family"] == family]
+        for ax, (family, members) in zip(row, shown.items(), strict=True):
+            part = frame[frame["cell"].isin(members)]
             part = part if readout is None else part[part["readout"] == readout]
             for name, lines in part.groupby("cell", sort=False):
                 own, line = style.look(name), lines.groupby("pixels")[y].mean()
