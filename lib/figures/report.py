@@ -80,8 +80,7 @@ def content(frames) -> dict:
         "why": _reasons(frames),
     }
     curves = frames.curves.merge(runs[["key", "group"]], on="key")
-    over = {pair[0] for pair in METRICS.values()}
-    final = {pair[1] for pair in METRICS.values()}
+    over, final = (dict.fromkeys(names) for names in zip(*METRICS.values(), strict=True))
     for task, part in runs.groupby(runs.apply(plots.task_name, axis=1), sort=False):
         windows = {}
         for window in select.shapes(part):
