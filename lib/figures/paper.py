@@ -104,7 +104,7 @@ def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
 
 
 def _of_cells(frames, baseline):
-    main, evidence = _main(frames), {"predictions": frames.predictions}
+    main, evidence = select.at_main_window(frames.runs), {"predictions": frames.predictions}
     bars = f"bars: {_intervals(frames)}; dots: seeds"
     shown = select.headline(frames.runs)
     linear = _linear(frames, main)
@@ -216,15 +216,11 @@ def _milliseconds(runs):
     found = files.read_json(paths.project_root() / "results" / "bench.json")
     if found is None:
         return {}, None
-    size, run = found["options"], runs.iloc[0]
+    size = found["options"]
+    run = runs.iloc[0]
     same = (size["batch"], size["hidden"]) == (run["batch_size"], run["hidden_size"])
     alike = same and abs(size["steps"] - run["sequence_length"]) <= 1
     return {row["cell"]: row["fast"] for row in found["passes"] if alike}, size["features"]
-
-
-def _main(frames):
-    every = comparison(frames.runs)
-    return every[every["window"] == main_window(every)]
 
 
 def _wide(frames):
@@ -261,7 +257,7 @@ def tables(frames: Frames) -> list[Table]:
     Differences and effects are one family a table (main effects and interactions are their own),
     whose intervals hold together; what rests on one or two seeds is in none.
     """
-    main = _main(frames)
+    main = select.at_main_window(frames.runs)
     linear = frames.linear.get(main["dataset"].iat[0])
     lead = f"Test accuracy (mean; {_intervals(frames)}), "
     lead += "how far above a linear softmax on the pixels, " if linear else ""
@@ -452,7 +448,7 @@ def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
         for name, row in rows.get(table, {}).items():
             stem = export.command_name(name)
             found |= {f"{stem}{column}": row[column] for column in columns}
-    every, main = comparison(frames.runs), _main(frames)
+    every, main = comparison(frames.runs), select.at_main_window(frames.runs)
     order = main.groupby("cell")["test_accuracy"].mean()
     for place, cell in (("Best", order.idxmax()), ("Worst", order.idxmin())):
         row = rows["summary"][cell]
@@ -511,7 +507,8 @@ def write(
     StoreError
         A file cannot be written; it is as it was before.
     """
-    plan, made, found = figures(frames, baseline), tables(frames), {}
+    plan, made = figures(frames, baseline), tables(frames)
+    found = {}
     drawn = {item.name for item in plan}
     left_out = [f"{name}: needs {what}" for name, what in NEEDS.items() if name not in drawn]
     if "pgf" in formats and not export.has_tex():

@@ -49,9 +49,8 @@ def write(frames, path=None) -> Path:
     values = {"plotly": get_plotlyjs(), "dark": dark, "data": data, "method": method}
     done = (frames.runs["state"] == "DONE").sum()
     values |= {"date": date.today().isoformat(), "runs": done, "why": shown["why"]}
-    commits = {made["commit"][:7] for made in frames.environments.values()}
-    values |= {"commits": sorted(commits)}
-    return export.write(path, export.render("report.html.j2", **values))
+    commits = sorted({made["commit"][:7] for made in frames.environments.values()})
+    return export.write(path, export.render("report.html.j2", **values, commits=commits))
 
 
 def content(frames) -> dict:
@@ -138,8 +137,7 @@ def _headline(task, main, frames):
     difference = None
     pair = main[main["cell"].isin(("cb", "dale_cb"))]
     if pair["cell"].nunique() == 2:
-        table_ = plots.difference_summary(pair, "cb", predictions=frames.predictions)
-        difference = table_.iloc[0]
+        difference = plots.difference_summary(pair, "cb", predictions=frames.predictions).iloc[0]
     return headline(f"{task}, window {main['window'].iat[0]}", table, difference)
 
 
@@ -186,8 +184,8 @@ def _reasons(frames):
     """Differences that say why conductance cells lag: the planned contrasts, the ladders, and the
     changes of DaleCB.
     """
-    main = select.comparison(frames.runs)
-    main, found = main[main["window"] == select.main_window(main)], []
+    found = []
+    main = select.at_main_window(frames.runs)
     table = plots.planned_contrasts(main, frames.predictions)
     if len(table):
         notes = list(table["pair"] + ": " + table["isolates"] + ".")

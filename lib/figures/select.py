@@ -332,8 +332,7 @@ def _of_one_rate(runs):
 
 def headline(runs: pd.DataFrame) -> pd.DataFrame:
     """The comparison at its main window and, beside each cell, its repaired form where it ran."""
-    main = comparison(runs)
-    main = main[main["window"] == main_window(main)].drop(columns="group")
+    main = at_main_window(runs).drop(columns="group")
     like = main.iloc[0]
     same = ("dataset", "window", "scan", "hidden_size", "initialisation", "epochs", "batch_size")
     others = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
@@ -416,6 +415,12 @@ def main_window(runs: pd.DataFrame) -> str:
     return WINDOW if WINDOW in set(runs["window"]) else runs["window"].mode()[0]
 
 
+def at_main_window(runs: pd.DataFrame) -> pd.DataFrame:
+    """The `comparison` at its main window."""
+    every = comparison(runs)
+    return every[every["window"] == main_window(every)]
+
+
 def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     """Runs at the main window that differ in something from the comparison, by the question that
     they answer: a key of `VARIANTS`; questions without a run are left out.
@@ -424,8 +429,7 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     ladders and runs that share no seed with the plain ones are left out. A variant that was given
     more seeds than most of its question, after a look at these, is judged on the fresh ones alone.
     """
-    main = comparison(runs)
-    main = main[main["window"] == main_window(main)].drop(columns="group")
+    main = at_main_window(runs).drop(columns="group")
     plain = main.iloc[0]
     others = runs[
         (runs["state"] == "DONE")
