@@ -98,12 +98,8 @@ def _templates(marks):
 
 def render(template, **values) -> str:
     """A Jinja2 template of `TEMPLATES`, or one at a path, with its values put in; where it makes
-    LaTeX (``.tex.j2``), its marks are ``<< >>`` and ``<% %>``.
-
-    Raises
-    ------
-    ValueError
-        The template names what there is not, or cannot be read as one.
+    LaTeX (``.tex.j2``), its marks are ``<< >>`` and ``<% %>``. ValueError: it names what there is
+    not, or cannot be read as one.
     """
     path = TEMPLATES / template
     # Braces are LaTeX's own.
@@ -150,20 +146,12 @@ def has_tex() -> bool:
 def export_figure(
     fig, name, width="column", journal="article", *, folder=None, formats=("pdf", "pgf")
 ) -> list[Path]:
-    """Write a figure at the width, text size and font of a document; its height stays. Heat maps
+    """Write a figure at the width ("column", "text" or inches), text size and font of a document,
+    best drawn inside `style.context` of the same journal and width; its height stays. Heat maps
     alone are rasterised, at 300 dpi.
 
-    Parameters
-    ----------
-    fig : matplotlib Figure, best drawn inside `style.context` of the same journal and width
-    name : str
-        File name without ending: letters, digits, hyphens, underscores.
-    width : "column", "text" or inches
-    journal : a key of `style.JOURNALS`
-    folder : path, optional
-        Default ``results/figures``.
-    formats : of "pdf", "pgf", "png"
-        PGF needs pdflatex; without it one line says so and the rest is written.
+    ``name`` is that of the files, without ending; ``folder`` is ``results/figures`` where none is
+    given. PGF needs pdflatex; without it one line says so and the rest is written.
 
     Raises
     ------
@@ -227,16 +215,9 @@ def _save(fig, stem, width, journal, formats):
 
 
 def export_table(frame, name, caption, label, *, best=(), wide=False, folder=None) -> Path:
-    """Write a frame as a booktabs table, without its index.
-
-    Columns ``x``, ``x low`` and ``x high`` become one column "x [95 %]" of mean and interval.
-    Numbers keep the decimals of `DECIMALS`.
-
-    Parameters
-    ----------
-    best : names of columns whose largest value is bold
-    wide : bool
-        Across both columns of a page.
+    """Write a frame as a booktabs table, without its index: columns ``x``, ``x low`` and ``x high``
+    become one, "x [95 %]", of mean and interval; numbers keep the decimals of `DECIMALS`. The
+    largest value of each column in ``best`` is bold; ``wide`` spans both columns of a page.
 
     Raises
     ------
@@ -258,14 +239,13 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
             f"columns are {', '.join(map(str, frame.columns))}."
         )
     shown = formatted(frame).map(tex)
-    bold = is_best(frame, shown, best).replace({True: "textbf:--rwrap;", False: ""})
     letters = [max(len(str(column)), *map(len, shown[column])) for column in shown]
     first = "l"
     if letters[0] > 24:  # a long name takes several lines
         first = "p{4cm}" if wide else "p{3.2cm}"
     fits = min(letters[0], 24) + sum(letters[1:]) <= (85 if wide else 48)
-    styler = shown.rename(columns=tex).style.apply(lambda _: bold.to_numpy(), axis=None)
-    text = styler.hide(axis="index").to_latex(
+    shown = shown.mask(is_best(frame, shown, best), r"\textbf{" + shown + "}")
+    text = (shown.rename(columns=tex).style.hide(axis="index")).to_latex(
         caption=tex(caption),
         label=label,
         position="t",
@@ -332,17 +312,8 @@ def _title(frame, column):
 
 def export_numbers(mapping, *, folder=None) -> Path:
     """Write ``numbers.tex``: one ``\\newcommand`` for every number that a text quotes, so that text
-    and results cannot part.
-
-    Parameters
-    ----------
-    mapping : name -> text or number
-        Names start with a capital and hold letters only, as TeX demands.
-
-    Raises
-    ------
-    ValueError
-        A name is no command name.
+    and results cannot part, from a mapping of names to texts or numbers. ValueError: a name does
+    not start with a capital or holds more than letters, as TeX demands.
     """
     for name in mapping:
         if not COMMAND.fullmatch(name):

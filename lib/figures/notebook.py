@@ -30,16 +30,8 @@ COLUMNS = {
 
 
 def show(drawn, frame=None, lead=""):
-    """Show a figure and, below it, its caption.
-
-    Parameters
-    ----------
-    drawn : Figure or Axes
-        What a function of `lib.figures.plots` returns.
-    frame : DataFrame, optional
-        The runs or curves behind it, for `plots.caption`; without it the caption is ``lead`` alone.
-    lead : str
-        What the figure shows.
+    """Show a figure (or its axes, as `lib.figures.plots` return) and, below it, its caption:
+    ``lead``, what it shows, and of a ``frame``, the runs or curves behind it, `plots.caption`.
     """
     figure = drawn.get_figure(root=True) if hasattr(drawn, "get_figure") else drawn
     display(figure)

@@ -99,8 +99,7 @@ class Table(NamedTuple):
 
 def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
     """Every figure that the runs allow."""
-    changes = (*_of_changes(frames), *_of_delays(frames))
-    return [*_of_cells(frames, baseline), *_of_windows(frames), *changes]
+    return [*_of_cells(frames, baseline), *_of_windows(frames), *_of_changes(frames)]
 
 
 def _of_cells(frames, baseline):
@@ -196,16 +195,13 @@ def _of_changes(frames):
         height = 0.5 + 0.85 * -(-len(kinds) // 6)
         draw = partial(plots.learning_rate_scan, rates)
         yield Figure("learning_rate_scan", "text", height, lead, rates, draw)
-
-
-def _of_delays(frames):
     runs = select.delays(frames.runs)
     if runs is not None:
         lead = (
             "Test accuracy where blank pixels follow the image before the network answers. Bars: "
             f"{_intervals(frames)}; dots: seeds; dotted: plasticity ten times slower."
         )
-        draw = partial(plots.delays, runs, predictions=frames.predictions)
+        draw = partial(plots.delays, runs, **evidence)
         yield Figure("delays", "text", 3.4, lead, runs, draw)
 
 
@@ -493,19 +489,10 @@ def write(
     frames: Frames, out, *, journal="report", formats=("pdf", "png"), baseline="cb"
 ) -> list[str]:
     """Write ``figures/``, ``tables/`` (LaTeX and Markdown), ``numbers.tex`` and ``MANIFEST.json``
-    under ``out``.
+    under ``out``; returns what was left out and why, one sentence each.
 
-    Files of an earlier export that this one does not write are removed.
-
-    Returns
-    -------
-    list of str
-        What was left out and why, one sentence each.
-
-    Raises
-    ------
-    StoreError
-        A file cannot be written; it is as it was before.
+    Files of an earlier export that this one does not write are removed. StoreError where a file
+    cannot be written; all are as they were before.
     """
     plan, made = figures(frames, baseline), tables(frames)
     found = {}
@@ -566,13 +553,8 @@ def overleaf(
     frames: Frames, out=None, *, journal="report", baseline="cb"
 ) -> tuple[Path, list[str]]:
     """Build ``overleaf/`` under ``out`` (default: results), a report of all figures and tables, of
-    two columns where two fit the page; and ``overleaf.zip``, the file to upload.
-
-    Returns
-    -------
-    zip : Path
-    left_out : list of str
-        As `write`.
+    two columns where two fit the page; and ``overleaf.zip``, the file to upload. Returns the path
+    of the latter, and what was left out, as `write`.
     """
     out = Path(out or paths.results_dir())
     folder = out / "overleaf"

@@ -492,9 +492,9 @@ def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
         title, sign = PANELS[panel]
         names = sign + part.set_index("group")["label"]
         seeds = rungs.runs.assign(group=group.map(names))
-        _dots(ax, seeds, part.assign(group=list(names)), filled=True)
+        rows = _dots(ax, seeds, part.assign(group=list(names)), filled=True)
         if panel == "other cells":
-            for y, row in zip(_heights(part), part.itertuples(), strict=True):
+            for y, row, _ in rows:
                 own = style.look(row.cell)
                 ax.plot(means[row.reference], y, own.marker, mfc="white", color=own.colour, ms=4.5)
         else:
@@ -530,12 +530,12 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     columns = {kind: how for kind, how in columns.items() if kind in recorded}
     fig = fig or _figure()
     axes = fig.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
-    _dots(axes[0], runs, table, filled=True)
+    rows = _dots(axes[0], runs, table, filled=True)
     axes[0].set_xlabel(ACCURACY.axis)
     for ax, (kind, (title, shown)) in zip(axes[1:], columns.items(), strict=True):
         ends = recorded[kind].groupby(["group", "key"])["value"].agg(["first", "last"])
         ends = ends.groupby("group").median()
-        for y, row in zip(_heights(table), table.itertuples(), strict=True):
+        for y, row, _ in rows:
             if row.group in ends.index:
                 own = style.look(row.cell)
                 before, after = shown(ends.loc[row.group])
@@ -767,7 +767,7 @@ def conductance(trace, image, window, z_max: float, fig=None):
     pixels = {"aspect": "auto", "interpolation": "nearest", "rasterized": True}
     mesh = right.imshow(z[:, order].T, **pixels, **colours)
     fig.colorbar(mesh, ax=right, label=VARIABLES["z"], pad=0.02)
-    _image_rows(right, len(z), window, _columns(image))
+    _image_rows(right, len(z), window, np.shape(image)[-1])
     units = z.shape[1]
     right.set_ylabel("Hidden units (slowest on top)")
     right.set_yticks([0, units - 1], ["1", str(units)])
@@ -812,7 +812,7 @@ def units_over_sequence(trace, image, window, units, step, variables=("z", "r"),
         ax.axvline(step, color=READ, lw=0.8)
         ax.set_title(VARIABLES[name], loc="left")
         ax.tick_params(labelbottom=ax is axes[-1])
-    _image_rows(axes[-1], len(values), window, _columns(image))
+    _image_rows(axes[-1], len(values), window, np.shape(image)[-1])
     _label_ends(axes[:1])
     return fig
 
@@ -995,15 +995,10 @@ def _difference_axis(frame):
     return f"Difference from {name} ({ACCURACY.points})"
 
 
-def _heights(table):
-    """Of one row a group, the first on top."""
-    return range(len(table))[::-1]
-
-
 def _rows(ax, table, frame):
     """One row a group, the first on top, by name: (height, row of the table, its seeds)."""
-    heights = _heights(table)
-    ax.set_yticks(list(heights), [_plain(name) for name in table["group"]])
+    heights = range(len(table))[::-1]
+    ax.set_yticks(heights, [_plain(name) for name in table["group"]])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.6, len(table) - 0.4)
     return [
@@ -1019,8 +1014,9 @@ def _interval_line(ax, y, row, colour, lw=1.1):
 
 
 def _dots(ax, frame, table, filled=False):
-    """Mean with interval on one row a group, seeds as small dots below it."""
-    for y, row, seeds in _rows(ax, table, frame):
+    """Mean with interval on one row a group, seeds as small dots below it; returns `_rows`."""
+    rows = _rows(ax, table, frame)
+    for y, row, seeds in rows:
         own = style.look(row.cell)
         _interval_line(ax, y, row, own.colour)
         face = own.colour if filled else _face(row, own)
@@ -1031,6 +1027,7 @@ def _dots(ax, frame, table, filled=False):
     if (table["n"] == 1).all():
         place = {"xycoords": "axes fraction", "ha": "right", "va": "bottom"}
         ax.annotate("n = 1 seed", (1, 1), size=_small(), color="#555555", **place)
+    return rows
 
 
 def _fan(ax, x, quantiles, colour):
@@ -1038,10 +1035,6 @@ def _fan(ax, x, quantiles, colour):
     ax.fill_between(x, quantiles[0], quantiles[4], color=colour, alpha=0.18, lw=0)
     ax.fill_between(x, quantiles[1], quantiles[3], color=colour, alpha=0.35, lw=0)
     ax.plot(x, quantiles[2], color=colour)
-
-
-def _columns(image) -> int:
-    return int(_array(image).shape[-1])
 
 
 def _draw_image(ax, image):
@@ -1060,7 +1053,7 @@ def _draw_image(ax, image):
 
 def _frame_window(ax, image, window, step):
     """Frames around the pixels that a step reads, one in every row that they touch."""
-    rows, columns = _array(image).shape[-2:]
+    rows, columns = np.shape(image)[-2:]
     read = windows.step_pixels(rows, columns, window.input_length, window.stride, window.scan)
     row, column = np.divmod(np.asarray(read[step]), columns)
     for y in np.unique(row):

@@ -25,18 +25,8 @@ METRICS = {
 
 
 def write(frames, path=None) -> Path:
-    """Write the report of finished runs.
-
-    Parameters
-    ----------
-    frames : lib.figures.select.Frames
-    path : path, optional
-        Default ``results/report.html``.
-
-    Raises
-    ------
-    ValueError
-        No run is finished.
+    """Write the report of `select.Frames`, by default as ``results/report.html``; ValueError where
+    no run is finished.
     """
     from plotly.offline import get_plotlyjs
 
@@ -142,16 +132,8 @@ def _headline(task, main, frames):
 
 
 def headline(where, table, difference=None) -> list[str]:
-    """What results say, in sentences.
-
-    Parameters
-    ----------
-    where : str
-        Task and window.
-    table : DataFrame
-        Of `plots.summary`, of test accuracy.
-    difference : row of `plots.difference_summary`, optional
-        Of DaleCB from CB.
+    """What results say, in sentences; ``where`` names task and window, ``table`` is `plots.summary`
+    of test accuracy, ``difference`` the row of `plots.difference_summary` of DaleCB from CB.
     """
     table = table.sort_values("mean", ascending=False)
     best = table.iloc[0]

@@ -145,12 +145,8 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     cell's label and what tells its runs apart.
 
     What differs from the defaults is said ("CB, dt 0.3"; "DaleCB, notes"); so are hidden size,
-    epochs, learning rate and version where they are not the most frequent.
-
-    Raises
-    ------
-    ValueError
-        No finished run is left.
+    epochs, learning rate and version where they are not the most frequent. ValueError: no finished
+    run is left.
     """
     if "state" in frame:
         frame = frame[frame["state"] == "DONE"]
@@ -259,12 +255,8 @@ def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") ->
     """The runs of the other groups with ``metric`` less the mean of their baseline at the same
     window; a column ``baseline`` names it.
 
-    ``baseline`` is a cell or group, or maps every group to its own.
-
-    Raises
-    ------
-    ValueError
-        The baseline has no run, or none at a window of the others.
+    ``baseline`` is a cell or group, or maps every group to its own. ValueError: it has no run, or
+    none at a window of the others.
     """
     frame = frame if "group" in frame else grouped(frame)
     if isinstance(baseline, str):

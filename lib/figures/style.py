@@ -226,12 +226,8 @@ def journal_page(journal: str) -> Journal:
 
 
 def width_of(journal: str, width: str | float) -> float:
-    """Width in inches of ``"column"``, ``"text"`` or a number of inches.
-
-    Raises
-    ------
-    ValueError
-        The width is none of these.
+    """Width in inches of ``"column"``, ``"text"`` or a number of inches; ValueError where it is
+    none of these.
     """
     page = journal_page(journal)
     if width in ("column", "text"):
