@@ -269,7 +269,6 @@ def core_seconds(frame: pd.DataFrame, ms: dict, fig=None, linear: float | None =
 
 def _draw_curves(ax, frame, table, metric, highlight):
     """Draw all groups of a frame and its `summary`, those not highlighted in grey."""
-    few = {}
     factor = METRICS[metric].factor
     for group, part in table.groupby("group", sort=False):
         own = style.look(part["cell"].iat[0])
@@ -277,8 +276,6 @@ def _draw_curves(ax, frame, table, metric, highlight):
             ax.plot(part["epoch"], part["mean"], color=style.CONTEXT, lw=0.8, zorder=1)
             continue
         seeds = part["n"].max()
-        if seeds < analysis.FEWEST:
-            few[group] = seeds
         if seeds > 1:
             thin = {"color": own.colour, "lw": 0.4, "alpha": 0.45, "zorder": 2}
             for _, curve in frame[frame["group"] == group].groupby("seed"):
@@ -291,17 +288,18 @@ def _draw_curves(ax, frame, table, metric, highlight):
         ax.plot(part["epoch"], part["mean"], color=own.colour, zorder=3, **line)
         mark = {"marker": own.marker, "mfc": _face(end, own), "color": own.colour}
         ax.plot(end["epoch"], end["mean"], label=group, clip_on=False, zorder=4, **mark)
-    _say_few_seeds(ax, few, len(highlight))
+    _say_few_seeds(ax, table, highlight)
     ax.set_xlim(0, table["epoch"].max())
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _say_few_seeds(ax, few, groups):
+def _say_few_seeds(ax, table, groups):
     """A note on groups of too few seeds for a band; their names where others have one."""
+    seeds = table[table["group"].isin(groups)].groupby("group", sort=False)["n"].max()
     notes = []
     for n, words in ((1, "n = 1 seed"), (2, "n = 2 seeds, no band")):
-        names = [group for group, seeds in few.items() if seeds == n]
-        if len(names) == groups:
+        names = list(seeds.index[seeds == n])
+        if len(names) == len(groups):
             notes.append(words)
         elif names:
             notes.append(f"n = {n}: {', '.join(names)}")

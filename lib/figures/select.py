@@ -501,15 +501,12 @@ def scanned(runs: pd.DataFrame) -> pd.Series:
     return same["learning_rate"].transform("nunique") > 1
 
 
-def without_scan(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs, or their curves, without those of a learning-rate scan: its seed chose the rate, so it
-    must not count among those that compare.
-
-    Where there is nothing else at all, they stay.
+def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs without those of a learning-rate scan, unless there is nothing else at all: its seed
+    chose the rate, so it must not count among those that compare.
     """
-    runs = frame.drop_duplicates("key")
-    compared = runs.loc[~scanned(runs), "key"]
-    return frame[frame["key"].isin(compared)] if len(compared) else frame
+    compared = runs[~scanned(runs)]
+    return compared if len(compared) else runs
 
 
 def scan(runs: pd.DataFrame) -> pd.DataFrame:

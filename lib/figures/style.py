@@ -7,7 +7,6 @@ also differ in print without colour.
 
 import colorsys
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -264,7 +263,6 @@ def rc(journal: str = "report", width: str | float = "text", height: float = 2.2
     }
 
 
-@contextmanager
 def context(journal: str = "report", width: str | float = "text", height: float = 2.2):
     """Draw in the style of a journal: ``with style.context("neurips", "column"): ...``; the
     settings before come back.
@@ -274,13 +272,7 @@ def context(journal: str = "report", width: str | float = "text", height: float 
     # Jupyter's backend turns on, when it is loaded, that figures are shown; loaded inside, the end
     # of the context would turn that off.
     plt.switch_backend(mpl.rcParams["backend"])
-    own = {
-        **rc(journal, width, height),
-        "backend": mpl.rcParams["backend"],
-        "interactive": mpl.is_interactive(),
-    }
-    with mpl.rc_context({**mpl.rcParamsDefault, **own}):
-        yield
+    return plt.style.context(rc(journal, width, height), after_reset=True)
 
 
 def plotly_template() -> dict:
