@@ -245,14 +245,18 @@ def export_table(frame, name, caption, label, *, best=(), wide=False, folder=Non
         first = "p{4cm}" if wide else "p{3.2cm}"
     fits = min(letters[0], 24) + sum(letters[1:]) <= (85 if wide else 48)
     shown = shown.mask(is_best(frame, shown, best), r"\textbf{" + shown + "}")
-    text = (shown.rename(columns=tex).style.hide(axis="index")).to_latex(
-        caption=tex(caption),
-        label=label,
-        position="t",
-        environment="table*" if wide else "table",
-        column_format=first + "r" * (len(letters) - 1),
-        position_float="centering",
-        hrules=True,
+    text = (
+        shown.rename(columns=tex)
+        .style.hide(axis="index")
+        .to_latex(
+            caption=tex(caption),
+            label=label,
+            position="t",
+            environment="table*" if wide else "table",
+            column_format=first + "r" * (len(letters) - 1),
+            position_float="centering",
+            hrules=True,
+        )
     )
     size = "footnotesize" if fits else "scriptsize"
     smaller = f"\\centering\n\\{size}\n\\setlength{{\\tabcolsep}}{{3pt}}\n"
@@ -271,10 +275,9 @@ def is_best(frame: pd.DataFrame, shown: pd.DataFrame, best) -> pd.DataFrame:
     """Which cells of ``shown``, made by `formatted` of a frame, hold the largest value of a column
     in ``best``.
     """
-    found = pd.DataFrame(False, shown.index, shown.columns)
-    for column in best:
-        found.loc[frame[column] == frame[column].max(), _title(frame, column)] = True
-    return found
+    columns = frame[list(best)]
+    largest = (columns == columns.max()).rename(columns=partial(_title, frame))
+    return largest.reindex(columns=shown.columns, fill_value=False)
 
 
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:

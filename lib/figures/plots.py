@@ -51,10 +51,7 @@ def summary(
     else:
         table = analysis.summarise(frame, list(by), metric).query("n > 0")
     if not len(table):
-        raise ValueError(
-            f"No finished run has a value of {metric}; train some first, "
-            "for example with: python -m lib compare."
-        )
+        raise ValueError(f"No finished run has a value of {metric}; {select.TRAIN}")
     return _in_unit(table, frame, metric)
 
 

@@ -158,8 +158,7 @@ def _result(found):
 
 
 def _interval(found):
-    interval = export.bracket(found["low"], found["high"])
-    return f" {interval}" if interval else ""
+    return f" {export.bracket(found['low'], found['high'])}".rstrip()
 
 
 def _reasons(frames):

@@ -30,6 +30,7 @@ IMAGES = {
     "first_rows": "first {:.0f} rows",
     "delay": "delay {:.0f} pixels",
 }
+TRAIN = "train some first, for example with: python -m lib compare."
 FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
 CONVENTIONS = {"fixed": FIXED, "half": HALF}
 
@@ -151,9 +152,7 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     if "state" in frame:
         frame = frame[frame["state"] == "DONE"]
     if not len(frame):
-        raise ValueError(
-            "No finished run to show; train some first, for example with: python -m lib compare."
-        )
+        raise ValueError(f"No finished run to show; {TRAIN}")
     runs = frame.drop_duplicates("key")
     usual = [
         (column, short, by, _usual(runs, column, by))
@@ -292,9 +291,7 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     """
     runs = runs[runs["state"] == "DONE"]
     if not len(runs):
-        raise ValueError(
-            "No finished run to export; train some first, for example with: python -m lib compare."
-        )
+        raise ValueError(f"No finished run to export; {TRAIN}")
     runs = without_scan(runs)
     plain = (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation)
     known = runs["cell"] == runs["cell"].map(style.kin)
