@@ -115,8 +115,6 @@ def planned_contrasts(runs, predictions=None) -> pd.DataFrame:
     labels = runs.groupby("cell")["group"].first()
     ran = set(labels.index)
     planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
-    if not planned:
-        return pd.DataFrame(columns=["name", "pair", "isolates", "n", "mean", "low", "high"])
     found = answers(runs, "test_accuracy", ["cell"], predictions)
     table = analysis.comparisons(found, [(item.cell, item.reference) for item in planned])
     return _in_unit(table, runs, "test_accuracy").assign(
@@ -312,7 +310,7 @@ def _limits(table, seeds, metric):
     banded, seeds = table[table["n"] >= analysis.FEWEST], seeds * metric.factor
     bottom = max(np.nanmin([seeds.min(), banded["low"].min()]), 0)
     top = np.nanmax([seeds.max(), banded["high"].max()])
-    if metric.share:
+    if metric.factor == 100:
         top = min(top, 100)
     margin = 0.03 * (top - bottom) or 1
     return bottom - margin, top + margin

@@ -189,9 +189,7 @@ def _group_name(run, usual, differing):
 
 def changed(options: str) -> list[tuple]:
     """What the options of a run (JSON) change, as (option, value), in the order of `CHANGES`."""
-    order = list(CHANGES)
-    found = json.loads(options).items()
-    return sorted(found, key=lambda each: order.index(each) if each in CHANGES else len(order))
+    return sorted(json.loads(options).items(), key=lambda each: [*CHANGES, each].index(each))
 
 
 def repaired(options: str) -> bool:
@@ -384,8 +382,8 @@ def _steps(ladder, ran):
         last = ladder.end is not None and number == len(ladder.changes)
         kind = end if last else (cell, frozenset(ladder.changes[:number]))
         yield "added", change_name(*change), kind, start
-    alone = [tuple(changes) for of, changes in ran if of == cell and len(changes) == 1]
-    for (change,) in sorted(alone, key=lambda each: [*CHANGES, *each].index(each[0])):
+    alone = [next(iter(changes)) for of, changes in ran if of == cell and len(changes) == 1]
+    for change in sorted(alone, key=lambda each: [*CHANGES, each].index(each)):
         yield "alone", change_name(*change), (cell, frozenset({change})), start
     for change in ladder.changes if ladder.end else ():
         kind = (cell, all_of_them - {change})

@@ -58,14 +58,9 @@ class Metric(NamedTuple):
     points: str = ""  # unit of a difference
 
     @property
-    def share(self) -> bool:
-        """Whether it is a fraction, shown in percent."""
-        return self.factor == 100
-
-    @property
     def accuracy(self) -> bool:
         """Whether guessing has one too."""
-        return self.share and self.better == "higher"
+        return self.factor == 100 and self.better == "higher"
 
 
 SPLITS = {"test": "test set", "validation": "validation set", "train": "training images"}
