@@ -191,7 +191,7 @@ def test_7_a_stale_attempt_cannot_publish(root):
     replacement.finish(tiny.outcome(config))
     assert attempt.publish(replacement.folder)
     before = tiny.contents(Store(root).folder(config.key()) / "result")
-    stale.status(progress=0.9)
+    stale.note(progress=0.9)
     stale.finish(tiny.outcome(config))
     assert not attempt.publish(stale.folder)
     assert tiny.contents(Store(root).folder(config.key()) / "result") == before

@@ -269,24 +269,24 @@ def test_states(tmp_path):
     assert state()[0] == "RUNNING"
     status.mark(store.folder(config.key()), config, "QUEUED")
     assert state()[0] == "RUNNING", "another sweep's queue does not hide a running attempt"
-    first.status(progress=0.5)
+    first.note(progress=0.5)
     assert store.runs().progress.item() == 0.5
-    first.status(pid=2**22 + 1)  # no such process on this host
+    first.note(pid=2**22 + 1)  # no such process on this host
     store.folder(config.key()).joinpath("status.json").unlink()
     assert state()[0] == "INTERRUPTED"
-    first.status(pid=1, host="elsewhere")
+    first.note(pid=1, host="elsewhere")
     assert state()[0] == "RUNNING"
     path = first.folder / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat": time.time() - 61}))
     assert state()[0] == "INTERRUPTED", "no heartbeat for a minute"
-    first.status(state="PAUSED", message="Stopped.")
+    first.note(state="PAUSED", message="Stopped.")
     assert state() == ("PAUSED", "Stopped.")
     status.mark(store.folder(config.key()), config, "CANCELLED", "by hand")
     assert state() == ("CANCELLED", "by hand")
     second = attempt.Attempt(store.folder(config.key()), config)
     assert state()[0] == "RUNNING"
     for one in (first, second):
-        one.status(state="FAILED", message="ValueError: no")
+        one.note(state="FAILED", message="ValueError: no")
     assert state() == ("FAILED", "2 failed attempts; the last: ValueError: no")
     path.write_text("")  # a power failure
     assert state() == ("FAILED", "ValueError: no")
@@ -298,7 +298,7 @@ def test_prune_leaves_results(trained, tmp_path):
     store = Store(tmp_path)
     before = tiny.contents(tmp_path)
     left = attempt.Attempt(store.folder(KEY), tiny.config())
-    left.status(state="CANCELLED")
+    left.note(state="CANCELLED")
     (left.folder / ".status.json.abc.tmp").write_bytes(b"x")
     assert store.prune(keys=["other"]) == [] and store.prune() == [left.folder]
     assert tiny.contents(tmp_path) == before

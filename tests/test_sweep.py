@@ -19,7 +19,6 @@ from lib import cells
 from lib.config import CellSpec, RunConfig, Task
 from lib.files import StoreError
 from lib.runs import attempt, places, sweep
-from lib.runs.children import Ending
 from lib.runs.grid import RATES
 from lib.runs.status import mark
 from lib.runs.store import Store
@@ -335,7 +334,7 @@ class Client:
             (self.store.folder(config.key()) / "result").mkdir(parents=True)
             answer = (attempt.DONE, "", 28)
         future = Future()
-        future.set_result(Ending(*answer))
+        future.set_result(attempt.Ending(*answer))
         return future
 
 

@@ -1,9 +1,5 @@
 """One attempt at one run (or at a group of seeds) in this process: resume, train, checkpoint,
 publish.
-
-Exit codes of a process that runs one attempt: 0 a result is published; 1 it failed; 2 the request
-is invalid; 3 the results folder is full or not usable; 4 its checkpoint was made by other code; 75
-it was asked to stop, saved its state, and can go on; 76 another process trains this run.
 """
 
 import contextlib
@@ -29,7 +25,14 @@ from lib.runs.store import Store
 
 # torch and the training are imported once the guard over the parent stands.
 
-DONE, FAILED, INVALID, UNUSABLE, CHANGED, PAUSED, BUSY = 0, 1, 2, 3, 4, 75, 76
+# Exit codes of a process that runs one attempt, and what a sweep makes of them.
+DONE = 0  # a result is published
+FAILED = 1  # as after a signal: tried again, so many times
+INVALID = 2  # the request cannot be used: ends the sweep
+UNUSABLE = 3  # the results folder cannot be used, or is full: ends the sweep
+CHANGED = 4  # its checkpoint was made by other code: not tried again
+PAUSED = 75  # asked to stop, its state is saved: goes on, and is no failed attempt
+BUSY = 76  # another process trains this run: waits behind the others
 # In this order; whatever else is raised is a failed attempt.
 CODES = {
     KeyboardInterrupt: PAUSED,
@@ -54,11 +57,22 @@ class Request:
     since: float = 0.0  # when its sweep began; what was cancelled later is left out
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt in a process of its own ended."""
+
+    code: int  # negative for a signal
+    message: str = ""  # the end of what it printed
+    step: int = -1  # of its newest checkpoint
+
+    def check(self):
+        """Raise what ends the sweep (StoreError, ValueError)."""
+        if self.code in (UNUSABLE, INVALID):
+            raise next(kind for kind, code in CODES.items() if code == self.code)(self.message)
+
+
 class Superseded(Exception):
     """Another attempt published the result first."""
-
-    def __init__(self):
-        super().__init__(self.__doc__)
 
 
 class Attempt:
@@ -70,7 +84,7 @@ class Attempt:
         self._lock = threading.Lock()
         files.write(self.folder / "config.json", files.to_json(config.to_dict()))
         self._row = {**status.describe(config), "state": "RUNNING", "message": ""}
-        self.status(
+        self.note(
             progress=0.0,
             started=time.time(),
             host=socket.gethostname(),
@@ -78,7 +92,7 @@ class Attempt:
             born=system.born(),
         )
 
-    def status(self, **changes):
+    def note(self, **changes):
         """Change the status and renew the heartbeat."""
         with self._lock:
             self._row |= {"heartbeat": time.time(), **changes}
@@ -227,11 +241,11 @@ def _train(configs, store, data, place, callbacks):
             attempt.finish(outcome)
         for attempt in attempts:
             if not publish(attempt.folder) and attempt.folder.is_dir():
-                attempt.status(state="CANCELLED", message=Superseded.__doc__)
+                attempt.note(state="CANCELLED", message=Superseded.__doc__)
 
 
 def environment(state, device):
-    """What a result depends on beside its configuration, and the code that made it."""
+    """The platform of a run: what its result depends on beside its configuration."""
     import platform
 
     import numpy
@@ -293,7 +307,7 @@ class Recorder:
             return False
         state, message, details = "FAILED", f"{kind.__name__}: {error}", ""
         if isinstance(error, Superseded):
-            state, message = "CANCELLED", str(error)
+            state, message = "CANCELLED", Superseded.__doc__
         elif isinstance(error, KeyboardInterrupt | StoreError):
             # the last checkpoint stands: a rerun goes on
             state, message = "PAUSED", str(error)
@@ -303,7 +317,7 @@ class Recorder:
             # no room, or the folder is gone: the reason is raised anyway
             with contextlib.suppress(OSError, StoreError):
                 attempt.log(f"{state} {message}{details}".rstrip())
-                attempt.status(state=state, message=message)
+                attempt.note(state=state, message=message)
         return isinstance(error, Superseded)
 
     def close(self):
@@ -316,7 +330,7 @@ class Recorder:
         while not self._done.wait(HEARTBEAT):
             for attempt in self.attempts:
                 with contextlib.suppress(OSError, StoreError):  # the training itself will say so
-                    attempt.status()
+                    attempt.note()
 
     def _on_signal(self, number, frame):
         self._stop = signal.Signals(number).name
@@ -340,7 +354,7 @@ class Recorder:
             files.write(attempt.folder / "environment.json", made)
             attempt.log(began)
             progress = {"step": state.step, "progress": state.step / state.steps}
-            attempt.status(steps=state.steps, backend=state.backend, **progress)
+            attempt.note(steps=state.steps, backend=state.backend, **progress)
             if state.curves[s]:
                 attempt.metrics(state.curves[s], state.history[s])
 
@@ -360,7 +374,7 @@ class Recorder:
     def on_validation(self, state, record):
         s = [config.seed for config in state.configs].index(record["seed"])
         self.attempts[s].metrics(state.curves[s], state.history[s])
-        self.attempts[s].status(
+        self.attempts[s].note(
             step=state.step,
             progress=state.step / state.steps,
             seconds=state.seconds,

@@ -1,12 +1,11 @@
 """Training processes that start at once: forked from a server that has imported torch and the
-training, and does nothing else.
+training, which takes several seconds, and does nothing else.
 
-Importing costs several seconds of a core, more than a short run takes. A server runs one child at a
-time, stays single-threaded and touches neither autograd nor a GPU, so that its forks are as good as
-new processes. Where forking is not safe the server trains one request itself, and another one
-serves the next. Both hang on one pipe, their standard input: a line asks for a training, an empty
-line asks it to save its state and end; when the process at the other end dies, the child ends, and
-then the server.
+A server runs one child at a time, stays single-threaded and touches neither autograd nor a GPU, so
+that its forks are as good as new processes. Where forking is not safe it trains one request itself,
+and another one serves the next. Both hang on one pipe, their standard input: a line asks for a
+training, an empty line asks it to save its state and end; when the process at the other end dies,
+the child ends, and then the server.
 """
 
 import _thread
@@ -20,28 +19,19 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import psutil
 
 from lib import paths, system
 from lib.config import RunConfig
 from lib.runs import attempt, checkpoints
-from lib.runs.attempt import Request
+from lib.runs.attempt import Ending, Request
 from lib.runs.status import cancelled, unfinished
 from lib.runs.store import Store
 
 POLL = 0.2  # seconds between two looks at a child process
 GRACE = 3  # seconds a child has to save its state before it is killed
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How one attempt in a child process ended."""
-
-    code: int  # of `lib.runs.attempt`; negative for a signal
-    message: str = ""  # the end of what it printed
-    step: int = -1  # of its newest checkpoint
 
 
 class Server:

@@ -22,10 +22,8 @@ from pathlib import Path
 
 from lib import checks, files, paths, system
 from lib.config import RunConfig, Training
-from lib.files import StoreError
 from lib.runs import attempt, children, places
-from lib.runs.attempt import BUSY, CHANGED, FAILED, INVALID, PAUSED, UNUSABLE, Request
-from lib.runs.children import Ending
+from lib.runs.attempt import BUSY, CHANGED, FAILED, PAUSED, Ending, Request
 from lib.runs.grid import grid as grid  # what a sweep is asked with
 from lib.runs.grid import read_grid as read_grid
 from lib.runs.grid import unique
@@ -311,7 +309,7 @@ def _check_data(configs, data):
 class Started:
     """A `sweep` in a thread, so that a notebook stays free to watch."""
 
-    def __init__(self, configs, store, options):
+    def __init__(self, configs, store=None, **options):
         self._stop, self._outcome = threading.Event(), Future()
 
         def run():
@@ -337,9 +335,7 @@ class Started:
         return self.wait()
 
 
-def start(configs, store=None, **options):
-    """`sweep` in the background; returns a `Started`."""
-    return Started(configs, store, options)
+start = Started  # what a notebook says
 
 
 def load_or_run(configs, store=None, confirm=False, progress=True, **options):
@@ -438,10 +434,7 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
             ending = future.result()
         except KilledWorker as error:
             ending = Ending(FAILED, str(error))
-        if ending.code == UNUSABLE:
-            raise StoreError(ending.message)
-        if ending.code == INVALID:
-            raise ValueError(ending.message)
+        ending.check()
         left = [
             config
             for config in group
