@@ -12,6 +12,7 @@ import typer
 from lib import checks, files, paths
 from lib.files import StoreError
 from lib.runs import attempt, sweep
+from lib.runs.status import FINISHED
 from lib.runs.store import Store
 
 # torch, the cells and the figures are imported where they are needed.
@@ -158,7 +159,7 @@ def sweep_(
             configs, store, where=where, data=data, device=device, slots=slots, cluster=settings
         )
         print(runs.state.value_counts().to_string())
-        raise typer.Exit(int(not runs.state.isin(["DONE", "DIVERGED"]).all()))
+        raise typer.Exit(int(not runs.state.isin(FINISHED).all()))
 
 
 @app.command()
@@ -296,11 +297,11 @@ def main():
     try:
         app()
     except ValueError as error:
-        code, said = 2, error
+        code, said = attempt.INVALID, error
     except (StoreError, OSError) as error:
-        code, said = 3, error
+        code, said = attempt.UNUSABLE, error
     except RuntimeError as error:
-        code, said = 1, error
+        code, said = attempt.FAILED, error
     print(said, file=sys.stderr)
     sys.exit(code)
 

@@ -84,13 +84,8 @@ class Attempt:
         self._lock = threading.Lock()
         files.write(self.folder / "config.json", files.to_json(config.to_dict()))
         self._row = {**status.describe(config), "state": "RUNNING", "message": ""}
-        self.note(
-            progress=0.0,
-            started=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            born=system.born(),
-        )
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "born": system.born()}
+        self.note(progress=0.0, started=time.time(), **process)
 
     def note(self, **changes):
         """Change the status and renew the heartbeat."""
@@ -173,10 +168,9 @@ def check_place(device, backend="auto", here=True):
     import torch
 
     checks.one_of("backend", backend, ("auto", "reference", "fast"))
-    try:
+    asked = None
+    with contextlib.suppress(RuntimeError, TypeError):
         asked = torch.device(device)
-    except (RuntimeError, TypeError):
-        asked = None
     known = asked is not None and asked.type in ("cpu", "cuda")
     checks.require(known, "device", device, "cpu, cuda, or one GPU such as cuda:0")
     if here and asked.type == "cuda":
@@ -269,13 +263,10 @@ def environment(state, device):
 
 def _commit():
     """Commit of this code; None where it is unknown, as without git."""
-    command = ["git", "rev-parse", "HEAD"]
-    here = Path(__file__).parent
-    try:
-        said = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return None if said.returncode else said.stdout.strip()
+    options = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL, "timeout": 30}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, **options).strip()
+    return None
 
 
 class Recorder:
@@ -306,7 +297,7 @@ class Recorder:
         if error is None:
             return False
         state, message, details = "FAILED", f"{kind.__name__}: {error}", ""
-        if isinstance(error, Superseded):
+        if kind is Superseded:
             state, message = "CANCELLED", Superseded.__doc__
         elif isinstance(error, KeyboardInterrupt | StoreError):
             # the last checkpoint stands: a rerun goes on
@@ -318,7 +309,7 @@ class Recorder:
             with contextlib.suppress(OSError, StoreError):
                 attempt.log(f"{state} {message}{details}".rstrip())
                 attempt.note(state=state, message=message)
-        return isinstance(error, Superseded)
+        return kind is Superseded
 
     def close(self):
         """Stop the heartbeat, before the results are published."""
@@ -349,12 +340,11 @@ class Recorder:
             resumed = [*before.get("resumed", []), {"step": state.step, "before": changed}]
             began = f"resumed at step {state.step} of {state.steps}"
         self.environment = {**made, "resumed": resumed}
+        reached = {"step": state.step, "steps": state.steps, "progress": state.step / state.steps}
         for s, attempt in enumerate(self.attempts):
-            made = files.to_json(self.environment)
-            files.write(attempt.folder / "environment.json", made)
+            files.write(attempt.folder / "environment.json", files.to_json(self.environment))
             attempt.log(began)
-            progress = {"step": state.step, "progress": state.step / state.steps}
-            attempt.note(steps=state.steps, backend=state.backend, **progress)
+            attempt.note(backend=state.backend, **reached)
             if state.curves[s]:
                 attempt.metrics(state.curves[s], state.history[s])
 
@@ -363,7 +353,7 @@ class Recorder:
         if state.validated or self._stop:
             for s, attempt in enumerate(self.attempts):
                 content = {"key": attempt.config.key(), "environment": self.environment}
-                content |= {"state": state.snapshot(s)}
+                content["state"] = state.snapshot(s)
                 checkpoints.save(attempt.folder / "checkpoints", state.step, content)
         if self._stop:
             where = f"step {state.step} of {state.steps}"

@@ -44,9 +44,7 @@ def constraints(store, keys):
                 "sign_violations": wrong,
                 "ei_ratio": (W.clamp(min=0).sum() / -W.clamp(max=0).sum()).item(),
             }
-            for variable, name in MEASURED:
-                row[name] = now.get((variable, name), math.nan)
-            rows.append(row)
+            rows.append(row | {name: now.get((of, name), math.nan) for of, name in MEASURED})
     return pd.DataFrame(rows)
 
 

@@ -129,18 +129,16 @@ def work(request):
     dies.
     """
     store, since = Store(request.results), request.since
-    configs = [RunConfig.from_dict(values) for values in request.configs]
-    runs = {store.folder(config.key()): config for config in configs}
-    runs = {run: config for run, config in runs.items() if not cancelled(run, since)}
+    runs = {store.folder(RunConfig.from_dict(values).key()): values for values in request.configs}
+    runs = {run: values for run, values in runs.items() if not cancelled(run, since)}
     if not runs:
         return Ending(attempt.DONE)
     if any((unfinished(run) or {}).get("state") == "RUNNING" for run in runs):
         time.sleep(1)
         return Ending(attempt.BUSY)
-    request = replace(request, configs=tuple(config.to_dict() for config in runs.values()))
     with slot() as server:
         try:
-            server.start(request)
+            server.start(replace(request, configs=tuple(runs.values())))
         except OSError as error:  # the server was killed
             return Ending(attempt.FAILED, str(error))
         while (code := server.wait(POLL)) is None and _wanted():

@@ -154,8 +154,7 @@ def _check_kind(name, value):
         checks.require(name in MAPPINGS, name, value, "one value", "write it without a mapping")
         inner = [(f"{name}: {key}", part) for key, part in value.items()]
     elif isinstance(value, LISTS):
-        if name == "options":
-            checks.require(False, name, value, "a mapping, such as {'dt': 0.3}")
+        checks.require(name != "options", name, value, "a mapping, such as {'dt': 0.3}")
         remedy = "write several grids, as a list of them, to vary it"
         checks.require(name in SEVERAL and len(value) > 0, name, value, "one value", remedy)
         inner = [(name, part) for part in value]

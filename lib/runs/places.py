@@ -229,7 +229,5 @@ def read_cluster(path):
         check_cluster(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    for name in FOLDERS:
-        if name in content:
-            content[name] = str(Path(content[name]).expanduser())
-    return content
+    folders = {name: str(paths.expanded(content[name])) for name in FOLDERS if name in content}
+    return content | folders

@@ -8,6 +8,7 @@ What is damaged is handled in one way: frames go on without it, `Store.runs` sho
 with what is wrong, and whatever reads that one run raises it (StoreError).
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -120,13 +121,9 @@ class Store:
         import pandas as pd
 
         schema = TABLES[name]
-        own = {
-            column: value
-            for column, value in filters.items()
-            if column in schema.names and column not in RESULTS
-        }
-        others = {column: value for column, value in filters.items() if column not in own}
-        runs = self.runs(**{"state": list(FINISHED), **others})
+        names = (filters.keys() & schema.names) - set(RESULTS)
+        own = {name: filters.pop(name) for name in names}
+        runs = self.runs(**{"state": list(FINISHED), **filters})
         tables = self._tables(name, runs["key"][runs["state"] != "DAMAGED"], forgiving=True)
         columns = ["key", "state", *CONFIGURATION[1:]]
         runs = runs.loc[runs["key"].isin(list(tables)), columns].reset_index(drop=True)
@@ -256,16 +253,12 @@ class Store:
 
     def _tables(self, name, keys, forgiving=False):
         """key -> arrow table of a kind, of results, running attempts and bundles."""
-        tables = {}
+        tables, forgiven = {}, (StoreError, OSError) if forgiving else ()
         for key in keys:
-            try:
+            with contextlib.suppress(*forgiven):
                 table = self._live_table(self.folder(key), f"{name}.parquet")
-            except (StoreError, OSError):
-                if not forgiving:
-                    raise
-                continue
-            if table is not None:
-                tables[key] = table
+                if table is not None:
+                    tables[key] = table
         return {**self._bundles.tables(name, set(keys) - set(tables)), **tables}
 
     def _live_table(self, run, file):

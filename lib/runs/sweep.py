@@ -1,10 +1,9 @@
 """Many runs: planned against the store, each trained in a child process, through Dask on this
 machine or a cluster.
 
-A slot is a thread of a Dask worker. It holds one child process at a time (`lib.runs.children`) and
-reads nothing but its end: the child trains, saves and publishes by itself (`lib.runs.attempt`), so
-whatever dies here, the store knows how far every run came. One code path serves all places; only
-where the workers come from differs (`lib.runs.places`).
+A slot is a thread of a Dask worker (`lib.runs.places`). It holds one child process at a time
+(`lib.runs.children`) and reads nothing but its `Ending`: the child trains, saves and publishes by
+itself (`lib.runs.attempt`), so whatever dies here, the store knows how far every run came.
 """
 
 import math
@@ -129,17 +128,11 @@ def overview(store=None):
     columns, rows = ["dataset", "window", "cell", "differs"], []
     for names, group in runs.groupby(columns, sort=False):
         states = ", ".join(f"{n} {state}" for state, n in group["state"].value_counts().items())
-        accuracy = group["test_accuracy"].mean()
+        mean = group["test_accuracy"].mean()
+        accuracy = "" if math.isnan(mean) else f"{mean:.1%}"
         left = group[~group["state"].isin([*FINISHED, "CANCELLED", "FAILED"])].to_dict("records")
-        rows.append(
-            {
-                **dict(zip(columns, names, strict=True)),
-                "runs": states,
-                "test accuracy": "" if math.isnan(accuracy) else f"{accuracy:.1%}",
-                "time left": duration(_seconds(left, done)) if left else "",
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append([*names, states, accuracy, duration(_seconds(left, done)) if left else ""])
+    return pd.DataFrame(rows, columns=[*columns, "runs", "test accuracy", "time left"])
 
 
 def _differing(runs):
@@ -265,11 +258,10 @@ def sweep(
             since=time.time(),
         )
         slots = slots or (slots_here(len(groups), device) if where == "local" else 1)
-        with (
-            places.workers(where, slots, store, cluster or {}) as (client, renew),
-            Report(len(missing), progress) as report,
-        ):
-            drive(client, renew, groups, store, request, retries, report, stop)
+        with places.workers(where, slots, store, cluster or {}) as (client, renew):
+            report = Report(len(missing), progress)
+            with report.bar:
+                drive(client, renew, groups, store, request, retries, report, stop)
     return store.runs(key=[config.key() for config in configs])
 
 
@@ -389,21 +381,20 @@ def side_by_side(configs, device):
     """Runs that share a child process: each alone on a CPU, equal but for the seed together on a
     GPU.
     """
-    if not device.startswith("cuda"):
-        return [[config] for config in configs]
     groups = {}
     for config in configs:
-        groups.setdefault(config.with_seed(0).key(), []).append(config)
+        alike = config.with_seed(0) if device.startswith("cuda") else config
+        groups.setdefault(alike.key(), []).append(config)
     return list(groups.values())
+
+
+# The loop beside the scheduler
 
 
 def _shape(config):
     """Equal for runs that use the same compiled graphs."""
     batch = Training(batch_size=config.training.batch_size)
     return replace(config, seed=0, training=batch).key()
-
-
-# The loop beside the scheduler
 
 
 def drive(client, renew, groups, store, request, retries, report, stop=None):
@@ -435,12 +426,11 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
         except KilledWorker as error:
             ending = Ending(FAILED, str(error))
         ending.check()
-        left = [
-            config
-            for config in group
-            if not store.finished(config.key())
-            and not cancelled(store.folder(config.key()), request.since)
-        ]
+        left = []
+        for config in group:
+            run = store.folder(config.key())
+            if not (store.finished(config.key()) or cancelled(run, request.since)):
+                left.append(config)
         if not left:
             continue
         if ending.code == BUSY:
@@ -470,12 +460,6 @@ class Report:
         self.bar = tqdm(total=runs, unit="run", disable=None if shown else True)
         self.runs, self.lines, self.failed = runs, shown and self.bar.disable, 0
         self._began = self._said = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
 
     def __call__(self, waiting, running):
         done = self.runs - sum(map(len, [*waiting, *running.values()]))

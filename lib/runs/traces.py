@@ -163,9 +163,7 @@ def load(path):
 
 
 def stored(key, store=None):
-    """Recordings of a run that are on disk, those made during its training last and in the order of
-    their steps.
-    """
+    """Recordings of a run that are on disk, those of its training last, in the order of steps."""
     found = [load(path) for path in (store or Store()).recordings(key)]
     return sorted(found, key=lambda trace: -1 if (step := trace.about["step"]) is None else step)
 
