@@ -103,9 +103,8 @@ def compare(
         batch_size=batch_size,
     )
     store = Store(results)
-    sweep.load_or_run(
-        configs, store, confirm=True, data=data, device=device, backend=backend, slots=slots
-    )
+    place = {"data": data, "device": device, "slots": slots}
+    sweep.load_or_run(configs, store, confirm=True, backend=backend, **place)
     _figures(_collect(store, key=[config.key() for config in configs]), store.root)
 
 

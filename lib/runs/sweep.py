@@ -404,7 +404,7 @@ def drive(client, renew, groups, store, request, retries, report, stop=None):
     from distributed import KilledWorker
 
     waiting, running, ended = deque(groups), {}, queue.SimpleQueue()
-    spent, reached = Counter(), {}
+    spent, reached = Counter(), {}  # by key: attempts that came no further; newest step
     alike = Counter(_shape(config) for group in groups for config in group)
     while (waiting or running) and not (stop and stop.is_set()):
         renew()

@@ -91,8 +91,8 @@ def record(
     keep=True,
     log=print,
 ):
-    """Record a trained run on images of the test set; an equal recording that is stored already is
-    read instead.
+    """`Trace` of a trained run on images of the test set; an equal recording that is stored already
+    is read instead.
 
     Parameters
     ----------
@@ -110,10 +110,6 @@ def record(
         Store it under the run's ``traces/`` (a model without a run is never stored).
     log : function
         Is told the size before the recording starts.
-
-    Returns
-    -------
-    Trace
 
     Raises
     ------
