@@ -2,6 +2,8 @@
 test_reliability_sweep.py.
 """
 
+import asyncio
+import gc
 import math
 import os
 import subprocess
@@ -158,6 +160,18 @@ def test_nobody_beyond_this_machine_can_connect(tmp_path):
     with places.workers("local", 1, Store(tmp_path), {}):
         connections = psutil.Process().net_connections()
     assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_a_wait_that_nobody_waits_for_any_more_goes_untold(caplog):
+    async def fail(error):
+        asyncio.get_running_loop().create_future().set_exception(error)
+
+    with places.local(1) as (cluster, _):
+        loop = cluster.loop.asyncio_loop
+        for error in (TimeoutError("too late"), ValueError("a fault")):
+            asyncio.run_coroutine_threadsafe(fail(error), loop).result()
+            gc.collect()
+    assert "a fault" in caplog.text and "too late" not in caplog.text
 
 
 def test_slurm_that_is_not_here_is_refused_at_once(tmp_path, monkeypatch):

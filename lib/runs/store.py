@@ -253,7 +253,8 @@ class Store:
 
     def _tables(self, name, keys, forgiving=False):
         """key -> arrow table of a kind, of results, running attempts and bundles."""
-        tables, forgiven = {}, (StoreError, OSError) if forgiving else ()
+        tables = {}
+        forgiven = (StoreError, OSError) if forgiving else ()
         for key in keys:
             with contextlib.suppress(*forgiven):
                 table = self._live_table(self.folder(key), f"{name}.parquet")
