@@ -780,6 +780,10 @@ def quantiles_over_sequence(values, variable: str, window, columns: int, ax=None
     if variable == "tau":  # falls with z; of a closed gate it would be infinite
         quantiles = analysis.time_constant(np.maximum(quantiles[::-1], CLOSED), window.stride)
         ax.set_yscale("log")
+        plain = mpl.ticker.ScalarFormatter()
+        plain.set_scientific(False)
+        ax.yaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 3)), major_formatter=plain)
+        ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     _fan(ax, np.arange(steps), quantiles, colour or style.HUES["baseline"])
     _image_rows(ax, steps, window, columns)
     ax.set_ylabel(VARIABLES[variable])
