@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from lib import cells
+from lib.checks import is_whole
 
 FEWEST = 3  # seeds of a group; with fewer it is shown as dots, and nothing is inferred
 LEVEL = 0.05
@@ -514,7 +515,7 @@ def truncate(x: torch.Tensor, first: int | None = None, last: int | None = None)
     if (first is None) == (last is None):
         raise ValueError("Give either first or last, the number of steps to keep.")
     k, name = (first, "first") if last is None else (last, "last")
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= x.shape[-2]:
+    if not (is_whole(k) and 1 <= k <= x.shape[-2]):
         raise ValueError(
             f"{name} is {k!r}, but the sequence has {x.shape[-2]} steps; choose 1 to {x.shape[-2]}."
         )
@@ -525,13 +526,9 @@ def delay(x: torch.Tensor, steps: int, seed: int = 0) -> torch.Tensor:
     """Sequences ``(batch, time, features)`` followed by ``steps`` of standard normal noise, drawn
     on the CPU: the same on every device.
     """
-    noise = torch.randn(
-        *x.shape[:-2],
-        steps,
-        x.shape[-1],
-        generator=torch.Generator().manual_seed(seed),
-        dtype=x.dtype,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    shape = *x.shape[:-2], steps, x.shape[-1]
+    noise = torch.randn(shape, generator=generator, dtype=x.dtype)
     return torch.cat((x, noise.to(x.device)), dim=-2)
 
 

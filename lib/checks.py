@@ -10,9 +10,14 @@ def require(holds, name, value, rule, remedy=""):
         raise ValueError(f"{name} is {value!r}, but must be {rule}{remedy and '; ' + remedy}.")
 
 
+def is_whole(value):
+    """Whether a value is a whole number, which True is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def whole(name, value, lowest=0, remedy=""):
     """Refuse what is no whole number of at least ``lowest`` (ValueError)."""
-    holds = isinstance(value, Integral) and not isinstance(value, bool) and value >= lowest
+    holds = is_whole(value) and value >= lowest
     require(holds, name, value, f"a whole number of at least {lowest}", remedy)
 
 

@@ -100,25 +100,25 @@ class RunConfig:
 
 def _keyed(part):
     """What of a configuration enters the key, as a dict."""
-    values = {f.name: getattr(part, f.name) for f in fields(part) if not _left_out(f, part)}
-    return {k: _keyed(v) if is_dataclass(v) else v for k, v in values.items()}
-
-
-def _left_out(f, part):
-    return f.metadata.get("later", False) and getattr(part, f.name) == f.default
+    values = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if not ("later" in f.metadata and value == f.default):
+            values[f.name] = _keyed(value) if is_dataclass(value) else value
+    return values
 
 
 def _build(cls, values, where):
     known = {f.name: f for f in fields(cls)}
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {values!r}, but must be a mapping of {', '.join(known)}.")
+    built = dict(values)
     for name in values:
         if name not in known:
             raise ValueError(
                 f"Unknown field {name!r} in {where}; known fields are {', '.join(known)}."
             )
-    built = {}
-    for name, value in values.items():
         default = known[name].default
-        built[name] = _build(type(default), value, name) if is_dataclass(default) else value
+        if is_dataclass(default):
+            built[name] = _build(type(default), built[name], name)
     return cls(**built)

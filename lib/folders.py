@@ -3,10 +3,11 @@
 import hashlib
 import io
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lib import datasets
 from lib.checks import require, whole
@@ -38,12 +39,7 @@ def register_folder(folder, name=None, size=None) -> str:
     if size is not None:
         whole("image size", size, 1)
     parts = _files(folder)
-    paths = [path for part in parts for _, path in part]
-    modes, sizes, content = set(), {}, hashlib.sha256()
-    for path in paths:
-        mode, columns_rows = _look(path, content, folder)
-        modes.add(mode)
-        sizes.setdefault(columns_rows, path)
+    modes, sizes, digest = _look(folder, parts)
     if size is None and len(sizes) > 1:
         (first, path), (other, another) = list(sizes.items())[:2]
         raise ValueError(
@@ -53,7 +49,7 @@ def register_folder(folder, name=None, size=None) -> str:
     columns, rows = next(iter(sizes)) if size is None else (size, size)
     about = {
         "name": name,
-        "digest": content.hexdigest()[:16],
+        "digest": digest,
         "shape": (1 if modes <= set(GREY) else 3, rows, columns),
         "class_names": tuple(dict.fromkeys(label for label, _ in parts[0])),
     }
@@ -69,11 +65,9 @@ def register_images(name, digest, shape, class_names):
 
 
 def _read(folder, digest, shape, class_names):
-    parts, content = _files(folder), hashlib.sha256()
-    for part in parts:
-        for _, path in part:
-            _look(path, content, folder)
-    if content.hexdigest()[:16] != digest:
+    parts = _files(folder)
+    *_, found = _look(folder, parts)
+    if found != digest:
         raise ValueError(
             f"the images in {folder} are not those that these runs are of: files were added, "
             "removed or changed. Name the folder that holds those, or train on these as a data set "
@@ -114,11 +108,9 @@ def _files(folder):
 def _classes(folder):
     files = []
     for inner in _folders(folder):
-        found = sorted(
-            path.relative_to(inner).as_posix()
-            for path in inner.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(inner))
-        )
+        within = (path.relative_to(inner).as_posix() for path in inner.rglob("*"))
+        shown = (path for path in within if "/." not in f"/{path}")
+        found = sorted(path for path in shown if path.lower().endswith(SUFFIXES))
         if not found:
             raise ValueError(
                 f"{inner} holds no image ({', '.join(SUFFIXES)}); delete it, or fill it: every "
@@ -137,23 +129,25 @@ def _folders(folder):
     return sorted(found, key=lambda path: path.name)  # paths sort differently on Windows
 
 
-def _is_hidden(path):
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _look(path, content, folder):
-    """Mode and (columns, rows) of an image; its name and bytes enter the digest ``content``."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            mode, size = image.mode, image.size
-    except (OSError, UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image, or damaged"
-        raise ValueError(f"{path} cannot be read: {reason}; delete or replace it.") from error
-    if mode.startswith(DEEP):
-        raise ValueError(f"{path} has more than 8 bits a value; save it with 8 bits.")
-    content.update(f"{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
-    return mode, size
+def _look(folder, parts):
+    """Modes of the images, (columns, rows) each with its first image, and a digest of names and
+    bytes.
+    """
+    modes, sizes, content = set(), {}, hashlib.sha256()
+    for _, path in chain(*parts):
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as image:
+                mode, size = image.mode, image.size
+        except OSError as error:  # of the file, or of what is no image
+            reason = error.strerror or "it is no image, or damaged"
+            raise ValueError(f"{path} cannot be read: {reason}; delete or replace it.") from error
+        if mode.startswith(DEEP):
+            raise ValueError(f"{path} has more than 8 bits a value; save it with 8 bits.")
+        modes.add(mode)
+        sizes.setdefault(size, path)
+        content.update(f"{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
+    return modes, sizes, content.hexdigest()[:16]
 
 
 def _pixels(path, shape):

@@ -63,32 +63,13 @@ def _quantiles(variable, values):
     """As np.quantile, which takes many times as long."""
     position = np.array(list(QUANTILES.values())) * (values.size - 1)
     ranks = np.floor(position).astype(int), np.ceil(position).astype(int)
-    low, high = _ranked(values.reshape(-1), np.array(ranks)).astype(float)
+    ordered = np.sort(values, axis=None)
+    low, high = ordered[np.array(ranks)].astype(float)
     found = low + (high - low) * (position % 1)
-    if np.isnan(values).any():
+    if np.isnan(ordered[-1]):  # NaN comes last
         found[:] = np.nan
     for statistic, value in zip(QUANTILES, found, strict=True):
         yield _row(variable, statistic, value)
-
-
-def _ranked(values, ranks):
-    """``np.sort(values)[ranks]``. Of many float32 only those are sorted whose upper 16 bits are
-    those of a wanted one.
-    """
-    if values.dtype != np.float32 or values.size < 2**16:
-        return np.sort(values)[ranks]
-    bits = values.view(np.int32)
-    # As integers, negative floats run backwards: all but their sign bit is flipped.
-    upper = ((bits ^ (bits >> 31 & 0x7FFFFFFF)) >> 16) + 2**15
-    upper = upper.astype(np.uint16)
-    ends = np.bincount(upper, minlength=2**16).cumsum()
-    found = np.empty(ranks.shape, values.dtype)
-    wanted = np.searchsorted(ends, ranks, side="right")
-    for one in np.unique(wanted):
-        alike = np.sort(values[upper == one])
-        here = wanted == one
-        found[here] = alike[ranks[here] - ends[one] + len(alike)]
-    return found
 
 
 def _row(variable, statistic, value):
@@ -128,10 +109,10 @@ def predict(model, data, config, split, probe=False):
     def seeded(tensor):
         return tensor if model.seeds else tensor.unsqueeze(0)
 
-    joined = (
-        {name: torch.cat([part[name] for part in traces], -3) for name in trace} if probe else {}
-    )
-    recorded = {name: seeded(value)[:, :probes].cpu().numpy() for name, value in joined.items()}
+    recorded = {}
+    for name in traces[0] if probe else ():
+        joined = torch.cat([part[name] for part in traces], -3)
+        recorded[name] = seeded(joined)[:, :probes].cpu().numpy()
     return seeded(logits), recorded
 
 

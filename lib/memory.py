@@ -38,12 +38,7 @@ LESIONS = {  # signal -> what stands in its place at every step
 }
 FILE = "lesions.parquet"  # what `stored` reads
 TABLE = pa.schema(
-    [
-        ("key", pa.string()),
-        ("lesion", pa.string()),
-        ("intact", pa.float32()),
-        ("drop", pa.float32()),
-    ]
+    {"key": pa.string(), "lesion": pa.string(), "intact": pa.float32(), "drop": pa.float32()}
 )
 READOUTS = ("trained", "refitted")
 CONDITIONS = ("first", "last", "delay")

@@ -354,16 +354,9 @@ class Trainer:
                 for name, value in self.parameters.items():
                     self.best[name][s] = value[s]
             trained = zip(("train_loss", "train_accuracy", "gradient_norm"), means[s], strict=True)
-            record = (
-                dict(trained)
-                | position
-                | {
-                    "validation_loss": loss[s],
-                    "validation_accuracy": accuracy[s],
-                    "rate": self.learning_rate(max(self.step - 1, 0)),  # of the newest step
-                }
-            )
-            self.curves[s].append(record)
+            validated = {"validation_loss": loss[s], "validation_accuracy": accuracy[s]}
+            rate = self.learning_rate(max(self.step - 1, 0))  # of the newest step
+            self.curves[s].append({**dict(trained), **position, **validated, "rate": rate})
             followed = self._followed(s, {name: values[s] for name, values in trace.items()})
             self.history[s] += [position | row for row in followed]
         self.sums.zero_()

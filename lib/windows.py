@@ -1,11 +1,9 @@
 """How an image becomes a sequence: scan order and sliding windows, all lengths in pixels."""
 
-from numbers import Integral
-
 import torch
 
 from lib import datasets
-from lib.checks import one_of, require
+from lib.checks import is_whole, one_of, require
 from lib.config import Task, Window
 
 FIXED_STRIDE = 4  # pixels; on CIFAR-10 that is 12 values: 4 pixels x 3 channels
@@ -22,14 +20,14 @@ def resolve_stride(stride, input_length: int) -> int:
     if stride == "fixed":
         return FIXED_STRIDE
     if stride == "half":
-        even = _is_whole(input_length) and input_length % 2 == 0
+        even = is_whole(input_length) and input_length % 2 == 0
         rule = "even, so that half of it is a whole number of pixels"
         require(even, "input_length", input_length, rule, "or give the stride in pixels")
         return int(input_length) // 2
     if isinstance(stride, str) and stride.isdecimal():
         return int(stride)
     rule = f"a whole number of pixels, or {' or '.join(CONVENTIONS)}"
-    require(_is_whole(stride), "stride", stride, rule)
+    require(is_whole(stride), "stride", stride, rule)
     return int(stride)
 
 
@@ -52,11 +50,11 @@ def check_window(input_length: int, stride: int, columns: int, scan: str = "rast
     ``input_length`` exceeds half a row, ``stride`` is not in 1..input_length, ``scan`` is unknown.
     """
     most = columns // 2
-    fits = _is_whole(input_length) and 1 <= input_length <= most
+    fits = is_whole(input_length) and 1 <= input_length <= most
     rule = f"a whole number of pixels from 1 to half a row of {columns}"
     remedy = f"choose at most {most}" if most else "turn images of one column into one row"
     require(fits, "input_length", input_length, rule, remedy)
-    fits = _is_whole(stride) and 1 <= stride <= input_length
+    fits = is_whole(stride) and 1 <= stride <= input_length
     rule = "a whole number of pixels from 1 to the input_length, or pixels are skipped"
     require(fits, "stride", stride, rule, f"choose at most {input_length}")
     one_of("scan", scan, SCANS)
@@ -149,7 +147,3 @@ def sequences(
     images, labels = data.batch(split, index)
     shape = window.input_length, window.stride, window.scan
     return to_sequence(images, *shape, data.task.delay), labels
-
-
-def _is_whole(value):
-    return isinstance(value, Integral) and not isinstance(value, bool)
