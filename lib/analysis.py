@@ -1,5 +1,5 @@
-"""Statistics of the comparison, a linear reference, time constants and truncation: pure functions
-on tidy frames and arrays, which keep the unit of the values that went in.
+"""Statistics of the comparison, a linear reference, time constants and delays: pure functions on
+tidy frames and arrays, which keep the unit of the values that went in.
 
 Seeds and test images are both drawn by chance: `accuracies`, `comparisons` and `effects` count
 both where `correctness` gives them the answers, seeds alone where `of_seeds` gives them values, as
@@ -21,7 +21,6 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from lib import cells
-from lib.checks import is_whole
 
 FEWEST = 3  # seeds of a group; with fewer it is shown as dots, and nothing is inferred
 LEVEL = 0.05
@@ -276,13 +275,10 @@ def comparisons(correct, pairs) -> pd.DataFrame:
         weights[groups.index(reference), column] -= 1
     seeds, sums = _family(correct, groups, weights)
     seeds = dict(zip(groups, seeds, strict=True))
-    columns = {
-        "group": [group for group, _ in pairs],
-        "reference": [reference for _, reference in pairs],
-        "n": [seeds[group] for group, _ in pairs],
-        "n_reference": [seeds[reference] for _, reference in pairs],
-    }
-    return pd.DataFrame(columns | sums)
+    frame = pd.DataFrame(pairs, columns=["group", "reference"])
+    for name, column in (("n", "group"), ("n_reference", "reference")):
+        frame[name] = [seeds[group] for group in frame[column]]
+    return frame.assign(**sums)
 
 
 def effects(correct, weights) -> pd.DataFrame:
@@ -508,18 +504,6 @@ def time_constant(z, stride: int = 1) -> np.ndarray:
         )
     with np.errstate(divide="ignore"):
         return -stride / np.log1p(-z)
-
-
-def truncate(x: torch.Tensor, first: int | None = None, last: int | None = None) -> torch.Tensor:
-    """Only the first or only the last steps of sequences ``(batch, time, features)``."""
-    if (first is None) == (last is None):
-        raise ValueError("Give either first or last, the number of steps to keep.")
-    k, name = (first, "first") if last is None else (last, "last")
-    if not (is_whole(k) and 1 <= k <= x.shape[-2]):
-        raise ValueError(
-            f"{name} is {k!r}, but the sequence has {x.shape[-2]} steps; choose 1 to {x.shape[-2]}."
-        )
-    return x[..., :k, :] if last is None else x[..., -k:, :]
 
 
 def delay(x: torch.Tensor, steps: int, seed: int = 0) -> torch.Tensor:

@@ -21,12 +21,12 @@ def whole(name, value, lowest=0, remedy=""):
     require(holds, name, value, f"a whole number of at least {lowest}", remedy)
 
 
-def number(name, value, above=0.0, at_most=math.inf, remedy=""):
-    """Refuse what is no finite number above ``above`` and at most ``at_most`` (ValueError)."""
+def number(name, value, at_most=math.inf):
+    """Refuse what is no finite number above 0 and at most ``at_most`` (ValueError)."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     limit = "" if at_most == math.inf else f" and at most {at_most:g}"
-    holds = number and math.isfinite(value) and above < value <= at_most
-    require(holds, name, value, f"a number above {above:g}{limit}", remedy)
+    holds = number and math.isfinite(value) and 0 < value <= at_most
+    require(holds, name, value, f"a number above 0{limit}")
 
 
 def one_of(name, value, known, remedy=""):

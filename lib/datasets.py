@@ -73,17 +73,13 @@ class Dataset:
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.images["train"].shape[1:])
 
-    @property
-    def device(self) -> "torch.device":
-        return self.mean.device
-
     def batch(self, split: str, index) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Normalised float32 images ``(..., channels, rows, columns)`` and labels ``(...,)`` for an
         ``index`` of any shape ``(...,)``.
         """
         import torch
 
-        index = torch.as_tensor(index, device=self.device)
+        index = torch.as_tensor(index, device=self.mean.device)
         images = self.images[split][index].float()
         images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return images, self.labels[split][index]

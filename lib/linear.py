@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 import pyarrow as pa
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import binomtest
 
 from lib import analysis, datasets, files, paths
 from lib.config import Task
@@ -53,7 +53,7 @@ def stored(task: Task, root) -> Reference | None:
             right, n = int((frame["label"] == frame["prediction"]).sum()), len(frame)
         except (OSError, pa.ArrowInvalid, KeyError):
             continue  # not there, or cut short
-        low, high = proportion_confint(right, n, method="wilson")
+        low, high = binomtest(right, n).proportion_ci(method="wilson")
         return Reference(right / n, low, high, frame)
     return None
 

@@ -109,7 +109,7 @@ def _states(model, x, condition, steps):
     allowed = f"from {low} to {high} for {condition!r} of a sequence of {length} steps"
     require(all(low <= k <= high for k in steps), "steps", steps, allowed)
     if condition == "last":
-        return [model.states(analysis.truncate(x, last=k))[:, -1] for k in steps]
+        return [model.states(x[:, -k:])[:, -1] for k in steps]
     at = torch.tensor(steps) - 1  # one pass holds the states of all
     if condition == "delay":
         x, at = analysis.delay(x, max(steps)), at + length

@@ -447,6 +447,7 @@ class Trainer:
         probability, prediction = (values.cpu().numpy() for values in logits.softmax(-1).max(-1))
         self._set(final)  # the model is left as training left it
         labels = self.data.labels["test"].cpu().numpy()
+        images = {"image": np.arange(len(labels)), "label": labels}
         outcomes = []
         for s, config in enumerate(self.configs):
             failed = self.diverged_step[s] is not None
@@ -466,12 +467,8 @@ class Trainer:
             predictions = None
             if not failed:
                 weights["final"] = final
-                predictions = {
-                    "image": np.arange(len(labels)),
-                    "label": labels,
-                    "prediction": prediction[s],
-                    "probability": probability[s],
-                }
+                predicted = {"prediction": prediction[s], "probability": probability[s]}
+                predictions = images | predicted
             own = {k: {n: v[s].cpu().clone() for n, v in w.items()} for k, w in weights.items()}
             rows = self.curves[s], self.history[s]
             state = "DIVERGED" if failed else "DONE"

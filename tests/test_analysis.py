@@ -412,31 +412,14 @@ def test_time_constant_is_that_of_a_leak():
         analysis.time_constant([-1, 0.5])
 
 
-def test_truncation_and_delay():
+def test_delay():
     x = torch.arange(24.0).view(2, 4, 3)
-    assert torch.equal(analysis.truncate(x, first=1), x[:, :1]) and torch.equal(
-        analysis.truncate(x, last=3), x[:, 1:]
-    )
     longer = analysis.delay(x, 500)
     assert torch.equal(longer[:, :4], x) and longer.shape == (2, 504, 3)
     assert abs(longer[:, 4:].mean()) < 0.1 and abs(longer[:, 4:].std() - 1) < 0.1
     assert torch.equal(longer, analysis.delay(x, 500)) and not torch.equal(
         longer, analysis.delay(x, 500, seed=1)
     )
-
-
-@pytest.mark.parametrize(
-    ("keep", "words"),
-    [
-        ({}, "either first or last"),
-        ({"first": 1, "last": 1}, "either first or last"),
-        ({"first": 0}, r"first is 0.*1 to 4"),
-        ({"last": 5}, "last is 5"),
-    ],
-)
-def test_bad_truncation(keep, words):
-    with pytest.raises(ValueError, match=words):
-        analysis.truncate(torch.zeros(1, 4, 2), **keep)
 
 
 def test_refitted_readout_finds_what_is_linear_in_the_state_and_nothing_else():
