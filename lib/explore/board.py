@@ -1,6 +1,4 @@
-"""Everything that a store holds of one window, on one board: what was found, curves, results, all
-windows, and the recording of a run.
-"""
+"""What a store holds of one window: headline, curves, results, all windows, a run's recording."""
 
 import html
 
@@ -10,21 +8,15 @@ from lib import windows
 from lib.datasets import is_demonstration
 from lib.explore import results as views
 from lib.explore.choice import Cache, NotRun
-from lib.explore.explorer import Explorer, placed
+from lib.explore.explorer import Explorer
 from lib.explore.recording import TraceExplorer
 from lib.explore.view import View
 from lib.explore.widgets import TEXT, Checks, dropdown, offer, row
 from lib.figures import select, style
 from lib.figures.report import METRICS
 
-FAMILIES = {
-    "all": lambda look: True,
-    **{name: lambda look, name=name: look.family == name for name in style.FAMILIES},
-    **{
-        style.KINDS[kind]: lambda look, kind=kind: look.weights == kind
-        for kind in ("free", "sign", "reversal")
-    },
-}
+WEIGHTS = {style.KINDS[kind]: kind for kind in ("free", "sign", "reversal")}
+FAMILIES = ("all", *style.FAMILIES, *WEIGHTS)
 MANY = 12  # groups; where there are more, the variants of a cell are shown once they are ticked
 
 
@@ -46,11 +38,10 @@ class Board(Explorer):
             "metric": dropdown("Metric", list(METRICS)),
             "results": dropdown("Results", views.KINDS),
             "baseline": dropdown("Less"),
-            "highlight": dropdown("Highlight", list(FAMILIES)),
+            "highlight": dropdown("Highlight", FAMILIES),
             "cells": Checks(),
         }
-        shared, choice = choice is not None, placed(store, choice, state)
-        super().__init__(controls, state, choice, shared)
+        super().__init__(controls, state, store, choice)
         self.widget.children = (*self.widget.children, self.below)
 
     def arrange(self):
@@ -77,22 +68,21 @@ class Board(Explorer):
         offer(self.controls["baseline"], names)
         offer(self.controls["highlight"], [*FAMILIES, *names])
 
-    def chosen(self):
-        """Looks of the chosen groups in the fixed order, and those of them that stand in front."""
+    def look(self):
+        self.headline.value = ""
         if not len(self.choice.runs):
             raise NotRun(self.choice.report())
         cache, task, window = self.place
         groups = cache.finished(task, window)[["group", "cell"]].drop_duplicates()
-        ticked, front = self.controls["cells"].value, self.controls["highlight"].value
+        ticked, highlight = self.controls["cells"].value, self.controls["highlight"].value
         looks = {g: style.look(c) for g, c in groups.itertuples(index=False) if g in ticked}
         if not looks:
             raise ValueError("No cell is chosen; tick one.")
-        family = FAMILIES.get(front, lambda look: False)
-        return looks, [group for group, look in looks.items() if family(look) or group == front]
-
-    def look(self):
-        self.headline.value = ""
-        looks, front = self.chosen()
+        front = [
+            group
+            for group, look in looks.items()
+            if highlight in ("all", group, look.family) or WEIGHTS.get(highlight) == look.weights
+        ]
         over, final = METRICS[self.controls["metric"].value]
         kind, baseline = self.controls["results"].value, self.controls["baseline"].value
         self.controls["baseline"].layout.display = None if kind == "differences" else "none"
@@ -100,10 +90,10 @@ class Board(Explorer):
             views.curves(*self.place, over, looks, front),
             views.results(*self.place, final, looks, front, kind, baseline),
         ]
-        cache, task, _ = self.place
         if cache.finished(task)["window"].nunique() > 1:
             shown.append(views.heat(cache, task, final, looks))
-        said = html.escape(views.headline(*self.place, looks))
+        what = "headline", task, window, *looks
+        said = html.escape(cache.keep(what, views.headline, *self.place, looks))
         self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         panels = [panel for view in shown for panel in view.panels]
         height = max(view.height for view in shown)

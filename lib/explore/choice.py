@@ -1,12 +1,8 @@
-"""What is chosen: the runs of a store, read once, and the controls of data set and window.
-
-The controls say what was not run, and run it.
-"""
+"""What is chosen: the runs of a store, read once, and the controls of data set and window."""
 
 import math
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import ipywidgets
@@ -15,7 +11,7 @@ import pandas as pd
 from lib import datasets, linear, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run
-from lib.explore.widgets import assign, dropdown, offer, row, say
+from lib.explore.widgets import Holding, assign, dropdown, offer, row, say
 from lib.figures import plots, select
 from lib.runs import sweep
 from lib.runs.status import FINISHED
@@ -62,9 +58,7 @@ class Cache:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def finished(self, task, window=None):
-        """Finished runs of one task, at one window or all, without a scan, in the groups of
-        `select.grouped`.
-        """
+        """`select.grouped` of the finished runs of a task at one window or all, without a scan."""
         here = self.done["task"] == task
         if window is not None:
             here &= self.done["window"] == window
@@ -74,13 +68,12 @@ class Cache:
 
     def curves(self, task, window):
         """Learning curves of the runs of `finished`; those of all windows are read at once."""
-        runs = self.finished(task)[["key", "group", "window"]]
-        curves = self.keep(("curves", task), lambda: self._curves(runs))
+        runs = self.finished(task)[["key", "group"]]
+        curves = self.keep(
+            ("curves", task),
+            lambda: runs.merge(self.store.curves(key=list(runs["key"])), on="key"),
+        )
         return curves[curves["window"] == window]
-
-    def _curves(self, runs):
-        curves = self.store.curves(key=list(runs["key"]))
-        return runs[["key", "group"]].merge(curves, on="key")
 
     def summary(self, task, window, metric, groups, by=("group",)):
         """`plots.summary` of some groups at one window, over seeds and test images where those
@@ -91,8 +84,8 @@ class Cache:
         plain, tables = select.plain(frame), []
         for kind, part in (("plain", frame[plain]), ("variants", frame[~plain])):
             if set(groups) & set(part.loc[part[metric].notna(), "group"]):
-                make = partial(self._summary, task, window, metric, part, by)
-                tables.append(self.keep((kind, task, window, metric, by), make))
+                place = task, window, metric
+                tables.append(self.keep((kind, *place, by), self._summary, *place, part, by))
         table = pd.concat(tables or [pd.DataFrame(columns=["group", "mean", "low", "high", "n"])])
         return table[table["group"].isin(list(groups))]
 
@@ -119,22 +112,20 @@ class Cache:
         plain = every.loc[select.plain(every), "key"]
         wanted, read = runs["key"], self.store.predictions_of
         if wanted.isin(plain).all():  # read once for tables and differences
-            found = self.keep(("predictions", task, window), lambda: read(plain))
+            found = self.keep(("predictions", task, window), read, plain)
         else:
             found = read(wanted)
         return found if wanted.isin(found["key"].cat.categories).all() else None
 
     def linear(self, task):
         """Percent that a linear softmax on the pixels reaches; None where it is not stored."""
-        found = self.keep(
-            ("linear", task), lambda: linear.stored(self.tasks[task][0], self.store.root)
-        )
+        found = self.keep(("linear", task), linear.stored, self.tasks[task][0], self.store.root)
         return found and 100 * found.accuracy
 
-    def keep(self, what, make):
-        """What ``make()`` gave the first time."""
+    def keep(self, what, make, *given, **options):
+        """What ``make(*given, **options)`` gave the first time."""
         if what not in self._kept:
-            self._kept[what] = make()
+            self._kept[what] = make(*given, **options)
         return self._kept[what]
 
     def _with_task(self, frame):
@@ -153,12 +144,9 @@ class Cache:
 
 
 def task_label(task, scan="raster"):
-    """Name of a task, such as "permuted cifar10, last 16 rows": the data set, and what differs from
-    its plain form.
-    """
+    """Name of a task, such as "permuted cifar10, last 16 rows"."""
     parts = ["permuted " * task.permuted + task.dataset]
-    parts += [f"last {task.last_rows} rows"] * (task.last_rows is not None)
-    parts += [f"first {task.first_rows} rows"] * (task.first_rows is not None)
+    parts += select.image_changes(vars(task), ("last_rows", "first_rows"))
     parts += [f"delay {task.delay}"] * (task.delay > 0)
     parts += [f"split {task.data_seed}"] * (task.data_seed != 0)
     return ", ".join([*parts, *[scan] * (scan != "raster")])
@@ -169,7 +157,7 @@ def lengths(columns):
     return sorted({min(length, columns // 2) for length in LENGTHS if columns > 1} or {1})
 
 
-class WindowControls:
+class WindowControls(Holding):
     """Data set, input length and stride, for one or more explorers; says what was not run, how long
     it would take, and runs it.
 
@@ -189,14 +177,14 @@ class WindowControls:
     def __init__(self, store=None, configs=(), **state):
         self.cache = store if isinstance(store, Cache) else Cache(store)
         self.templates = [configs] if isinstance(configs, RunConfig) else list(configs)
-        self.listeners, self._held = [], True
+        self.listeners = []
         self.controls = {
             "task": dropdown("Data set"),
             "input_length": dropdown("Input length"),
             "stride": dropdown("Stride"),
         }
         self.message = ipywidgets.HTML()
-        self.runner = Runner(self.cache.store, self.reload)
+        self.runner = Runner(self.cache.store, self.cache.reload)
         self.widget = ipywidgets.VBox(
             [row(self.controls.values()), self.message, self.runner.widget],
             layout={"width": "100%"},
@@ -205,15 +193,11 @@ class WindowControls:
         if "task" in state:
             assign(self.controls, {"task": state["task"]}, self.refresh)
         asked = {**self._usual(), **state}
-        made_with = (
-            str(self.cache.store.root),
-            *(config.key() for config in self.templates),
-            *asked.items(),
-        )
+        keys = [config.key() for config in self.templates]
+        self._made_with = (str(self.cache.store.root), *keys, *asked.items())
         assign(self.controls, asked, self.refresh)
-        if self.templates and made_with in self.kept:
-            assign(self.controls, self.kept[made_with], self.refresh)
-        self._made_with, self._held = made_with, False
+        if self.templates and self._made_with in self.kept:
+            assign(self.controls, self.kept[self._made_with], self.refresh)
         self._report()
         for control in self.controls.values():
             control.observe(self._changed, "value")
@@ -247,7 +231,7 @@ class WindowControls:
         demonstrations = [n for n in names if datasets.is_demonstration(names[n][0].dataset)]
         offer(self.controls["task"], list(dict.fromkeys([*demonstrations, *names])))
 
-    def _changed(self, change):
+    def _changed(self, change=None):
         """Follow a control; listeners are told once, when all controls fit each other."""
         if self._held:
             return
@@ -257,12 +241,9 @@ class WindowControls:
 
     def set(self, **state):
         """Set controls by name; listeners are told once."""
-        self._held = True
-        try:
+        with self._hold():
             assign(self.controls, state, self.refresh)
-        finally:
-            self._held = False
-        self._changed(None)
+        self._changed()
 
     def _tell(self):
         self._report()
@@ -271,32 +252,26 @@ class WindowControls:
 
     def refresh(self, name=None):
         """Offer what fits the data set, and whatever the store holds of it."""
-        before, self._held = self._held, True
         runs = self.cache.runs[self.cache.runs["task"] == self.task]
         held = {*zip(runs["input_length"], runs["stride"], strict=True)}
         held |= {(c.window.input_length, c.window.stride) for c in self.templates}
         known = sorted({*lengths(self.image_shape[2]), *(length for length, _ in held)})
-        offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in known])
-        longest = self.controls["input_length"].value
-        other = sorted({s for n, s in held if not windows.conventions(n, s) and s <= longest})
-        offer(self.controls["stride"], [*STRIDES, *((f"{n} pixels", int(n)) for n in other)])
-        self._held = before
-
-    def reload(self):
-        """Read the store again, for example after training."""
-        self.cache.reload()
+        with self._hold():
+            offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in known])
+            longest = self.controls["input_length"].value
+            other = sorted({s for n, s in held if not windows.conventions(n, s) and s <= longest})
+            offer(self.controls["stride"], [*STRIDES, *((f"{n} pixels", int(n)) for n in other)])
 
     def _follow(self):
-        self._held = True
-        self._find_tasks()
-        self._held = False
+        with self._hold():
+            self._find_tasks()
         self.refresh()
         self._tell()
 
     def load_or_run(self, **options):
         """Rows of the runs at the chosen window; what is missing is trained first, and shown."""
         runs = load_or_run(self.configs, self.cache.store, **options)
-        self.reload()
+        self.cache.reload()
         return runs
 
     @property

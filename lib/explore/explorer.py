@@ -1,12 +1,10 @@
 """What all explorers share: controls, figures that follow them, code and files of what is seen.
 
-What cannot be shown is said in place: an empty store, a combination that was never run, a damaged
-run.
+What cannot be shown is said in place: an empty store, what was never run, a damaged run.
 """
 
 import html
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from lib.explore import view as views
 from lib.explore.choice import NotRun, WindowControls
 from lib.explore.export import Form
 from lib.explore.figure import Figure
-from lib.explore.widgets import EXPECTED, assign, button, row, say
+from lib.explore.widgets import EXPECTED, Holding, assign, button, row, say
 from lib.figures import style
 from lib.figures.export import export_figure
 from lib.files import digest
@@ -26,7 +24,7 @@ from lib.files import digest
 PLACE = ("task", "input_length", "stride")
 
 
-class Explorer(ABC):
+class Explorer(Holding, ABC):
     """Controls and figures in one container.
 
     Attributes
@@ -41,9 +39,17 @@ class Explorer(ABC):
 
     # An explorer's own function of a figure's number and a point (`Figure.on_click`).
     clicked = None
+    of_runs = True  # below the window controls given, or its own of a store
 
-    def __init__(self, controls, state, choice=None, shared=False):
-        self.choice, self.view, self._held = choice, None, True
+    def __init__(self, controls, state, store=None, choice=None):
+        shared = choice is not None
+        if self.of_runs:
+            place = {name: state.pop(name) for name in PLACE if name in state}
+            if not shared:
+                choice = WindowControls(store, **place)
+            elif place:
+                choice.set(**place)
+        self.choice, self.view = choice, None
         self.controls = {**(choice.controls if choice else {}), **controls}
         self.own = list(controls)
         self.figures = []
@@ -55,7 +61,7 @@ class Explorer(ABC):
             "export": button("Export", self._open_export),
         }
         if choice and not shared:
-            self.buttons["reload"] = button("Read the store again", choice.reload)
+            self.buttons["reload"] = button("Read the store again", choice.cache.reload)
         above = [] if shared or choice is None else [choice.widget]
         below = [self.canvas, self.message, row(self.buttons.values()), self.extra]
         self.widget = ipywidgets.VBox([*above, *self.arrange(), *below], layout={"width": "100%"})
@@ -64,7 +70,6 @@ class Explorer(ABC):
             self.controls[name].observe(self._changed, "value")
         if choice:
             choice.listeners.append(self._changed)
-        self._held = False
         self.update()
 
     def _repr_mimebundle_(self, **options):
@@ -80,9 +85,7 @@ class Explorer(ABC):
 
     @abstractmethod
     def look(self):
-        """The `View` of what the controls say; ValueError, StoreError and OSError are told in
-        place.
-        """
+        """The `View` of what the controls say; what `EXPECTED` names is told in place."""
 
     @property
     def frame(self):
@@ -177,21 +180,3 @@ class Explorer(ABC):
     def _changed(self, change=None):
         if not self._held:
             self.update()
-
-    @contextmanager
-    def _hold(self):
-        before, self._held = self._held, True
-        try:
-            yield
-        finally:
-            self._held = before
-
-
-def placed(store, choice, state):
-    """The window controls given, or new ones, at the place that a state names."""
-    place = {name: state.pop(name) for name in PLACE if name in state}
-    if choice is None:
-        return WindowControls(store, **place)
-    if place:
-        choice.set(**place)
-    return choice

@@ -1,6 +1,4 @@
-"""The form behind *Export*: files of what is seen, the lines that put them into a paper, and
-downloads.
-"""
+"""The form behind *Export*: files of what is seen, their downloads, and the LaTeX of a figure."""
 
 import base64
 import html
@@ -22,12 +20,11 @@ class Form:
         self.journal = dropdown("Journal", list(style.JOURNALS))
         self.journal.value = "report"
         self.width = dropdown("Width", ["text", "column"])
+        look = {"indent": False, "layout": {"width": "max-content"}}
         self.kinds = {
-            kind: ipywidgets.Checkbox(kind == "pdf", description=kind.upper(), indent=False)
+            kind: ipywidgets.Checkbox(kind == "pdf", description=kind.upper(), **look)
             for kind in kinds
         }
-        for box in self.kinds.values():
-            box.layout.width = "max-content"
         self.told = ipywidgets.HTML(layout={"width": "100%"})
         controls = [self.journal, self.width, *self.kinds.values(), button("Write", self.write)]
         self.widget = ipywidgets.VBox([row(controls), self.told], layout={"width": "100%"})

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lib import memory
 from lib.explore.choice import NotRun
-from lib.explore.explorer import Explorer, placed
+from lib.explore.explorer import Explorer
 from lib.explore.recording import images_of
 from lib.explore.view import GREY, Axis, Bars, Line, Panel, Rule, View
 from lib.explore.widgets import dropdown, offer
@@ -25,10 +25,9 @@ class LesionExplorer(Explorer):
 
     def __init__(self, store=None, choice=None, images=500, data=None, **state):
         self.count, self.folder = images, data
-        shared, choice = choice is not None, placed(store, choice, state)
         controls = {name: dropdown(name.capitalize()) for name in ("cell", "run", "lesion")}
         controls["readout"] = dropdown("Read-out", list(memory.READOUTS))
-        super().__init__(controls, state, choice, shared)
+        super().__init__(controls, state, store, choice)
 
     def refresh(self, name=None):
         control, cache = self.controls, self.choice.cache
@@ -43,8 +42,8 @@ class LesionExplorer(Explorer):
         self.run = own.set_index("key").loc[control["run"].value]
         key = self.run.name
         config = cache.store.config(key)
-        self.model = cache.keep(("model", key), lambda: cache.store.load(key))
-        self.data = cache.keep(("data", config.task), lambda: images_of(config, self.folder))
+        self.model = cache.keep(("model", key), cache.store.load, key)
+        self.data = cache.keep(("data", config.task), images_of, config, self.folder)
         offer(control["lesion"], memory.lesions(self.model, self.data))
 
     def look(self):

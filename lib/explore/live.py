@@ -35,15 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Progress:
-    """What is known of runs that train, in words.
-
-    Attributes
-    ----------
-    lines : list of str
-        The whole, then each run that has begun and not ended.
-    share : float
-        Of the work that is done, 0..1.
-    """
+    """What is known of runs that train, in words; ``share`` of the work is done, 0..1."""
 
     def __init__(self, configs):
         self.rows = {config.key(): describe(config) for config in configs}
@@ -63,13 +55,18 @@ class Progress:
 
     @property
     def lines(self):
+        """The whole, then each run that has begun and not ended."""
         done = sum(share == 1 for share in self.shares.values())
         whole = f"{self.share:.0%} done, {done} of {len(self.rows)} runs finished{self._left()}"
         if self.best:
             best = ", ".join(f"{label} {value:.1%}" for label, value in self.best.items())
             whole += f"; best validation so far: {best}"
-        under_way = [key for key, share in self.shares.items() if 0 < share < 1]
-        return [whole, *(self._line(key) for key in under_way[:LINES])]
+        under_way = [
+            f"{self.rows[key]['label']}, seed {self.rows[key]['seed']}: {share:.0%}"
+            for key, share in self.shares.items()
+            if 0 < share < 1
+        ]
+        return [whole, *under_way[:LINES]]
 
     def _left(self):
         began, share = self._began
@@ -79,10 +76,6 @@ class Progress:
             return "; starting: processes begin, and a long training is compiled first"
         pace = (time.monotonic() - began) / (self.share - share)
         return f", {sweep.duration(pace * (1 - self.share))} left"
-
-    def _line(self, key):
-        run = self.rows[key]
-        return f"{run['label']}, seed {run['seed']}: {self.shares[key]:.0%}"
 
 
 class Watched:
@@ -126,10 +119,10 @@ class Watched:
             x = [record["epoch"] for record in records]
             y = [100 * record["validation_accuracy"] for record in records]
             hover = f"{label}, seed {rows[key]['seed']}<br>epoch %{{x:.1f}}: %{{y:.1f}} %"
-            first = bool(x) and label not in named
+            first = label not in named
             lines.append(Line(x, y, look.colour, label, look.stp, hover=hover, label=first))
-            named |= {label} if first else set()
-        top = max((max(line.y) for line in lines if len(line.y)), default=0)
+            named.add(label)
+        top = max(max(line.y) for line in lines)
         epochs = max(run["epochs"] for run in rows.values())
         y = Axis("Accuracy (% of validation set)", (0, max(10, 1.08 * top)))
         return Panel(lines, Axis("Training (epochs)", (0, epochs)), y)
@@ -160,9 +153,7 @@ class Live:
 
 @contextmanager
 def watch(store, configs):
-    """Context in which a thread shows what the store knows of some runs, whichever process trains
-    them; gives the `Watched`.
-    """
+    """Context in which a thread shows, in a `Watched`, what the store knows of some runs."""
     view, ended = Watched(configs), threading.Event()
 
     def look():
@@ -221,14 +212,8 @@ def load_or_run(configs, store=None, **options):
 
 
 class Runner:
-    """A button that trains runs in the background, with a line for each while it lasts, and stops
-    them.
-
-    Parameters
-    ----------
-    store : Store
-    done : function
-        Called without arguments once the training has ended.
+    """A button that trains runs in the background, with a line for each, and stops them;
+    ``done()`` is called once the training has ended.
     """
 
     def __init__(self, store, done):

@@ -1,6 +1,6 @@
 """The variables of a trained run while it reads an image, and its parameters over training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from lib import analysis, datasets, train, windows
 from lib.explore.choice import NotRun
-from lib.explore.explorer import Explorer, placed
+from lib.explore.explorer import Explorer
 from lib.explore.figure import Figure
 from lib.explore.sequence import boxes, picture_panel, step_axis
 from lib.explore.view import (
@@ -20,6 +20,7 @@ from lib.explore.view import (
     TEMPLATE,
     Axis,
     Band,
+    Box,
     Heat,
     Line,
     Panel,
@@ -35,22 +36,27 @@ from lib.runs import traces
 
 VIEWS = ("variables over the sequence", "parameters over training")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+DERIVED = {"tau": "z", "UX": "U"}  # variable -> a recorded one that it follows from
 FRACTIONS = ("r", "X", "U", "UX")
 UNITS = 6  # single units that are drawn
 ALBUM = 20  # thumbnails in a row
 
 
-@dataclass
 class Recorded:
-    """The first test images as one run reads them, and the images themselves."""
+    """The first test images as a run reads them; ValueError without its weights or the images."""
 
-    key: str
-    config: object
-    label: str
-    model: object
-    data: datasets.Dataset
-    trace: traces.Trace
-    read: dict = field(default_factory=dict)  # number of an image -> what `read_out` gave
+    def __init__(self, cache, key, label, count, folder=None):
+        self.cache, self.key, self.label, self.count = cache, key, label, count
+        self.config, self.model = cache.store.config(key), cache.store.load(key)
+        self.data = cache.keep(("data", self.config.task), images_of, self.config, folder)
+        self.trace = self.traced()
+
+    def traced(self, which="best"):
+        """The recording with the best or the initial weights, made once."""
+        images = range(min(self.count, len(self.data.labels["test"])))
+        options = {"store": self.cache.store, "data": self.data, "keep": False, "log": None}
+        what = "trace", self.key, which, self.count
+        return self.cache.keep(what, traces.record, self.key, images, which=which, **options)
 
     @property
     def colour(self):
@@ -67,14 +73,12 @@ class Recorded:
     @property
     def variables(self):
         held = self.trace.variables
-        also = {"tau": "z" in held, "UX": "U" in held}
-        return [name for name in style.VARIABLES if name in held or also.get(name)]
+        return [name for name in style.VARIABLES if DERIVED.get(name, name) in held]
 
     def values(self, variable, images, trace=None):
         """A recorded or derived variable (images, time, units); time constants in pixels."""
         trace = trace or self.trace
-        stored = {"tau": "z", "UX": "U"}.get(variable, variable)
-        values = trace[stored][images].astype(np.float32)
+        values = trace[DERIVED.get(variable, variable)][images].astype(np.float32)
         if variable == "UX":
             return values * trace["X"][images]
         if variable == "tau":
@@ -90,30 +94,15 @@ class Recorded:
 
     def read_out(self, number):
         """Probability of each class if the sequence ended at a step, (time, classes)."""
-        if number not in self.read:
+
+        def make():
             index = [int(self.trace.images[number])]
             x, _ = windows.sequences(self.data, self.config.window, "test", index)
             with torch.no_grad():
                 logits = self.model.readout(self.model.states(x))[0]
-            self.read[number] = logits.softmax(-1).numpy()
-        return self.read[number]
+            return logits.softmax(-1).numpy()
 
-
-def recorded(cache, key, label, count, folder=None):
-    """`Recorded` of a run, made at first use and kept in memory.
-
-    Raises
-    ------
-    ValueError
-        The weights or the images are not at hand.
-    """
-
-    def make():
-        config, model = cache.store.config(key), cache.store.load(key)
-        data = cache.keep(("data", config.task), lambda: images_of(config, folder))
-        return Recorded(key, config, label, model, data, recording(cache, key, data, count))
-
-    return cache.keep(("recorded", key, count), make)
+        return self.cache.keep(("read out", self.key, self.count, number), make)
 
 
 def images_of(config, folder=None):
@@ -126,13 +115,6 @@ def images_of(config, folder=None):
             f"The images of {config.task.dataset} are not at hand, only what was stored while it "
             f"was trained ({VIEWS[1]}); give their folder as data=. {error}"
         ) from error
-
-
-def recording(cache, key, data, count, which="best"):
-    """The first test images as a run reads them, at its best or with its initial weights."""
-    images = range(min(count, len(data.labels["test"])))
-    options = {"store": cache.store, "which": which, "data": data, "keep": False, "log": None}
-    return cache.keep(("trace", key, which, count), lambda: traces.record(key, images, **options))
 
 
 # ---- over the sequence: each gives marks, the y axis, a frame with a row a step, and a note
@@ -148,7 +130,6 @@ class Chosen:
     units: np.ndarray
     steps: np.ndarray
     among: np.ndarray  # images of the chosen class
-    before: object  # gives the recording with the initial weights
 
     @property
     def rows(self):
@@ -200,8 +181,7 @@ def single_units(seen):
 
 def quantiles(seen):
     """Median and middle 50 and 90 % of the units."""
-    own = seen.run.values(seen.variable, [seen.number])
-    return _fans(seen, [("", own, seen.run.colour)])
+    return _fans(seen, [("", seen.run.values(seen.variable, [seen.number]), seen.run.colour)])
 
 
 def correct_and_wrong(seen):
@@ -209,10 +189,10 @@ def correct_and_wrong(seen):
     trace = seen.run.trace
     right = trace.labels[seen.among] == trace.predictions[seen.among]
     kinds = [("correct", right, seen.run.colour), ("wrong", ~right, FRAME)]
-    kinds = [(name, seen.among[part], colour) for name, part, colour in kinds if part.any()]
+    kinds = [kind for kind in kinds if kind[1].any()]
     parts = [
-        (f"{len(images)} {name}", seen.run.values(seen.variable, images), colour)
-        for name, images, colour in kinds
+        (f"{part.sum()} {name}", seen.run.values(seen.variable, seen.among[part]), colour)
+        for name, part, colour in kinds
     ]
     note = f" All of these {len(right)} images are {kinds[0][0]}." if len(kinds) == 1 else ""
     *drawn, bands = _fans(seen, parts, "units and images")
@@ -223,7 +203,7 @@ def before_and_after(seen):
     """The same image with the initial and with the trained weights."""
     values, own = seen.run.values, (seen.variable, [seen.number])
     parts = [
-        ("before", values(*own, seen.before()), GREY),
+        ("before", values(*own, seen.run.traced("initial")), GREY),
         ("after", values(*own), seen.run.colour),
     ]
     return _fans(seen, parts)
@@ -337,7 +317,6 @@ class TraceExplorer(Explorer):
 
     def __init__(self, store=None, choice=None, images=40, data=None, **state):
         self.count, self.folder = images, data
-        shared, choice = choice is not None, placed(store, choice, state)
         step = slider("Step")
         self.play, self.album, self._album = player(step), Figure(flex="1 1 100%"), None
         self.album.on_click(self._pick)
@@ -358,7 +337,7 @@ class TraceExplorer(Explorer):
             "speed": dropdown("Speed", [("normal", 200), ("slow", 600), ("fast", 60)]),
             "step": step,
         }
-        super().__init__(controls, state, choice, shared)
+        super().__init__(controls, state, store, choice)
 
     def arrange(self):
         of_run = ("cell", "run", "view", "variable", "show", "of_class", "image")
@@ -389,26 +368,23 @@ class TraceExplorer(Explorer):
         groups = list(runs["group"].unique())
         offer(control["cell"], groups)
         own = runs[runs["group"] == control["cell"].value]
-        offer(
-            control["run"], [(f"seed {run.seed}, {run.key}", run.key) for run in own.itertuples()]
-        )
+        known = [(f"seed {run.seed}, {run.key}", run.key) for run in own.itertuples()]
+        offer(control["run"], known)
         if name in ("cell", "run"):
-            return None  # nothing is recorded before both are known
+            return  # nothing is recorded before both are known
         for later in self.own[self.own.index("show") :]:
             control[later].disabled = self.training
         if self.training:
-            self.history = cache.keep(
-                ("history", self.key), lambda: cache.store.history(key=self.key)
-            )
+            self.history = cache.keep(("history", self.key), cache.store.history, key=self.key)
             quantiles = self.history[self.history["statistic"].isin(plots.QUANTILES)]
             held = set(quantiles["variable"])
-            return self._offer_variables([name for name in style.VARIABLES if name in held])
+            offer(control["variable"], named(name for name in style.VARIABLES if name in held))
+            return
         self.run = self._recorded(self.key, control["cell"].value)
         offer(control["beside"], [("no other cell", ""), *zip(groups, groups, strict=True)])
-        self._offer_variables(self.run.variables)
-        known = [(named(name), name) for name in ("z", "tau", "UX")]
-        known = [option for option in known if option[1] in self.run.variables]
-        offer(control["over"], [("nothing", ""), *known])
+        offer(control["variable"], named(self.run.variables))
+        known = [name for name in ("z", "tau", "UX") if name in self.run.variables]
+        offer(control["over"], [("nothing", ""), *named(known)])
         self._offer_images()
         span(control["units"], len(self.run.trace.units))
         span(control["time"], len(self.run.trace.rows))
@@ -416,28 +392,23 @@ class TraceExplorer(Explorer):
             moving.max = len(self.run.trace.rows) - 1
         self.play.interval = control["speed"].value
 
-    def _offer_variables(self, names):
-        offer(self.controls["variable"], [(named(name), name) for name in names])
-
     def _offer_images(self):
         trace, classes = self.run.trace, self.run.data.class_names
         present = sorted(set(trace.labels.tolist()))
         of_class = self.controls["of_class"]
-        named = ((classes[label], label) for label in present)
-        offer(of_class, [("all", -1), ("read wrongly", -2), *named])
-        kept = np.isin(trace.labels, present if of_class.value == -1 else [of_class.value])
-        if of_class.value == -2:
-            kept = trace.labels != trace.predictions
-        self.among = np.flatnonzero(kept)
+        every = ((classes[label], label) for label in present)
+        offer(of_class, [("all", -1), ("read wrongly", -2), *every])
+        kinds = {-1: trace.labels >= 0, -2: trace.labels != trace.predictions}
+        self.among = np.flatnonzero(kinds.get(of_class.value, trace.labels == of_class.value))
+        truth, read = ([classes[i] for i in part] for part in (trace.labels, trace.predictions))
         names = [
-            f"{trace.images[i]}: {classes[trace.labels[i]]}, read as "
-            f"{classes[trace.predictions[i]]}"
-            for i in self.among
+            (f"{trace.images[i]}: {truth[i]}, read as {read[i]}", i) for i in self.among.tolist()
         ]
-        offer(self.controls["image"], list(zip(names, self.among.tolist(), strict=True)))
+        offer(self.controls["image"], names)
 
     def _recorded(self, key, label):
-        return recorded(self.choice.cache, key, label, self.count, self.folder)
+        cache, what = self.choice.cache, ("recorded", key, self.count)
+        return cache.keep(what, Recorded, cache, key, label, self.count, self.folder)
 
     def look(self):
         self.album.layout.display = "none" if self.training else None
@@ -453,31 +424,24 @@ class TraceExplorer(Explorer):
             )
         run, number, step = self.run, control["image"], control["step"]
         steps = np.arange(control["time"][0], control["time"][1] + 1)
-        own = self.choice.cache, self.key, run.data, self.count
-        seen = Chosen(
-            *(run, control["variable"], number, self._units(run, number), steps, self.among),
-            before=lambda: recording(*own, "initial"),
-        )
+        units = self._units(run, number)
+        seen = Chosen(run, control["variable"], number, units, steps, self.among)
         marks, y, frame, note = SHOWS[control["show"]](seen)
         mark = Rule(step, "x", "", FRAME, dashed=False)
         zoom = f"{self.key} {seen.variable} {control['show']} {control['time']}"
         sequence = Panel([*marks, mark], step_axis(seen.rows, steps[0]), y, zoom=zoom)
-        frame.insert(0, "pixel", run.trace.pixels[steps])
-        frame.insert(0, "row", seen.rows)
-        frame.insert(0, "step", steps)
+        where = pd.DataFrame({"step": steps, "row": seen.rows, "pixel": run.trace.pixels[steps]})
         self._show_album(number)
         who = f"{run.label}, seed {run.config.seed}, run {run.key}"
         note = f"{who}; {self._said(run, number, step)}{note}"
-        return View([*self._images(number, control), sequence], frame, note)
+        return View([*self._images(number, control), sequence], where.join(frame), note)
 
     def _units(self, run, number):
         first, last = self.controls["units"].value
         return run.order(number)[first : last + 1]
 
     def _images(self, number, control):
-        """The image, framed where the step reads, with a variable over it; again for the cell
-        beside.
-        """
+        """The image, framed where the step reads, under a variable; again for the cell beside."""
         over, step, run, runs = control["over"], control["step"], self.run, [self.run]
         if control["beside"] and over:
             groups = self.choice.cache.finished(self.choice.task, self.choice.window.label)
@@ -520,10 +484,6 @@ class TraceExplorer(Explorer):
         place = int(np.flatnonzero(self.among == number)[0])
         left, top = wide * (place % ALBUM), high * (place // ALBUM)
         count = -(-len(self.among) // ALBUM)
-        frame = {
-            **{"type": "rect", "x0": left - 0.5, "x1": left + wide - 0.5},
-            **{"y0": top - 0.5, "y1": top + high - 0.5, "line": {"color": FRAME, "width": 2.5}},
-        }
         hidden = {"visible": False, "fixedrange": True, "constrain": "domain"}
         across, down = [-0.5, ALBUM * wide - 0.5], [count * high - 0.5, -0.5]
         layout = {
@@ -532,7 +492,7 @@ class TraceExplorer(Explorer):
             "margin": {"l": 4, "r": 4, "t": 4, "b": 4},
             "xaxis": {**hidden, "range": across, "constraintoward": "left"},
             "yaxis": {**hidden, "range": down, "constraintoward": "top", "scaleanchor": "x"},
-            "shapes": [frame],
+            "shapes": [Box(left, top, wide, high).shape()],
         }
         hover = "click to choose<extra></extra>"
         trace = {"type": "image", "source": self.pictures, "hovertemplate": hover}
@@ -547,21 +507,17 @@ class TraceExplorer(Explorer):
 
 
 def album(images):
-    """Images (channels, rows, columns) in rows of `ALBUM`, as the address of a picture; and the
-    size of a field (columns, rows).
-    """
-    arrays = [Picture(image).array for image in images]
-    rows, columns, channels = arrays[0].shape
-    wide, high = columns + 2, rows + 2
-    canvas = np.zeros((-(-len(arrays) // ALBUM) * high, ALBUM * wide, 4), np.uint8)  # clear
-    for place, array in enumerate(arrays):
-        top, left = high * (place // ALBUM) + 1, wide * (place % ALBUM) + 1
-        spot = canvas[top : top + rows, left : left + columns]
-        spot[..., 3] = 255
-        spot[..., :channels] = array
-    return png(canvas), (wide, high)
+    """Images in rows of `ALBUM`, as the address of a picture; size of a field (columns, rows)."""
+    arrays = np.stack([Picture(image).array for image in images])
+    count, rows, columns, channels = arrays.shape
+    wide, high, lines = columns + 2, rows + 2, -(-count // ALBUM)
+    fields = np.zeros((lines * ALBUM, high, wide, 4), np.uint8)  # clear
+    fields[:count, 1:-1, 1:-1, 3] = 255
+    fields[:count, 1:-1, 1:-1, :channels] = arrays
+    canvas = fields.reshape(lines, ALBUM, high, wide, 4).swapaxes(1, 2)
+    return png(canvas.reshape(lines * high, ALBUM * wide, 4)), (wide, high)
 
 
-def named(variable):
-    """A variable's axis label as plain text."""
-    return plain(style.VARIABLES[variable])
+def named(variables):
+    """(axis label as plain text, variable) of each."""
+    return [(plain(style.VARIABLES[name]), name) for name in variables]

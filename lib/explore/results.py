@@ -80,16 +80,14 @@ def _curve(group, look, front, part, seeds, metric):
         )
         marks.append(own)
     hover = f"{group}<br>mean %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
-    data = part[["low", "high", "n"]].to_numpy()
     hover += ", n = %{customdata[2]}"
+    data = part[["low", "high", "n"]].to_numpy()
     line = Line(x, mean, look.colour, group, look.stp, 2.2, hover=hover, data=data, label=True)
     return [*marks, line]
 
 
 def results(cache, task, window, metric, looks, front, kind="bars", baseline=None):
-    """Bars from 0, sorted dots, or differences from a baseline; intervals, and seeds below their
-    mean.
-    """
+    """One of `KINDS` with intervals, and seeds below their mean; parameters as `curves`."""
     runs = cache.finished(task, window)
     shown = style.METRICS[metric]
     title = shown.axis
@@ -163,9 +161,7 @@ def _reach(table, seeds, start):
 
 
 def heat(cache, task, metric, looks):
-    """Mean of every group at every window that was run; each field knows its group, input length
-    and stride.
-    """
+    """Mean of every group at every window that was run; fields know group and window."""
     frame = cache.finished(task)
     frame = frame[frame["group"].isin(list(looks))]
     shapes = frame[["window", "input_length", "stride"]].drop_duplicates()
@@ -186,16 +182,13 @@ def heat(cache, task, metric, looks):
         data=np.array(fields, object),
     )
     ticks = np.arange(len(shapes)), list(shapes["window"])
-    x = Axis("Window: input length/stride (pixels)", _span(shapes), ticks=ticks, grid=False)
+    across, down = (-0.5, len(shapes) - 0.5), (len(wide) - 0.5, -0.5)
+    x = Axis("Window: input length/stride (pixels)", across, ticks=ticks, grid=False)
     ticks = np.arange(len(wide)), list(wide.index)
-    y = Axis(range=_span(wide)[::-1], ticks=ticks, grid=False)
+    y = Axis(range=down, ticks=ticks, grid=False)
     panel = Panel([mark], x, y, share=0.9, title=plain(style.METRICS[metric].axis))
     note = f"{task}: means over seeds; empty fields were not run."
     return View([panel], means.reset_index(), note)
-
-
-def _span(fields):
-    return -0.5, len(fields) - 0.5
 
 
 def _caption(cache, task, window, looks):
@@ -211,12 +204,6 @@ def _caption(cache, task, window, looks):
 
 def headline(cache, task, window, looks):
     """What the finished runs say of the test set, in sentences."""
-    return cache.keep(
-        ("headline", task, window, *looks), lambda: _headline(cache, task, window, looks)
-    )
-
-
-def _headline(cache, task, window, looks):
     where = f"{plots.task_name(cache.finished(task, window).iloc[0])}, window {window}"
     group, difference = {look.name: group for group, look in looks.items()}, None
     if {"cb", "dale_cb"} <= set(group):

@@ -22,12 +22,9 @@ def picture_panel(image, marks=(), title="", share=0.5):
 
 def boxes(pixels, columns):
     """Frames around the pixels of a window, one in every row that it touches."""
-    rows = np.asarray(pixels) // columns
-    inside = np.asarray(pixels) % columns
-    return [
-        Box(int(row), int(inside[rows == row].min()), int(inside[rows == row].max()))
-        for row in np.unique(rows)
-    ]
+    rows, inside = np.divmod(pixels, columns)
+    parts = {int(row): inside[rows == row] for row in np.unique(rows)}
+    return [Box(int(part.min()), row, int(np.ptp(part)) + 1) for row, part in parts.items()]
 
 
 def step_axis(rows, first=0):
@@ -44,6 +41,8 @@ class SequenceExplorer(Explorer):
 
     Controls: dataset, image, scan, input_length, stride, step.
     """
+
+    of_runs = False
 
     def __init__(self, split="test", data=None, **state):
         self.split, self.source, self._data = split, data, {}

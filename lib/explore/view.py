@@ -38,16 +38,8 @@ class Line:
 
     def plotly(self):
         dash = "dash" if self.dashed else "solid"
-        yield {
-            "type": "scatter",
-            "mode": "lines",
-            "x": self.x,
-            "y": self.y,
-            "line": {"color": self.colour, "width": self.width, "dash": dash},
-            "opacity": self.alpha,
-            "name": self.name,
-            **_hover(self),
-        }
+        line = {"color": self.colour, "width": self.width, "dash": dash}
+        return _trace(self, "scatter", mode="lines", line=line, opacity=self.alpha)
 
     def draw(self, ax):
         dash = (0, (3.2, 1.3)) if self.dashed else "-"
@@ -65,18 +57,10 @@ class Band:
     alpha: float = 0.18
 
     def plotly(self):
-        yield {
-            "type": "scatter",
-            "mode": "lines",
-            "x": np.concatenate([self.x, self.x[::-1]]),
-            "y": np.concatenate([self.high, self.low[::-1]]),
-            "fill": "toself",
-            "fillcolor": self.colour,
-            "opacity": self.alpha,
-            "line": {"width": 0},
-            "name": self.name,
-            "hoverinfo": "skip",
-        }
+        x = np.concatenate([self.x, self.x[::-1]])
+        y = np.concatenate([self.high, self.low[::-1]])
+        edge = Line(x, y, self.colour, self.name, width=0, alpha=self.alpha)
+        return {**edge.plotly(), "fill": "toself", "fillcolor": self.colour}
 
     def draw(self, ax):
         ax.fill_between(self.x, self.low, self.high, color=self.colour, alpha=self.alpha, lw=0)
@@ -97,16 +81,8 @@ class Bars:
     def plotly(self):
         shape = ["/" if hatched else "" for hatched in self.hatched]
         pattern = {"shape": shape, "fgcolor": GROUND, "size": 6}
-        yield {
-            "type": "bar",
-            "orientation": "h",
-            "x": self.x,
-            "y": self.y,
-            "width": 0.56,
-            "marker": {"color": self.colours, "pattern": pattern},
-            "name": self.name,
-            **_hover(self),
-        }
+        marker = {"color": self.colours, "pattern": pattern}
+        return _trace(self, "bar", orientation="h", width=0.56, marker=marker)
 
     def draw(self, ax):
         for x, y, colour, hatched in zip(self.x, self.y, self.colours, self.hatched, strict=True):
@@ -126,15 +102,8 @@ class Points:
     data: object = None
 
     def plotly(self):
-        yield {
-            "type": "scatter",
-            "mode": "markers",
-            "x": self.x,
-            "y": self.y,
-            "marker": {"color": self.colours, "symbol": self.symbols, "size": self.size},
-            "name": self.name,
-            **_hover(self),
-        }
+        marker = {"color": self.colours, "symbol": self.symbols, "size": self.size}
+        return _trace(self, "scatter", mode="markers", marker=marker)
 
     def draw(self, ax):
         for x, y, colour, symbol in zip(self.x, self.y, self.colours, self.symbols, strict=True):
@@ -159,12 +128,12 @@ class Heat:
     data: object = None
 
     def plotly(self):
-        bar = {"title": {"text": plain(self.title), "side": "right"}, "thickness": 10}
+        title = {"text": plain(self.title), "side": self.bar or "right", "font": {"size": 13}}
+        bar = {"title": title, "thickness": 10}
         if self.bar == "bottom":
             bar |= {"orientation": "h", "y": -0.16, "yanchor": "top"}
-            bar["title"]["side"] = "bottom"
-        bar["title"]["font"] = {"size": 13}
-        yield {
+        printed = {"text": self.text, "texttemplate": "%{text}", "xgap": 2, "ygap": 2}
+        return {
             "type": "heatmap",
             "z": self.z,
             "x": np.arange(self.z.shape[1]) if self.x is None else self.x,
@@ -174,9 +143,7 @@ class Heat:
             "colorbar": bar,
             "showscale": bool(self.bar),
             "opacity": self.alpha,
-            "xgap": 2 * (self.text is not None),
-            "ygap": 2 * (self.text is not None),
-            **({} if self.text is None else {"text": self.text, "texttemplate": "%{text}"}),
+            **({} if self.text is None else printed),
             **_hover(self),
         }
 
@@ -217,7 +184,7 @@ class Picture:
 
     def plotly(self):
         hover = "row %{y}, column %{x}<extra></extra>"
-        yield {"type": "image", "source": png(self.array), "hovertemplate": hover}
+        return {"type": "image", "source": png(self.array), "hovertemplate": hover}
 
     def draw(self, ax):
         ax.imshow(self.array, interpolation="nearest")
@@ -273,33 +240,27 @@ class Rule:
 
 @dataclass
 class Box:
-    """A frame around pixels of one row of an image."""
+    """A frame around pixels of an image."""
 
-    row: int
-    first: int
-    last: int
+    left: int
+    top: int
+    wide: int
+    high: int = 1
 
     def shape(self):
-        return {
-            "type": "rect",
-            "x0": self.first - 0.5,
-            "x1": self.last + 0.5,
-            "y0": self.row - 0.5,
-            "y1": self.row + 0.5,
-            "line": {"color": FRAME, "width": 2.5},
-        }
+        x, y = self.left - 0.5, self.top - 0.5
+        line = {"color": FRAME, "width": 2.5}
+        corners = {"x0": x, "x1": x + self.wide, "y0": y, "y1": y + self.high}
+        return {"type": "rect", **corners, "line": line}
 
     def draw(self, ax):
-        size = self.last - self.first + 1, 1
-        corner = self.first - 0.5, self.row - 0.5
-        ax.add_patch(mpl.patches.Rectangle(corner, *size, fill=False, ec=FRAME, lw=1.2))
+        size, look = (self.wide, self.high), {"fill": False, "ec": FRAME, "lw": 1.2}
+        ax.add_patch(mpl.patches.Rectangle((self.left - 0.5, self.top - 0.5), *size, **look))
 
 
 @dataclass
 class Axis:
-    """``range`` in the order drawn, so that a reversed one runs down; ``ticks`` are positions and
-    words.
-    """
+    """``range`` in the order drawn, a reversed one runs down; ``ticks``: positions and words."""
 
     title: str = ""
     range: tuple | None = None
@@ -341,45 +302,29 @@ class Panel:
     title: str = ""
     zoom: str = ""  # a zoom of the reader's stays while this stays
 
-    def labels(self, height):
-        """(line, end (x, y), place of its name) of the lines that are named, names ``height``
-        apart.
-        """
+    def labels(self, gap):
+        """(line, end (x, y), place of its name) of named lines, names ``gap`` of the axis apart."""
         lines = [mark for mark in self.marks if isinstance(mark, Line) and mark.label]
-        ends = [(line.x[-1], line.y[-1]) for line in lines]
         if not lines:
             return []
-        places = plots.spread([y for _, y in ends], height, *sorted(self.y.range))
+        low, high = sorted(self.y.range)
+        ends = [(line.x[-1], line.y[-1]) for line in lines]
+        places = plots.spread([y for _, y in ends], gap * (high - low), low, high)
         return list(zip(lines, ends, places, strict=True))
 
     def plotly(self, height):
         """Traces and layout of a figure of so many pixels."""
         inner = height - TOP - BOTTOM
-        traces = [
-            trace for mark in self.marks if hasattr(mark, "plotly") for trace in mark.plotly()
-        ]
+        traces = [mark.plotly() for mark in self.marks if hasattr(mark, "plotly")]
         drawn = [mark for mark in self.marks if hasattr(mark, "shape")]
         notes = [mark.annotation() for mark in drawn if getattr(mark, "words", "")]
-        longest = 0
-        if self.y.range is not None:
-            reach = self.y.range[1] - self.y.range[0]
-            for line, (x, y), place in self.labels(GAP / inner * abs(reach)):
-                longest = max(longest, len(line.name))
-                notes.append(
-                    {
-                        "text": line.name,
-                        "x": x,
-                        "y": y,
-                        "ax": 18,
-                        "ay": (y - place) / reach * inner,
-                        "xanchor": "left",
-                        "arrowhead": 0,
-                        "arrowwidth": 0.8,
-                        "arrowcolor": line.colour,
-                        "standoff": 2,
-                        "font": {"color": line.colour, "size": 13},
-                    }
-                )
+        labels = self.labels(GAP / inner)
+        for line, (x, y), place in labels:
+            arrow = {"arrowhead": 0, "arrowwidth": 0.8, "arrowcolor": line.colour, "standoff": 2}
+            note = {"text": line.name, "x": x, "y": y, "ax": 18, "xanchor": "left", **arrow}
+            note["ay"] = (y - place) / (self.y.range[1] - self.y.range[0]) * inner
+            notes.append(note | {"font": {"color": line.colour, "size": 13}})
+        longest = max((len(line.name) for line, *_ in labels), default=0)
         x, y = self.x.plotly(), self.y.plotly()
         if self.square:
             x["constrain"] = "domain"
@@ -404,12 +349,9 @@ class Panel:
         self.x.draw(ax, "x")
         self.y.draw(ax, "y")
         ax.set_title(self.title)
-        if self.y.range is None:
-            return
         size = mpl.rcParams["xtick.labelsize"]
         height = ax.get_window_extent().height / ax.figure.dpi * 72
-        gap = 1.15 * size / height * abs(self.y.range[1] - self.y.range[0])
-        for line, end, place in self.labels(gap):
+        for line, end, place in self.labels(1.15 * size / height):
             ax.annotate(
                 line.name.replace("_", r"$\_$"),
                 end,
@@ -466,6 +408,11 @@ def png(array):
     file = io.BytesIO()
     plt.imsave(file, array)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _trace(mark, kind, **look):
+    """A trace of a mark that has points."""
+    return {"type": kind, "x": mark.x, "y": mark.y, "name": mark.name, **look, **_hover(mark)}
 
 
 def _hover(mark):

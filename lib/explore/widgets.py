@@ -1,6 +1,7 @@
 """Small widgets and what sets them: drop-downs, check boxes with a filter, lines of text."""
 
 import html
+from contextlib import contextmanager, suppress
 
 import ipywidgets
 import traitlets
@@ -25,9 +26,9 @@ def integer(label):
     return ipywidgets.BoundedIntText(0, 0, 10**6, description=label, style=WIDE, layout=layout)
 
 
-def slider(label, kind=ipywidgets.IntSlider, value=0, **options):
-    options = {"min": 0, "max": 1, "continuous_update": False, **options}
-    return kind(value=value, description=label, style=WIDE, **options)
+def slider(label, kind=ipywidgets.IntSlider, value=0):
+    look = {"description": label, "style": WIDE, "continuous_update": False}
+    return kind(value=value, min=0, max=1, **look)
 
 
 def player(step):
@@ -56,7 +57,21 @@ def say(*lines):
     return f"<div style='{TEXT}'>{text}</div>"
 
 
-class Checks(VBox):
+class Holding:
+    """What follows controls, and holds still while it sets several of them."""
+
+    _held = False
+
+    @contextmanager
+    def _hold(self):
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
+
+
+class Checks(Holding, VBox):
     """Check boxes, one an option; ``value`` is the tuple of the ticked ones.
 
     Options that are not ticked by default appear where a word of theirs is typed into the filter,
@@ -71,18 +86,15 @@ class Checks(VBox):
         self.boxes = {}
         self.filter = ipywidgets.Text(layout={"width": "260px", "margin": SPACE})
         self.filter.observe(self._arrange, "value")
-        self._setting = False
         super().__init__(layout={"width": "100%"})
 
     def offer(self, options, default):
-        """Offer other options; what was ticked stays ticked, and the default takes the place of the
-        default.
-        """
+        """Offer other options; what was ticked stays so, a default gives way to the default."""
         options, default = tuple(options), tuple(default)
         if options == self.options:
             return
-        kept = tuple(option for option in options if option in self.value) or default
-        if self.value == self.default:
+        kept = [option for option in options if option in self.value]
+        if self.value == self.default or not kept:
             kept = default
         self.options, self.default = options, default
         layout = {"width": "max-content", "margin": SPACE}
@@ -103,13 +115,12 @@ class Checks(VBox):
         variants = [option for option in self.options if option not in self.default]
         found = [name for name in variants if typed and typed in name.lower()]
         found += [name for name in variants if name in self.value and name not in found]
-        self.children = [
-            row([*(self.boxes[name] for name in self.default), *[self.filter] * bool(variants)]),
-            *([row(self.boxes[name] for name in found)] if found else []),
-        ]
+        plain = [self.boxes[name] for name in self.default]
+        rows = [plain + [self.filter] * bool(variants), [self.boxes[name] for name in found]]
+        self.children = [row(boxes) for boxes in rows if boxes]
 
     def _read(self, change):
-        if not self._setting:
+        if not self._held:
             self.value = tuple(name for name, box in self.boxes.items() if box.value)
 
     @traitlets.validate("value")
@@ -120,10 +131,9 @@ class Checks(VBox):
 
     @traitlets.observe("value")
     def _write(self, change):
-        self._setting = True
-        for name, box in self.boxes.items():
-            box.value = name in change["new"]
-        self._setting = False
+        with self._hold():
+            for name, box in self.boxes.items():
+                box.value = name in change["new"]
         self._arrange()
 
 
@@ -133,8 +143,14 @@ def offer(control, options):
         return
     before = control.value
     control.options = options
-    values = [option[1] if isinstance(option, tuple) else option for option in options]
-    control.value = before if before in values else values[0] if values else None
+    values = values_of(control)
+    control.value = before if before in values else next(iter(values), None)
+
+
+def values_of(control):
+    """The values that a control offers; none for one without options."""
+    options = getattr(control, "options", ())
+    return [option[1] if isinstance(option, tuple) else option for option in options]
 
 
 def span(slider, count):
@@ -154,12 +170,9 @@ def assign(controls, state, refresh):
         if name not in controls:
             raise ValueError(f"There is no control {name!r}; controls are {', '.join(controls)}.")
     for name in (name for name in controls if name in state):
-        try:
+        with suppress(*EXPECTED):  # told when it is drawn
             refresh(name)
-        except EXPECTED:  # told when it is drawn
-            pass
-        options = getattr(controls[name], "options", ())
-        offered = [str(option[1] if isinstance(option, tuple) else option) for option in options]
+        offered = [str(value) for value in values_of(controls[name])]
         alike = [option for option in offered if option.startswith(f"{state[name]}, ")]
         try:
             controls[name].value = alike[0] if alike and state[name] not in offered else state[name]
