@@ -572,7 +572,8 @@ def test_runs_with_a_delay_are_variants_and_say_so():
         "CB",
         "CB, first 8 rows, delay 512 pixels",
     }
-    assert "sequential CIFAR-10, first 8 rows, delay 512 pixels" in plots.caption(waiting)
+    said = "sequential CIFAR-10 (whole images; first 8 rows, delay 512 pixels);"
+    assert said in plots.caption(both)
 
 
 def test_memory_curves_stand_in_their_families_and_are_means_of_seeds():

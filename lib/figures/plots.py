@@ -161,11 +161,10 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     seeds and interval.
     """
     frame = frame if "group" in frame else grouped(frame)
-    tasks = frame.drop_duplicates(["dataset", *select.IMAGES]).apply(task_name, axis=1)
     shapes = select.shapes(frame)
     counts = frame.groupby(["group", "window"])["seed"].nunique()
     parts = [
-        f"Data: {' and '.join(tasks)}",
+        f"Data: {_tasks(frame)}",
         f"{_plural('window', len(shapes))} {', '.join(shapes)} pixels (input length/stride)",
         f"H = {ranged(frame['hidden_size'])}",
         f"{ranged(frame['epochs'])} {_plural('epoch', frame['epochs'].max())}",
@@ -192,13 +191,26 @@ def task_name(run) -> str:
     """What images a run reads, in words; the embedded digits are too easy to conclude from, and say
     so.
     """
+    return ", ".join(_task(run))
+
+
+def _task(run):
     name = TITLES.get(run["dataset"], run["dataset"])
     if run["permuted"]:
         name = f"permuted {name}"
     if datasets.is_demonstration(run["dataset"]):
         name += ", demonstration"
-    cuts = select.image_changes(run, ("last_rows", "first_rows", "delay"))
-    return ", ".join([name, *cuts])
+    return [name, *select.image_changes(run, ("last_rows", "first_rows", "delay"))]
+
+
+def _tasks(frame):
+    """`task_name` of all runs: each data set once, with what is done to its images."""
+    done = {}
+    for run in frame.drop_duplicates(["dataset", *select.IMAGES]).to_dict("records"):
+        name, *changes = _task(run)
+        done.setdefault(name, []).append(", ".join(changes) or "whole images")
+    told = [f"{name} ({'; '.join(changes)})" for name, changes in done.items()]
+    return " and ".join(told).replace(" (whole images)", "")
 
 
 def ranged(values) -> str:
