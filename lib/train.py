@@ -4,6 +4,7 @@ Every per-seed quantity has a leading seed axis of length S, also for one seed, 
 code path.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -143,9 +144,22 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
         data = datasets.load(configs[0].task, data=data, device=device)
     # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they
     # were.
-    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _denormals_are_zero():
         torch.manual_seed(_mix(configs[0].seed, -1))
         return Trainer(configs, data, device, backend, alike, callbacks, resume).run()
+
+
+@contextlib.contextmanager
+def _denormals_are_zero():
+    """Processors take ten times as long for numbers below 1e-38, of which the gradients over a long
+    delay are full.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _mix(seed, epoch):
