@@ -28,6 +28,14 @@ def test_progress_says_how_far_and_how_long():
     ]
 
 
+def test_what_is_changed_in_a_cell_tells_its_runs_apart():
+    configs = [tiny.config("dale_cb"), tiny.config("dale_cb", drive="z")]
+    assert [row["label"] for row in live.Progress(configs).rows.values()] == [
+        "DaleCB",
+        "DaleCB, drive z",
+    ]
+
+
 def test_curves_and_bar_follow_the_runs():
     configs = [tiny.config("cb"), tiny.config("cb", seed=1)]
     view = live.Watched(configs)

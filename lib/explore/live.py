@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 
 import ipywidgets
+import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
 
@@ -18,7 +19,7 @@ from lib.config import RunConfig
 from lib.explore.figure import Figure
 from lib.explore.view import Axis, Line, Panel
 from lib.explore.widgets import EXPECTED, button, row, say
-from lib.figures import style
+from lib.figures import select, style
 from lib.runs import sweep
 from lib.runs.status import describe
 from lib.runs.store import Store
@@ -38,7 +39,9 @@ class Progress:
     """What is known of runs that train, in words; ``share`` of the work is done, 0..1."""
 
     def __init__(self, configs):
-        self.rows = {config.key(): describe(config) for config in configs}
+        rows = [describe(config) for config in configs]
+        groups = select.grouped(pd.DataFrame(rows)).drop_duplicates("key").set_index("key")["group"]
+        self.rows = {row["key"]: row | {"label": groups[row["key"]]} for row in rows}
         self.best, self.shares = {}, {}
         self.share, self._began = 0.0, None
 
