@@ -268,8 +268,7 @@ def _figures(frames, out):
     """Write figures and tables; sentences on what the runs do not allow, for those who want all."""
     from lib.figures import paper
 
-    with files.staged(out) as folder:
-        left_out = paper.write(frames, folder)
+    left_out = paper.write(frames, out)
     print((out / "tables" / "summary.md").read_text(encoding="utf-8"))
     print(f"Figures: {out / 'figures'}  Tables: {out / 'tables'}")
     return left_out

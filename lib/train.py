@@ -153,13 +153,14 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
 @contextlib.contextmanager
 def _denormals_are_zero():
     """Processors take ten times as long for numbers below 1e-38, of which the gradients over a long
-    delay are full.
+    delay are full. Afterwards they are what they were.
     """
+    before = (torch.tensor(1e-39) * 1).item() == 0
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
 
 
 def _mix(seed, epoch):

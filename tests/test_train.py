@@ -70,14 +70,18 @@ def test_same_bits_whatever_ran_before(data):
     same(one, fit(tiny.config("stp_dale_cb"), data)[0])
 
 
-def test_denormal_numbers_are_zero_while_it_trains_and_no_longer(data):
+@pytest.mark.parametrize("before", [False, True])
+def test_denormal_numbers_are_zero_while_it_trains_and_then_as_before(data, before):
     class Look(train.Callback):
         def on_step(self, state):
             seen.append((torch.tensor([1e-39]) * 1).item())
 
     seen = []
+    torch.set_flush_denormal(before)
     fit(tiny.config(), data, Look())
-    assert set(seen) == {0.0} and (torch.tensor([1e-39]) * 1).item() > 0
+    after = (torch.tensor([1e-39]) * 1).item()
+    torch.set_flush_denormal(False)
+    assert set(seen) == {0.0} and (after == 0) == before
 
 
 def test_leaves_the_callers_random_numbers_alone(data):

@@ -507,7 +507,9 @@ class TraceExplorer(Explorer):
 
 
 def album(images):
-    """Images in rows of `ALBUM`, as the address of a picture; size of a field (columns, rows)."""
+    """Images (channels, rows, columns) in rows of `ALBUM`, as the address of a picture; and the
+    size of a field (columns, rows), in pixels.
+    """
     arrays = np.stack([Picture(image).array for image in images])
     count, rows, columns, channels = arrays.shape
     wide, high, lines = columns + 2, rows + 2, -(-count // ALBUM)

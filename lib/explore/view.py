@@ -244,17 +244,17 @@ class Box:
 
     left: int
     top: int
-    wide: int
-    high: int = 1
+    width: int
+    height: int = 1
 
     def shape(self):
         x, y = self.left - 0.5, self.top - 0.5
         line = {"color": FRAME, "width": 2.5}
-        corners = {"x0": x, "x1": x + self.wide, "y0": y, "y1": y + self.high}
+        corners = {"x0": x, "x1": x + self.width, "y0": y, "y1": y + self.height}
         return {"type": "rect", **corners, "line": line}
 
     def draw(self, ax):
-        size, look = (self.wide, self.high), {"fill": False, "ec": FRAME, "lw": 1.2}
+        size, look = (self.width, self.height), {"fill": False, "ec": FRAME, "lw": 1.2}
         ax.add_patch(mpl.patches.Rectangle((self.left - 0.5, self.top - 0.5), *size, **look))
 
 

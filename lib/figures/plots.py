@@ -209,8 +209,11 @@ def _tasks(frame):
     for run in frame.drop_duplicates(["dataset", *select.IMAGES]).to_dict("records"):
         name, *changes = _task(run)
         done.setdefault(name, []).append(", ".join(changes) or "whole images")
-    told = [f"{name} ({'; '.join(changes)})" for name, changes in done.items()]
-    return " and ".join(told).replace(" (whole images)", "")
+    whole = ["whole images"]
+    return " and ".join(
+        name if changes == whole else f"{name} ({'; '.join(changes)})"
+        for name, changes in done.items()
+    )
 
 
 def ranged(values) -> str:
@@ -551,19 +554,21 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
         ax.grid(axis="y")
         ax.tick_params(axis="y", length=0)
         if kind != ("z", "saturated"):
-            _log_ticks(ax)
+            _log_ticks(ax.xaxis)
     return fig
 
 
-def _log_ticks(ax):
-    """A logarithmic x axis with plain numbers; where it spans little, evenly spaced ones."""
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
+def _log_ticks(axis):
+    """A logarithmic axis with plain numbers; where it spans little, evenly spaced ones."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
     wide = high > 5 * low
     subs = (1, 3) if high < 1000 * low else (1,)  # labels of more decades would touch
     locator = mpl.ticker.LogLocator(subs=subs) if wide else mpl.ticker.MaxNLocator(4)
-    ax.xaxis.set(major_locator=locator, major_formatter=mpl.ticker.ScalarFormatter())
-    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    plain = mpl.ticker.ScalarFormatter()
+    plain.set_scientific(False)
+    axis.set(major_locator=locator, major_formatter=plain)
+    axis.set_minor_locator(mpl.ticker.NullLocator())
 
 
 def _log_values(ax, values, margin):
@@ -791,12 +796,9 @@ def quantiles_over_sequence(values, variable: str, window, columns: int, ax=None
     quantiles = np.quantile(pooled, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
     if variable == "tau":  # falls with z; of a closed gate it would be infinite
         quantiles = analysis.time_constant(np.maximum(quantiles[::-1], CLOSED), window.stride)
-        ax.set_yscale("log")
-        plain = mpl.ticker.ScalarFormatter()
-        plain.set_scientific(False)
-        ax.yaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 3)), major_formatter=plain)
-        ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     _fan(ax, np.arange(steps), quantiles, colour or style.HUES["baseline"])
+    if variable == "tau":
+        _log_ticks(ax.yaxis)
     _image_rows(ax, steps, window, columns)
     ax.set_ylabel(VARIABLES[variable])
     return ax
