@@ -30,8 +30,9 @@ test: $(READY) ## run the whole test suite, notebooks included
 chaos: $(READY) ## kill running trainings at random for up to 15 minutes and check that nothing is lost
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos tests
 
-bench: $(READY) ## time every cell against the libraries, the bare products and the notes' loop
+bench: $(READY) ## time every cell against the libraries, the bare products and the notes' loop, and the explorers
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/latency.py
 
 lab: $(READY) ## open JupyterLab at the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -198,9 +198,12 @@ def to_parquet(rows, schema=None):
     return buffer.getvalue()
 
 
-def from_parquet(data):
-    """Arrow table of the bytes of a small parquet file, for which threads would only wait."""
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+def from_parquet(data, columns=None, dictionary=None):
+    """Arrow table of the bytes of a small parquet file, for which threads would only wait; of some
+    columns, or all. Columns of ``dictionary`` hold each of their values once.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=dictionary)
+    return file.read(columns, use_threads=False)
 
 
 # Manifests

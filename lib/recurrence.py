@@ -79,7 +79,8 @@ class SequenceClassifier(nn.Module):
             cell = cells.get(name)(
                 input_size, hidden_size, sequence_length, initialisation, generator, **cell_options
             )
-            readout = nn.Linear(cell.readout_size, classes, device="meta").to_empty(device="cpu")
+            with torch.random.fork_rng(devices=[]):  # the meta device would import sympy
+                readout = nn.Linear(cell.readout_size, classes)
             with torch.no_grad():
                 for parameter in readout.parameters():
                     parameter.uniform_(-(hidden_size**-0.5), hidden_size**-0.5, generator=generator)

@@ -35,7 +35,7 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def small_cifar10(tmp_path, monkeypatch):
-    """Seven files in CIFAR-10's layout, 20 images each; the value of a pixel says its position,
+    """Six files in CIFAR-10's layout, 20 images each; the value of a pixel says its position,
     plus 7 for every channel.
     """
     base = tmp_path / "cifar-10-batches-py"
@@ -47,21 +47,10 @@ def small_cifar10(tmp_path, monkeypatch):
             "labels": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2,
         }
     )
-    meta = pickle.dumps({"label_names": list("abcdefghij")})
-    files = {
-        **{f"data_batch_{i}": batch for i in range(1, 6)},
-        "test_batch": batch,
-        "batches.meta": meta,
-    }
-    for name, content in files.items():
-        (base / name).write_bytes(content)
-    sums = [[name, md5(content).hexdigest()] for name, content in files.items()]
-    cifar = datasets.torchvision_datasets().CIFAR10
-    monkeypatch.setattr(cifar, "train_list", sums[:5])
-    monkeypatch.setattr(cifar, "test_list", sums[5:6])
-    monkeypatch.setattr(
-        cifar, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums[6][1]}
-    )
+    for name in datasets.CIFAR10:
+        (base / name).write_bytes(batch)
+    sums = dict.fromkeys(datasets.CIFAR10, md5(batch).hexdigest())
+    monkeypatch.setattr(datasets, "CIFAR10", sums)
     return tmp_path
 
 
@@ -341,7 +330,7 @@ def test_cifar10_permutation_keeps_the_channels_of_a_pixel_together(small_cifar1
     assert not torch.equal(image[0].flatten(), torch.arange(1024, dtype=torch.int32) % 200)
 
 
-@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
 @pytest.mark.parametrize("alone", [True, False])
 def test_wrong_cifar10_file_is_named_and_never_unpickled(small_cifar10, offline, name, alone):
     base, trap = small_cifar10 / "cifar-10-batches-py", small_cifar10 / "trap"
@@ -379,6 +368,13 @@ def test_missing_data_in_a_place_that_cannot_be_written(tmp_path, offline):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="could not be downloaded"):
         datasets.load(Task("cifar10"), tmp_path / "file")
+
+
+def test_files_of_cifar10_are_those_that_torchvision_downloads(tmp_path, offline):
+    cifar = datasets.torchvision_datasets().CIFAR10
+    assert datasets.CIFAR10 == dict([*cifar.train_list, *cifar.test_list])
+    with pytest.raises(ValueError, match=f"into .*{cifar.base_folder}, from {cifar.url}"):
+        datasets.load(Task("cifar10"), tmp_path)
 
 
 def test_real_cifar10(real_cifar10):

@@ -60,7 +60,12 @@ async function render({ model, el }) {
     model.send({ name: data.name, x, y, customdata });
   });
   model.on("change:traces change:axes", ask);
-  const sized = new ResizeObserver(() => plot.offsetWidth && Plotly.Plots.resize(plot));
+  let width = plot.offsetWidth;
+  // Of the height nothing follows; a change of it is the plot's own, just drawn.
+  const sized = new ResizeObserver(() => {
+    if (plot.offsetWidth && plot.offsetWidth !== width) Plotly.Plots.resize(plot);
+    width = plot.offsetWidth;
+  });
   sized.observe(el);
   const themed = new MutationObserver(ask);
   themed.observe(document.body, { attributeFilter: ["data-jp-theme-light", "class"] });

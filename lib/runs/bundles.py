@@ -34,6 +34,7 @@ class Bundles:
             if where == str(root) and "runs" in subfolders:
                 subfolders.remove("runs")
             if BUNDLE in names:
+                subfolders.clear()  # weights and recordings, a folder a run
                 folder = Path(where)
                 try:
                     bundle = Verified(folder, BUNDLE)
@@ -58,14 +59,17 @@ class Bundles:
         """Folders of the bundles that hold a run."""
         return [folder for folder, keys in self._folders.items() if key in keys]
 
-    def tables(self, name, keys):
-        """key -> arrow table of a kind, such as "curves", of those runs that have one here."""
+    def tables(self, name, keys, columns=None):
+        """key -> arrow table of a kind, such as "curves", of those runs that have one here; of some
+        columns, or all.
+        """
         tables = {}
         for folder, held in self._folders.items():
             wanted = {key for key in keys if key in held and key not in tables}
             if not wanted or not (folder / f"{name}.parquet").exists():
                 continue
-            table = files.from_parquet(Verified(folder, BUNDLE).read(f"{name}.parquet"))
+            data = Verified(folder, BUNDLE).read(f"{name}.parquet")
+            table = files.from_parquet(data, columns and ["key", *columns], ["key"])
             start = 0
             for part in pc.value_counts(table["key"]).to_pylist():  # each key in one piece
                 if part["values"] in wanted:

@@ -209,10 +209,10 @@ class Store:
         """
         import pandas as pd
 
-        tables = self._tables("predictions", list(keys))
         columns = ["image", "label", "prediction"]
-        joined = [tables[key].select(columns) for key in tables]
-        joined = pa.concat_tables(joined or [TABLES["predictions"].empty_table().select(columns)])
+        tables = self._tables("predictions", list(keys), columns=columns)
+        empty = TABLES["predictions"].empty_table().select(columns)
+        joined = pa.concat_tables([empty, *tables.values()])
         numbers = np.repeat(np.arange(len(tables)), [len(table) for table in tables.values()])
         frame = joined.to_pandas()
         frame.insert(0, "key", pd.Categorical.from_codes(numbers, list(tables)))
@@ -251,16 +251,18 @@ class Store:
                     found[path.name] = path
         return [found[name] for name in sorted(found)]
 
-    def _tables(self, name, keys, forgiving=False):
-        """key -> arrow table of a kind, of results, running attempts and bundles."""
+    def _tables(self, name, keys, forgiving=False, columns=None):
+        """key -> arrow table of a kind, of results, running attempts and bundles; of some columns,
+        or all.
+        """
         tables = {}
         forgiven = (StoreError, OSError) if forgiving else ()
         for key in keys:
             with contextlib.suppress(*forgiven):
                 table = self._live_table(self.folder(key), f"{name}.parquet")
                 if table is not None:
-                    tables[key] = table
-        return {**self._bundles.tables(name, set(keys) - set(tables)), **tables}
+                    tables[key] = table.select(columns) if columns else table
+        return {**self._bundles.tables(name, set(keys) - set(tables), columns), **tables}
 
     def _live_table(self, run, file):
         for _ in range(2):  # an attempt may be published between two looks
