@@ -139,9 +139,11 @@ class GRU(Cell):
         return RateState((1 - u) * n + u * state.h)
 
     def saved(self, previous, state, signals, a, g, theta):
-        r, u = torch.sigmoid((a[0] + g)[..., : 2 * self.hidden_size]).chunk(2, -1)
-        scaled = a[0].chunk(3, -1)[2] + theta["bias_hn"]
-        return r, u, scaled, torch.tanh(g.chunk(3, -1)[2] + r * scaled)
+        # Written as in `update`: the compiler then computes each gate once.
+        a_r, a_u, a_n = a[0].chunk(3, -1)
+        g_r, g_u, g_n = g.chunk(3, -1)
+        r, scaled = torch.sigmoid(a_r + g_r), a_n + theta["bias_hn"]
+        return r, torch.sigmoid(a_u + g_u), scaled, torch.tanh(g_n + r * scaled)
 
     def pullback(self, previous, state, signals, saved, adjoint, theta, transpose):
         r, u, scaled, n = saved
