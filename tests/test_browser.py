@@ -303,6 +303,11 @@ def test_a_page_loaded_again_and_a_second_tab_show_the_same(browser, server):
             changed = choose(again, "Metric", "accuracy")
             page.wait_for_timeout(2000)
             assert without_size(drawn(page)) == without_size(changed)
+        page.reload()
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
+        page.wait_for_timeout(1000)
+        assert without_size(drawn(page)) == without_size(changed)
+        assert control(page, "Metric").input_value() == "accuracy"
         assert errors == []
 
 

@@ -3,7 +3,9 @@ holds.
 """
 
 import base64
+import itertools
 import json
+import re
 import shutil
 
 import frames
@@ -16,17 +18,24 @@ import pytest
 from lib import analysis, datasets, explore, memory
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
-from lib.figures import plots, select
+from lib.explore.export import Form
+from lib.figures import export, plots, select, style
 from lib.runs import attempt
 from lib.runs.store import Store
 
-CURVES, RESULTS = 0, 1  # panels of a board
+CURVES, RESULTS, HEAT = 0, 1, 2  # panels of a board
 
 
 def _config(cell, seed=0, window=(8, 8)):
     return RunConfig(
         window=Window(*window), cell=CellSpec(cell, 6), training=Training(epochs=1), seed=seed
     )
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen():
+    """Controls start where they were asked to, whatever other tests chose."""
+    explore.WindowControls.kept.clear()
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +152,7 @@ def test_bars_dots_and_differences(store):
     view.controls["results"].value = "differences"
     (dot,), want = named(view, "mean", RESULTS), means["STPDaleCB"] - means["CB"]
     assert dot["x"] == pytest.approx([want], abs=1e-5)
-    assert 100 * view.frame["test_accuracy"].mean() == pytest.approx(want)
+    assert view.frame["value"].mean() == pytest.approx(want)
     assert "Difference from CB" in drawn(view, RESULTS)[1]["xaxis"]["title"]["text"]
 
 
@@ -161,7 +170,7 @@ def _answers(runs):
 
 def test_intervals_count_seeds_and_images_from_three_seeds_on(synthetic, monkeypatch):
     runs = frames.runs(["cb", "gru"], ["8/4"])
-    runs = runs[(runs["cell"] == "cb") | (runs["seed"] < 2)]
+    runs = runs[(runs["cell"] == "gru") | (runs["seed"] < 2)]
     answers = _answers(runs)
     monkeypatch.setattr(
         Store, "predictions_of", lambda self, keys: answers[answers["key"].isin(keys)]
@@ -172,8 +181,79 @@ def test_intervals_count_seeds_and_images_from_three_seeds_on(synthetic, monkeyp
     for group in ("CB", "full GRU"):
         known = table.loc[group, ["low", "high"]].to_numpy(float)
         np.testing.assert_allclose(np.array(rows[group][1:3], float), known)
-    assert np.isnan(float(rows["full GRU"][1] or "nan"))
-    assert f"[{rows['CB'][1]:.1f}, {rows['CB'][2]:.1f}]" in view.headline.value
+    assert np.isnan(float(rows["CB"][1] or "nan"))
+    assert "[{:.1f}, {:.1f}]".format(*rows["full GRU"][1:3]) in view.headline.value
+
+
+def test_a_board_exports_the_numbers_that_it_draws(synthetic, tmp_path):
+    view = explore.Board(synthetic(frames.runs(["cb", "gru", "stp"], ["8/4", "4/4"]))[0])
+    view.controls["highlight"].value = "without STP"
+    *paths, _ = view.export(tmp_path)
+    assert [path.stem.split("-")[-1] for path in paths] == ["results", "curves", "windows"]
+    results, curves, windows = map(pd.read_csv, paths)
+    (mean,), (seeds,) = named(view, "mean", RESULTS), named(view, "seeds", RESULTS)
+    bars = results.drop_duplicates("group")
+    np.testing.assert_allclose(bars["mean"], mean["x"], rtol=1e-6)
+    known = np.array([row[1:] for row in mean["customdata"]], float)
+    np.testing.assert_allclose(bars[["low", "high", "n"]], known)
+    assert sorted(results["value"]) == pytest.approx(sorted(seeds["x"]), rel=1e-6)
+    assert set(results["metric"]) == {"Accuracy (% of test set)"}
+    for group, table in curves.groupby("group"):
+        own, means = named(view, group, CURVES), table.drop_duplicates("epoch")
+        np.testing.assert_allclose(means["mean"], own[-1]["y"], rtol=1e-6)
+        if group != "CB":  # grey, without its seeds
+            assert table["value"].isna().all() and len(own) == 1
+            continue
+        band, thin, _ = own
+        edge = np.concatenate([means["high"], means["low"][::-1]])
+        np.testing.assert_allclose(band["y"], edge, rtol=1e-6)
+        lines = np.concatenate([part["value"] for _, part in table.groupby("key", sort=False)])
+        np.testing.assert_allclose(thin["y"][np.isfinite(thin["y"])], lines, rtol=1e-6)
+    (heat,), _ = drawn(view, HEAT)
+    z = windows.pivot(index="group", columns="window", values="mean")
+    for row, fields in zip(heat["z"], heat["customdata"], strict=True):
+        assert row == pytest.approx([z.loc[group, window] for group, window, *_ in fields])
+
+
+def test_many_curves_are_lines_with_names_and_a_few_have_bands(synthetic):
+    view = explore.Board(synthetic(frames.runs(frames.TEN, ["8/4", "4/4"]))[0])
+
+    def bands():
+        return [trace["name"] for trace in drawn(view, CURVES)[0] if "fill" in trace]
+
+    names = set(view.controls["cells"].value)
+    assert set(lines(view, CURVES)) == names and len(drawn(view, CURVES)[0]) == len(names)
+    assert len(named(view, "seeds", RESULTS)[0]["x"]) == 3 * len(names)
+    view.controls["highlight"].value = "with STP"
+    assert sorted(bands()) == sorted(lines(view, CURVES)) and len(bands()) == 3
+    view.set(highlight="all", cells=("CB", "Dale", "full GRU", "STPDaleCB"))
+    assert len(bands()) == 4
+
+
+PAGES = {(journal, page.column) for journal, page in style.JOURNALS.items()}
+PAGES |= {(journal, page.text) for journal, page in style.JOURNALS.items()}
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory):
+    """A board of ten cells at five windows."""
+    runs = frames.runs(frames.TEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "runs", lambda self, **_: runs.copy())
+        patch.setattr(Store, "curves", lambda self, **_: frames.curves(runs))
+        return explore.Board(Store(tmp_path_factory.mktemp("ten")), input_length=8)
+
+
+@pytest.mark.parametrize(("journal", "width"), sorted(PAGES))
+def test_nothing_of_an_export_is_cut_or_hidden(ten, tmp_path, journal, width):
+    figure = ten.paper(journal, width, 2.6)
+    figure.savefig(tmp_path / "figure.png", dpi=figure.dpi)
+    box, (wide, high) = figure.get_tightbbox(), figure.get_size_inches()
+    assert wide == pytest.approx(width)
+    assert min(box.x0, box.y0, wide - box.x1, high - box.y1) > 0
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    plt.close(figure)
 
 
 def test_the_board_says_what_was_found_and_follows_clicks(store):
@@ -203,6 +283,7 @@ def test_the_board_says_what_was_found_and_follows_clicks(store):
 
 def test_a_window_that_was_never_run_says_so_and_offers_it(store):
     for make in (explore.Board, explore.TraceExplorer):
+        explore.WindowControls.kept.clear()
         view = make(store, stride=8)
         runner = view.choice.runner
         assert drawn(view)[0] and runner.widget.layout.display == "none"
@@ -221,7 +302,7 @@ def test_a_window_that_was_never_run_says_so_and_offers_it(store):
 def test_an_empty_store_says_how_to_fill_it(tmp_path):
     for make in (explore.Board, explore.TraceExplorer):
         view = make(Store(tmp_path))
-        assert "load_or_run" in view.message.value and not drawn(view)[0]
+        assert "explore.load_or_run(grid())" in view.message.value and not drawn(view)[0]
 
 
 @pytest.mark.parametrize("name", ["curves.parquet", "status.json", "MANIFEST.json"])
@@ -337,6 +418,24 @@ def test_a_variable_lies_over_the_image_up_to_the_step(store):
     assert np.isfinite(drawn(view, 0)[0][1]["z"]).sum() == 128
     view.set(beside="CB")
     assert len(view.view.panels) == 3
+    table = view.view.tables["image"]
+    assert set(table["variable"]) == {"median Conductance z (per step)"}
+    for panel, (cell, own) in enumerate(table.groupby("cell", sort=False)):
+        z = drawn(view, panel)[0][1]["z"]
+        assert cell == ("STPDaleCB", "CB")[panel] and len(own) == np.isfinite(z).sum()
+        np.testing.assert_allclose(own["value"], z[own["row"], own["column"]])
+
+
+def test_a_voltage_is_blue_where_it_is_low_and_red_where_it_is_high(store):
+    view = explore.TraceExplorer(store, stride=8, cell="STPDaleCB", variable="v")
+    (heat,), _ = drawn(view)
+    figure = view.paper()
+    (image,) = figure.axes[1].images
+    for end, limit, strong, weak in ((-1, "zmax", 0, 2), (0, "zmin", 2, 0)):
+        *rgb, _ = image.cmap(image.norm(heat[limit]), bytes=True)
+        assert heat["colorscale"][end][1] == f"rgb({', '.join(map(str, rgb))})"
+        assert rgb[strong] > rgb[weak]
+    plt.close(figure)
 
 
 def test_a_click_on_a_thumbnail_chooses_its_image(store):
@@ -372,9 +471,10 @@ def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
     assert set(lines(view)) <= {text.get_text() for text in ax.texts}
     plt.close(figure)
     paths = view.export(tmp_path, ("pdf", "png", "svg"))
-    assert [path.suffix for path in paths] == [".csv", ".svg", ".pdf", ".png"]
-    table = pd.read_csv(paths[0])
-    pd.testing.assert_frame_equal(table, view.frame, check_dtype=False, rtol=1e-5)
+    assert [path.suffix for path in paths] == [".csv", ".csv", ".svg", ".pdf", ".png"]
+    for path, table in zip(paths, view.view.tables.values(), strict=False):
+        read = pd.read_csv(path)
+        pd.testing.assert_frame_equal(read, table, check_dtype=False, rtol=1e-5)
 
 
 def test_a_lesion_changes_the_curve_beside_it(store):
@@ -386,6 +486,9 @@ def test_a_lesion_changes_the_curve_beside_it(store):
         accuracy = memory.lesion(store.load(view.run.name), data, Window(8, 8), what, 60)
         assert curve[name]["y"][-1] == pytest.approx(100 * accuracy)
     assert len(curve["intact"]["x"]) == 8 and curve["intact"]["x"][-1] == 256
+    table, (bars,) = view.view.tables["lesions"], named(view, "drop")
+    assert list(table["lesion"]) == bars["customdata"]
+    assert list(table["points lost"]) == pytest.approx(list(bars["x"]), rel=1e-6)
     view.clicked(1, {"customdata": "UX"})
     assert view.controls["lesion"].value == "UX" and "without UX" in lines(view, 0)
     assert "each unit's mean" in view.view.note
@@ -401,6 +504,29 @@ def test_the_form_of_export_writes_links_and_latex(store, tmp_path, monkeypatch)
     (pdf,) = (tmp_path / "views").glob("*.pdf")
     assert f'download="{pdf.name}" href="data:application/pdf;base64,' in told
     assert f"\\includegraphics{{{pdf.stem}}}" in told and "no interval" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [("png", "includegraphics"), ("svg", "includesvg"), ("pgf", "input"), (None, None)],
+)
+def test_every_file_of_an_export_has_a_link_and_every_kind_its_latex(
+    store, tmp_path, monkeypatch, kind, command
+):
+    if kind == "pgf" and not export.has_tex():
+        pytest.skip("needs pdflatex")
+    view = explore.TraceExplorer(store, stride=8, over="z")
+    form = Form(view)
+    for name, box in form.kinds.items():
+        box.value = name == kind
+    monkeypatch.setattr(view.choice.cache.store, "root", tmp_path)
+    form.write()
+    written = list((tmp_path / "views").iterdir())
+    assert {path.suffix for path in written} >= {".csv", *[f".{kind}"] * bool(kind)}
+    for path in written:
+        assert f'download="{path.name}"' in form.told.value
+    (latex,) = re.findall(r"\\(\w+)\{trace-\w+(?:\.pgf)?\}", form.told.value) or [None]
+    assert latex == command
 
 
 def test_the_sequence_shows_the_window(tmp_path):
@@ -441,6 +567,17 @@ def test_a_window_that_was_chosen_is_kept_when_the_cell_runs_again(store):
     assert cell().window.input_length == 4
     other = explore.WindowControls(store, [_config("cb", 1, (8, 4))])
     assert other.window.input_length == 8  # other settings are other controls
+
+
+def test_a_board_with_controls_of_its_own_keeps_its_window(store, tmp_path):
+    board, kept = explore.Board(store), explore.WindowControls.kept
+    assert board.choice.window == Window(8, 4) and not kept
+    board.set(stride=8)
+    assert explore.Board(store).choice.window == Window(8, 8)
+    assert explore.Board(store, stride="half").choice.window == Window(8, 4)  # asked for another
+    assert explore.Board(Store(tmp_path)).choice.window == Window(8, 4)  # of another store
+    kept |= {made_with: {"task": "gone", "stride": 3} for made_with in kept}
+    assert explore.Board(store).choice.window == Window(8, 4)  # what the store holds no more
 
 
 def test_one_change_draws_once(store, monkeypatch):

@@ -101,7 +101,8 @@ def test_selectors_change_the_plot_with_the_network_off(page):
                 "document.getElementById('curves').data.map(t => t.name).filter(Boolean)"
             )
 
-        assert "is best" in tab.text_content("#headline")
+        assert re.search(r"is best, .* points .*above", tab.text_content("#headline"))
+        assert tab.is_visible("#heat")
         assert "percentage points" in tab.text_content("#why")
         states = [drawn("curves")]
         assert len(names()) == 10 and "CB, notes" not in names()
@@ -136,6 +137,6 @@ def test_selectors_change_the_plot_with_the_network_off(page):
 
         tab.select_option("#task", "digits, demonstration")
         assert "digits, demonstration" in tab.text_content("#caption")
-        assert names() == ["full GRU"]
+        assert names() == ["full GRU"] and tab.is_hidden("#heat")  # of one window
         assert said == [] and asked == [page.as_uri()]
         browser.close()

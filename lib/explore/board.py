@@ -97,7 +97,10 @@ class Board(Explorer):
         self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         panels = [panel for view in shown for panel in view.panels]
         height = max(view.height for view in shown)
-        return View(panels, shown[1].frame, shown[1].note, height)
+        tables = dict(shown[1].tables)  # the first is what `frame` gives
+        for view in shown:
+            tables |= view.tables
+        return View(panels, tables, shown[1].note, height)
 
     def clicked(self, number, point):
         """Follow a click on the curves (0), the results (1) or the heat map (2)."""

@@ -192,12 +192,11 @@ class WindowControls(Holding):
         self._find_tasks()
         if "task" in state:
             assign(self.controls, {"task": state["task"]}, self.refresh)
-        asked = {**self._usual(), **state}
+        assign(self.controls, {**self._usual(), **state}, self.refresh)
         keys = [config.key() for config in self.templates]
-        self._made_with = (str(self.cache.store.root), *keys, *asked.items())
-        assign(self.controls, asked, self.refresh)
-        if self.templates and self._made_with in self.kept:
-            assign(self.controls, self.kept[self._made_with], self.refresh)
+        self._made_with = (str(self.cache.store.root), *keys, *state.items())
+        with suppress(ValueError):  # what was chosen may have left the store
+            assign(self.controls, self.kept.get(self._made_with, {}), self.refresh)
         self._report()
         for control in self.controls.values():
             control.observe(self._changed, "value")
@@ -336,7 +335,7 @@ class WindowControls(Holding):
         if not found and not missing:
             return (
                 "not run: the store holds no finished run. Fill it with "
-                "explore.load_or_run(RunConfig()), or with: python -m lib compare."
+                "explore.load_or_run(grid()), or with: python -m lib compare."
             )
         has = f"{found} finished runs" if found else "not run"
         has += f", {missing} not run" * bool(found and missing)

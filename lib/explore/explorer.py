@@ -89,8 +89,8 @@ class Explorer(Holding, ABC):
 
     @property
     def frame(self):
-        """The data shown; None when nothing is."""
-        return self.view and self.view.frame
+        """The first table of what is drawn, ``view.tables`` has all; None when nothing is shown."""
+        return self.view and next(iter(self.view.tables.values()))
 
     def update(self):
         """Draw what the controls say."""
@@ -137,7 +137,9 @@ class Explorer(Holding, ABC):
         return f"explore.{type(self).__name__}({', '.join([*store, *values])})"
 
     def paper(self, journal="notebook", width="text", height=3.0):
-        """The current view as a matplotlib figure; ValueError when nothing is shown."""
+        """The current view as a matplotlib figure, in rows of this height where the width holds no
+        more panels; ValueError when nothing is shown.
+        """
         if self.view is None:
             raise ValueError(
                 "Nothing is shown, so there is nothing to draw or export; choose a combination "
@@ -146,17 +148,20 @@ class Explorer(Holding, ABC):
         return self.view.matplotlib(journal, width, height)
 
     def export(self, folder=None, kinds=("pdf",), journal="report", width="text", height=2.6):
-        """Write the current view, data as CSV and figure as PDF, PNG, SVG or PGF, by default to
-        ``views`` of the results folder; the rest as `paper`. Returns the paths.
+        """Write the current view, what is drawn as CSV (one a table) and the figure as PDF, PNG,
+        SVG or PGF, by default to ``views`` of the results folder; the rest as `paper`. Returns the
+        paths.
         """
         root = self.choice.cache.store.root if self.choice else paths.results_dir()
         folder = Path(folder or root / "views")
         kind = type(self).__name__.removesuffix("Explorer").lower()
         name = f"{kind}-{digest(self.code().encode())[:8]}"
         figure = self.paper(journal, width, height)
-        written = [folder / f"{name}.csv"]
+        written, tables = [], self.view.tables
         folder.mkdir(parents=True, exist_ok=True)
-        self.frame.to_csv(written[0], index=False)
+        for what, table in tables.items():
+            written.append(folder / f"{name}{f'-{what}' * (len(tables) > 1)}.csv")
+            table.to_csv(written[-1], index=False)
         if "svg" in kinds:
             written.append(folder / f"{name}.svg")
             with style.context(journal, width, height):

@@ -8,7 +8,19 @@ import ipywidgets
 from lib.explore.widgets import EXPECTED, button, dropdown, row, say
 from lib.figures import export, style
 
-TYPES = {"pdf": "application/pdf", "png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
+TYPES = {
+    "csv": "text/csv",
+    "pdf": "application/pdf",
+    "pgf": "application/x-tex",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+}
+LATEX = {  # kind -> command, and what it needs; the first that was written is shown
+    "pdf": ("includegraphics", r"\usepackage{graphicx}"),
+    "pgf": ("input", r"\usepackage{pgf}"),
+    "png": ("includegraphics", r"\usepackage{graphicx}"),
+    "svg": ("includesvg", r"\usepackage{svg}, and Inkscape with -shell-escape"),
+}
 
 
 class Form:
@@ -38,11 +50,12 @@ class Form:
         except EXPECTED as error:
             self.told.value = say(str(error))
             return
-        links = " · ".join(_link(path) for path in paths if path.suffix[1:] in TYPES)
-        figures = [path for path in paths if path.suffix in (".pgf", ".pdf", ".png")]
-        latex = "".join(_latex(path, self.explorer.view.note) for path in figures[:1])
+        links = " · ".join(map(_link, paths))
+        figures = {path.suffix[1:]: path for path in paths}
+        kind = next((kind for kind in LATEX if kind in figures), None)
+        latex = kind and _latex(figures[kind], kind, self.explorer.view.note)
         where = say(f"Written to {paths[0].parent}:")
-        self.told.value = f"{where}{links}<pre>{html.escape(latex)}</pre>"
+        self.told.value = f"{where}{links}<pre>{html.escape(latex or '')}</pre>"
 
 
 def _link(path):
@@ -52,12 +65,11 @@ def _link(path):
     return f'<a download="{path.name}" href="data:{kind};base64,{data}">{path.name}</a>'
 
 
-def _latex(path, caption):
-    pgf = path.suffix == ".pgf"
-    command = "input" if pgf else "includegraphics"
-    name = path.name if pgf else path.stem
+def _latex(path, kind, caption):
+    command, needs = LATEX[kind]
+    name = path.name if kind == "pgf" else path.stem
     return (
-        "\\begin{figure}\n  \\centering\n"
+        f"% {needs}\n\\begin{{figure}}\n  \\centering\n"
         f"  \\{command}{{{name}}}\n  \\caption{{{export.tex(caption)}}}\n"
         f"  \\label{{fig:{path.stem}}}\n\\end{{figure}}"
     )

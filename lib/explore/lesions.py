@@ -72,10 +72,13 @@ class LesionExplorer(Explorer):
         lost = Axis("Accuracy lost at the end (percentage points)")
         ticks = Axis(range=(-0.7, len(names) - 0.3), ticks=(heights_of, names), grid=False)
         panels = [Panel([*marks, chance], x, y), Panel([bars, Rule(0, "x")], lost, ticks, 0.8)]
-        frame = pd.DataFrame({"pixels": heights * columns, **curves})
+        tables = {
+            "curves": pd.DataFrame({"pixels": heights * columns, **curves}),
+            "lesions": pd.DataFrame({"lesion": names, "points lost": drops}),
+        }
         who = f"{self.run['group']}, seed {self.run['seed']}, run {self.run.name}"
         note = f"{who}: {what} is replaced by {memory.LESIONS[what]}; {self.count} test images."
-        return View(panels, frame, note)
+        return View(panels, tables, note)
 
     def _accuracy(self, what, height):
         """Percent of the test images that are read right from their first rows."""

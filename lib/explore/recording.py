@@ -303,7 +303,8 @@ def over_training(history, variable, run, label, colour):
     axes = Axis("Training (epochs)", (0, x.max())), _y(variable, bounds)
     panel = Panel(fan(x, bounds, colour), *axes)
     note = f"{label}, seed {run.seed}, run {run.key}: 5, 25, 50, 75 and 95 % quantiles."
-    return View([panel], own[["key", "step", "epoch", "variable", "statistic", "value"]], note)
+    drawn = own[["key", "step", "epoch", "variable", "statistic", "value"]]
+    return View([panel], {"training": drawn}, note)
 
 
 class TraceExplorer(Explorer):
@@ -434,14 +435,17 @@ class TraceExplorer(Explorer):
         self._show_album(number)
         who = f"{run.label}, seed {run.config.seed}, run {run.key}"
         note = f"{who}; {self._said(run, number, step)}{note}"
-        return View([*self._images(number, control), sequence], where.join(frame), note)
+        images, over = self._images(number, control)
+        return View([*images, sequence], {"steps": where.join(frame), **over}, note)
 
     def _units(self, run, number):
         first, last = self.controls["units"].value
         return run.order(number)[first : last + 1]
 
     def _images(self, number, control):
-        """The image, framed where the step reads, under a variable; again for the cell beside."""
+        """Panels of the image, framed where the step reads, under a variable, and again for the
+        cell beside; and the table of what lies over them, if anything does.
+        """
         over, step, run, runs = control["over"], control["step"], self.run, [self.run]
         if control["beside"] and over:
             groups = self.choice.cache.finished(self.choice.task, self.choice.window.label)
@@ -452,7 +456,7 @@ class TraceExplorer(Explorer):
         permuted = run.config.task.permuted
         frames = [] if permuted else boxes(read[read < rows * columns], columns)
         if not over:
-            return [picture_panel(run.picture(number), frames)]
+            return [picture_panel(run.picture(number), frames)], {}
         runs = [one for one in runs if over in one.variables]
         heats = [
             over_image(one, over, number, self._units(one, number), step, control["trail"])
@@ -461,10 +465,14 @@ class TraceExplorer(Explorer):
         limits = min(low for _, (low, _) in heats), max(high for _, (_, high) in heats)
         unit = f"median {'log10 of ' * (over == 'tau')}{style.VARIABLES[over]}"
         look = {"alpha": 0.72, "bar": "bottom", "hover": "%{z:.4g}"}
-        return [
-            picture_panel(one.picture(number), [Heat(z, limits, unit, **look), *frames], one.label)
-            for one, (z, _) in zip(runs, heats, strict=True)
-        ]
+        panels, tables = [], []
+        for one, (z, _) in zip(runs, heats, strict=True):
+            marks = [Heat(z, limits, unit, **look), *frames]
+            panels.append(picture_panel(one.picture(number), marks, one.label))
+            pixels = np.argwhere(np.isfinite(z))
+            table = pd.DataFrame(pixels, columns=["row", "column"]).assign(value=z[*pixels.T])
+            tables.append(table.assign(variable=plain(unit), cell=one.label, run=one.key))
+        return panels, {"image": pd.concat(tables)}
 
     def _said(self, run, number, step):
         names, chances = run.data.class_names, run.read_out(number)[step]

@@ -8,11 +8,12 @@ from lib.explore.view import Axis, Band, Bars, Heat, Line, Panel, Points, Rule, 
 from lib.figures import plots, report, select, style
 
 KINDS = ("bars", "sorted dots", "differences")
+FEW = 4  # groups in front; the bands and seeds of more are a tangle
 STEM = 18  # pixels of a row of results where there are many
 
 
 def curves(cache, task, window, metric, looks, front):
-    """Mean, interval from three seeds on, and seeds of some groups over training.
+    """Mean of some groups over training; of a few also the seeds and, from three on, the interval.
 
     Parameters
     ----------
@@ -28,11 +29,14 @@ def curves(cache, task, window, metric, looks, front):
     frame = frame[frame["group"].isin(list(looks))]
     shown = style.METRICS[metric]
     table = cache.summary(task, window, metric, looks, by=("group", "epoch"))
-    parts, seeds = dict(list(table.groupby("group"))), dict(list(frame.groupby("group")))
+    close = frame[frame["group"].isin(list(front) if len(front) <= FEW else [])]
+    parts, seeds = dict(list(table.groupby("group"))), dict(list(close.groupby("group")))
     marks = [
         mark
         for group in sorted(parts, key=lambda group: group in front)  # grey ones lie below
-        for mark in _curve(group, looks[group], group in front, parts[group], seeds[group], metric)
+        for mark in _curve(
+            group, looks[group], group in front, parts[group], seeds.get(group), metric
+        )
     ]
     low, high = frame[metric].min() * shown.factor, frame[metric].max() * shown.factor
     if shown.accuracy:
@@ -42,9 +46,17 @@ def curves(cache, task, window, metric, looks, front):
     y = Axis(shown.axis, (low - margin, high + margin))
     x = Axis("Training (epochs)", (0, table["epoch"].max()))
     panel = Panel(marks, x, y, share=1.1, zoom=f"{task} {window} {metric}")
-    columns = ["group", "seed", "key", "step", "epoch", metric]
+    drawn = _drawn(table, close, ["group", "epoch"], metric, shown.axis)
     height = max(420, 120 + 17 * len(front))  # every name beside its line
-    return View([panel], frame[columns], _caption(cache, task, window, looks), height)
+    return View([panel], {"curves": drawn}, _caption(cache, task, window, looks), height)
+
+
+def _drawn(table, seeds, by, metric, title):
+    """What is drawn: means with their interval, a row for each of those seeds that are seen."""
+    values = seeds.assign(value=seeds[metric] * style.METRICS[metric].factor)
+    drawn = table[[*by, "mean", "low", "high", "n"]].assign(metric=plain(title))
+    drawn = drawn.merge(values[[*by, "seed", "key", "value"]], how="left", on=by)
+    return drawn.astype({"seed": "Int64"})  # also where there is none
 
 
 def _references(cache, task, frame, axis):
@@ -59,9 +71,9 @@ def _curve(group, look, front, part, seeds, metric):
     if not front:
         return [Line(x, mean, style.CONTEXT, group, look.stp, 1.2, hover=group)]
     marks = []
-    if part["n"].max() >= analysis.FEWEST:
+    if seeds is not None and part["n"].max() >= analysis.FEWEST:
         marks.append(Band(x, part["low"].to_numpy(), part["high"].to_numpy(), look.colour, group))
-    if part["n"].max() > 1:
+    if seeds is not None and part["n"].max() > 1:
         keys = seeds["key"].to_numpy()
         ends = np.flatnonzero(keys[1:] != keys[:-1]) + 1  # gaps, so that seeds do not join
         data = seeds[["seed", "key", "step"]].to_numpy(object)
@@ -131,9 +143,9 @@ def results(cache, task, window, metric, looks, front, kind="bars", baseline=Non
     reach = _reach(table, seeds.x, 0 if kind == "bars" else None)
     y = Axis(range=(-0.7, len(rows) - 0.3), ticks=(y, list(rows)), grid=False)
     panel = Panel(marks, Axis(title, reach), y, zoom=f"{task} {window} {metric} {kind}")
-    columns = ["group", "seed", "key", metric, *["baseline"] * (kind == "differences")]
+    drawn = _drawn(table.reset_index(), frame, ["group"], metric, title)
     height = 120 + 30 * min(len(rows), 10) + STEM * max(len(rows) - 10, 0)
-    return View([panel], frame[columns], _caption(cache, task, window, looks), height)
+    return View([panel], {"results": drawn}, _caption(cache, task, window, looks), height)
 
 
 def _seeds(frame, rows, looks, front, metric):
@@ -186,9 +198,11 @@ def heat(cache, task, metric, looks):
     x = Axis("Window: input length/stride (pixels)", across, ticks=ticks, grid=False)
     ticks = np.arange(len(wide)), list(wide.index)
     y = Axis(range=down, ticks=ticks, grid=False)
-    panel = Panel([mark], x, y, share=0.9, title=plain(style.METRICS[metric].axis))
+    title = plain(style.METRICS[metric].axis)
+    panel = Panel([mark], x, y, share=0.9, title=title)
     note = f"{task}: means over seeds; empty fields were not run."
-    return View([panel], means.reset_index(), note)
+    drawn = means.rename("mean").reset_index().assign(metric=title)
+    return View([panel], {"windows": drawn}, note)
 
 
 def _caption(cache, task, window, looks):
@@ -205,9 +219,9 @@ def _caption(cache, task, window, looks):
 def headline(cache, task, window, looks):
     """What the finished runs say of the test set, in sentences."""
     where = f"{plots.task_name(cache.finished(task, window).iloc[0])}, window {window}"
-    group, difference = {look.name: group for group, look in looks.items()}, None
-    if {"cb", "dale_cb"} <= set(group):
-        pair = [group["dale_cb"]], group["cb"]
-        difference = cache.differences(task, window, "test_accuracy", *pair).iloc[0]
     table = cache.summary(task, window, "test_accuracy", looks)
+
+    def difference(one, other):
+        return cache.differences(task, window, "test_accuracy", [one], other).iloc[0]
+
     return " ".join(report.headline(where, table, difference))

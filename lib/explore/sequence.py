@@ -135,7 +135,7 @@ class SequenceExplorer(Explorer):
             f"{overlap} of {window.input_length} pixels"
         )
         note += f"; the last {unread} pixels are not read." if unread else "."
-        return View(panels, frame, note, height=400)
+        return View(panels, {"steps": frame}, note, height=400)
 
 
 def _channel(channel, channels):

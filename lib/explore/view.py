@@ -4,12 +4,12 @@ for print, so that an export is what is seen.
 
 import base64
 import io
+import textwrap
 from dataclasses import dataclass, field
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 
 from lib.figures import plots, style
 
@@ -18,6 +18,7 @@ GROUND = "#FFFFFF"
 GREY = "#808080"
 LEFT, TOP, BOTTOM = 68, 28, 48  # pixels around a panel
 GAP = 16  # pixels between names beside lines
+INCHES = 2.2  # the least width in print of a panel whose share is 1
 TEMPLATE = style.plotly_template()
 
 
@@ -127,6 +128,11 @@ class Heat:
     hover: str = ""
     data: object = None
 
+    @property
+    def colours(self):
+        """Name of matplotlib's colours; diverging ones go from blue, low, to red, high."""
+        return f"{style.DIVERGING}_r" if self.diverging else style.SEQUENTIAL
+
     def plotly(self):
         title = {"text": plain(self.title), "side": self.bar or "right", "font": {"size": 13}}
         bar = {"title": title, "thickness": 10}
@@ -139,7 +145,7 @@ class Heat:
             "x": np.arange(self.z.shape[1]) if self.x is None else self.x,
             "zmin": self.limits[0],
             "zmax": self.limits[1],
-            "colorscale": "RdBu" if self.diverging else "Viridis",
+            "colorscale": scale(self.colours),
             "colorbar": bar,
             "showscale": bool(self.bar),
             "opacity": self.alpha,
@@ -151,7 +157,7 @@ class Heat:
         x = np.arange(self.z.shape[1]) if self.x is None else np.asarray(self.x)
         mesh = ax.imshow(
             np.ma.masked_invalid(self.z),
-            cmap=style.DIVERGING if self.diverging else style.SEQUENTIAL,
+            cmap=self.colours,
             vmin=self.limits[0],
             vmax=self.limits[1],
             alpha=self.alpha,
@@ -349,9 +355,13 @@ class Panel:
         self.x.draw(ax, "x")
         self.y.draw(ax, "y")
         ax.set_title(self.title)
+
+    def name(self, ax):
+        """Names beside lines, apart by the height that the layout gave to the axes."""
         size = mpl.rcParams["xtick.labelsize"]
         height = ax.get_window_extent().height / ax.figure.dpi * 72
         for line, end, place in self.labels(1.15 * size / height):
+            leader = {"arrowstyle": "-", "lw": 0.5, "color": line.colour, "relpos": (0, 0.5)}
             ax.annotate(
                 line.name.replace("_", r"$\_$"),
                 end,
@@ -361,30 +371,64 @@ class Panel:
                 size=size,
                 color=line.colour,
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": line.colour},
+                arrowprops=leader,
             )
 
 
 @dataclass
 class View:
-    """Panels side by side, the data they show, and a sentence on them."""
+    """Panels side by side, the tables of what they draw by name, and a sentence on them."""
 
     panels: list
-    frame: pd.DataFrame | None = None
+    tables: dict
     note: str = ""
     height: int = 440  # pixels
 
     def matplotlib(self, journal="notebook", width="text", height=3.0):
-        """The view for print."""
-        with style.context(journal, width, height):
-            figure = plt.figure(layout="constrained")
-            shares = [panel.share for panel in self.panels]
-            axes = figure.subplots(1, len(shares), squeeze=False, width_ratios=shares)[0]
-            figure.draw_without_rendering()  # names stand apart by the height of their panel
+        """The view for print, in rows of this height, as many as the width asks for."""
+        rows, left = [], 0
+        for panel in self.panels:
+            if left < panel.share:
+                rows.append([])
+                left = style.width_of(journal, width) / INCHES
+            rows[-1].append(panel)
+            left -= panel.share
+        with style.context(journal, width, height * len(rows)):
+            figure, axes = plt.figure(layout="constrained"), []
+            for place, panels in zip(figure.add_gridspec(len(rows)), rows, strict=True):
+                shares = [panel.share for panel in panels]
+                fields = place.subgridspec(1, len(panels), width_ratios=shares)
+                axes += [figure.add_subplot(field) for field in fields]
             for ax, panel in zip(axes, self.panels, strict=True):
                 panel.draw(ax)
-            figure.draw_without_rendering()
+            settle(figure)
+            for ax, panel in zip(axes, self.panels, strict=True):
+                panel.name(ax)
+            settle(figure)
         return figure
+
+
+def settle(figure):
+    """Lay out a figure; titles and labels longer than their side of the axes are broken."""
+    figure.draw_without_rendering()
+    for _ in range(2):  # a label in two lines leaves the others less room
+        for ax in figure.axes:
+            box = ax.get_window_extent()
+            sides = (ax.title, "width"), (ax.xaxis.label, "width"), (ax.yaxis.label, "height")
+            for text, side in sides:
+                excess = getattr(text.get_window_extent(), side) / getattr(box, side)
+                if excess > 1:
+                    longest = max(map(len, text.get_text().split("\n")))
+                    count = max(1, int(0.95 * longest / excess))
+                    text.set_text(textwrap.fill(text.get_text(), count, break_long_words=False))
+        figure.draw_without_rendering()
+
+
+def scale(name):
+    """matplotlib's colours of a name for plotly, as rgb(): a dark page would turn #rrggbb."""
+    stops = np.linspace(0, 1, 11)
+    colours = (255 * plt.get_cmap(name)(stops)[:, :3]).round().astype(int)
+    return [[at, f"rgb{(*rgb,)}"] for at, rgb in zip(stops, colours.tolist(), strict=True)]
 
 
 def words(text, height=440):

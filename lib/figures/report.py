@@ -124,33 +124,45 @@ def _values(frame, metric, predictions):
 
 def _headline(task, main, frames):
     table = plots.summary(main, predictions=frames.predictions)
-    difference = None
-    pair = main[main["cell"].isin(("cb", "dale_cb"))]
-    if pair["cell"].nunique() == 2:
-        difference = plots.difference_summary(pair, "cb", predictions=frames.predictions).iloc[0]
+
+    def difference(one, other):
+        pair = main[main["group"].isin((one, other))]
+        return plots.difference_summary(pair, other, predictions=frames.predictions).iloc[0]
+
     return headline(f"{task}, window {main['window'].iat[0]}", table, difference)
 
 
-def headline(where, table, difference=None) -> list[str]:
+def headline(where, table, difference) -> list[str]:
     """What results say, in sentences; ``where`` names task and window, ``table`` is `plots.summary`
-    of test accuracy, ``difference`` the row of `plots.difference_summary` of DaleCB from CB.
+    of test accuracy, ``difference(group, reference)`` a row of `plots.difference_summary`.
     """
     table = table.sort_values("mean", ascending=False)
-    best = table.iloc[0]
-    said = [f"On {where}, {_result(best)} is best."]
+    best, *others = table["group"]
+    lead = f", {_apart(difference(best, others[0]))}" if others else ""
+    said = [f"On {where}, {_result(table.iloc[0])} is best{lead}."]
     held = table[[style.look(cell).weights != "baseline" for cell in table["cell"]]]
-    if len(held) and held["group"].iloc[0] != best["group"]:
-        gap = best["mean"] - held["mean"].iloc[0]
+    if len(held) and held["group"].iloc[0] not in (best, *others[:1]):
+        gap = table["mean"].iloc[0] - held["mean"].iloc[0]
         said.append(
             f"Among the cells with conductances {_result(held.iloc[0])} leads, {gap:.1f} points "
             "behind."
         )
-    if difference is not None:
-        side = "above" if difference["mean"] > 0 else "below"
-        size = f"{abs(difference['mean']):.1f} points {side} {difference['reference']}"
-        interval = _interval(difference) or "; fewer than three seeds say no more"
-        said.append(f"{difference['group']} lies {size}{interval}.")
+    plain = table.sort_values("group", key=lambda names: -names.str.len())  # comes last of a cell
+    group = dict(zip(plain["cell"], plain["group"], strict=True))
+    if {"cb", "dale_cb"} <= group.keys():
+        pair = difference(group["dale_cb"], group["cb"])
+        few = "" if _interval(pair) else "; fewer than three seeds say no more"
+        said.append(f"{pair['group']} lies {_apart(pair)}{few}.")
     return said
+
+
+def _apart(pair):
+    mean, low, high = pair[["mean", "low", "high"]]
+    side = "above" if mean > 0 else "below"
+    if mean <= 0:
+        mean, low, high = -mean, -high, -low
+    interval = _interval({"low": low, "high": high})
+    return f"{mean:.1f} points{interval} {side} {pair['reference']}"
 
 
 def _result(found):
