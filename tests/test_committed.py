@@ -1,6 +1,7 @@
 """A committed run of the CIFAR-10 grid, made again from its configuration."""
 
 import platform
+import re
 
 import numpy as np
 import pytest
@@ -59,3 +60,19 @@ def test_a_run_of_the_grid_gives_the_committed_curve_again(real_cifar10):
         np.testing.assert_allclose(
             again, committed[name], rtol=0 if alike else tolerance, err_msg=name
         )
+
+
+def test_numbers_of_the_readme_are_those_of_the_committed_runs():
+    folder = BUNDLE.parent
+    numbers = dict(
+        re.findall(r"newcommand\{\\(\w+)\}\{(.*)\}", (folder / "numbers.tex").read_text())
+    )
+    text = (project_root() / "README.md").read_text("utf-8")
+    (caption,) = re.findall(r"^\*Sequential CIFAR-10.*?\*$", text, re.M | re.S)
+    cells = ("Best", "Next", "Linear", "Cb", "DaleCb")
+    said = [numbers.get(f"{cell}Accuracy") or numbers[cell] for cell in cells]
+    rungs = (folder / "tables" / "repairs.md").read_text("utf-8")
+    change = r"added: drive z \| DaleCB \|[^|]*\| (\d+\.\d) \["
+    (gain,) = re.findall(change, rungs)
+    assert re.findall(r"\d+\.\d", caption) == [*said, gain]
+    assert all(f"the {numbers[f'{place}Cell']}" in caption for place in ("Best", "Next"))

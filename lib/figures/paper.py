@@ -7,6 +7,7 @@ of one study in ``README.md.j2`` beside its results.
 """
 
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -142,7 +143,7 @@ def _of_cells(frames, baseline):
     gated = shown[shown["key"].isin(gates["key"])]
     if len(gated):
         lead = (
-            "Test accuracy, and what training did: open marks before, filled after, medians over "
+            "Test accuracy, and what training did: strokes before, marks after, medians over "
             "units, 64 validation images and seeds; bars: 95 % intervals over seeds."
         )
         draw = partial(plots.before_after, gated, history)
@@ -435,8 +436,9 @@ def _tasks_table(name, key, table, tasks, lead, runs):
 
 def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
     """Every number that is a command of LaTeX, by its name: what was run (``Runs``, ``Epochs``,
-    ...), the best and the worst cell, each cell at the main window (``CbAccuracy``), planned
-    contrasts and effects (``GateDifference``); ``made`` are the `tables`, where they are at hand.
+    ...), the best cell, its lead over the next, and the worst, each cell at the main window
+    (``CbAccuracy``), planned contrasts and effects (``GateDifference``); ``made`` are the `tables`,
+    where they are at hand.
     """
     rows = {item.name: item.quoted() for item in made or tables(frames)}
     found = {}
@@ -445,10 +447,15 @@ def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
             stem = export.command_name(name)
             found |= {f"{stem}{column}": row[column] for column in columns}
     every, main = comparison(frames.runs), select.at_main_window(frames.runs)
-    order = main.groupby("cell")["test_accuracy"].mean()
-    for place, cell in (("Best", order.idxmax()), ("Worst", order.idxmin())):
+    order = list(main.groupby("cell")["test_accuracy"].mean().sort_values().index)
+    for place, cell in (("Worst", order[0]), ("Best", order[-1]), ("Next", order[-2:][0])):
         row = rows["summary"][cell]
         found |= {f"{place}{name}": row[name] for name in ("Cell", "Accuracy", "AccuracyInterval")}
+    if len(order) > 1:
+        first = main[main["cell"].isin(order[-2:])]
+        lead = plots.difference_summary(first, order[-2], predictions=frames.predictions).iloc[0]
+        found["Lead"] = export.number(lead["mean"])
+        found["LeadInterval"] = export.bracket(lead["low"], lead["high"])
     linear = frames.linear.get(main["dataset"].iat[0])
     if linear is not None:
         found["Linear"] = export.number(100 * linear.accuracy)
@@ -614,7 +621,8 @@ def readme(frames: Frames, template="README.md.j2", figures_at=".", place="resul
 
     def figure(name):
         item = drawn[name]
-        return f"![{item.lead}]({figures_at}/figures/{name}.png)\n\n*{item.caption}*"
+        shows = re.split("[.;:]", item.lead)[0]  # the caption says the rest
+        return f"![{shows}]({figures_at}/figures/{name}.png)\n\n*{item.caption}*"
 
     return export.render(
         template,

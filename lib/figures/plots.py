@@ -519,7 +519,7 @@ def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
 
 
 def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
-    """Accuracy beside what training did to each kind of run: open marks before, filled after,
+    """Accuracy beside what training did to each kind of run: a stroke before, its mark after,
     medians over seeds.
 
     Columns: test accuracy with its interval, saturated gates, median time constant, E/I ratio of W
@@ -538,7 +538,7 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     columns = {kind: how for kind, how in columns.items() if kind in recorded}
     fig = fig or _figure()
     axes = fig.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
-    rows = _dots(axes[0], runs, table, filled=True)
+    rows = _dots(axes[0], runs, table)
     axes[0].set_xlabel(ACCURACY.axis)
     for ax, (kind, (title, shown)) in zip(axes[1:], columns.items(), strict=True):
         ends = recorded[kind].groupby(["group", "key"])["value"].agg(["first", "last"])
@@ -548,8 +548,8 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
                 own = style.look(row.cell)
                 before, after = shown(ends.loc[row.group])
                 ax.plot([before, after], [y, y], color=own.colour, lw=0.9)
-                ax.plot(before, y, own.marker, color=own.colour, mfc="white", ms=4.5)
-                ax.plot(after, y, own.marker, color=own.colour, ms=4.5)
+                ax.plot(before, y, "|", color=own.colour, ms=6, mew=1.3)
+                ax.plot(after, y, own.marker, color=own.colour, mfc=_face(row, own), ms=4.5)
         ax.set_xlabel(title)
         ax.grid(axis="y")
         ax.tick_params(axis="y", length=0)
@@ -769,7 +769,8 @@ def conductance(trace, image, window, z_max: float, fig=None):
     columns), 0..255 or 0..1; ``z_max`` fixes the range of the colours, so that cells compare.
     """
     z = _array(trace["z"])
-    order = np.argsort(-analysis.time_constant(z).mean(0), kind="stable")
+    open_ = np.clip(z, CLOSED, 1)
+    order = np.argsort(-analysis.time_constant(open_).mean(0), kind="stable")
     fig = fig or _figure()
     left, right = fig.subplots(1, 2, width_ratios=(1, 2.8))
     _draw_image(left, image)
