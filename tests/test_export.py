@@ -293,7 +293,7 @@ def test_findings_say_what_was_run_and_no_more(study):
     best = f"full GRU has the highest mean at 8/4: {quoted['GruAccuracy']} %"
     assert f"**{best} {quoted['GruAccuracyInterval']}.**" in text and "{" not in text
     for item in paper.figures(study):
-        assert f"![{item.lead}](digits/figures/{item.name}.png)" in text
+        assert f"](digits/figures/{item.name}.png)" in text and item.caption in text
     assert all(item.markdown.rstrip() in text for item in paper.tables(study))
     few = paper.readme(frames.few(["gru", "rnn"]))
     assert (

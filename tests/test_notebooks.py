@@ -1,6 +1,7 @@
 """The notebooks keep the conventions of the series; `pytest --nbmake notebooks` runs them."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -38,6 +39,14 @@ def test_opens_with_its_question(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert "?" in first.source.splitlines()[0]
+
+
+def test_says_its_goal_and_time_and_asks_for_one_or_two_predictions(notebook):
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    goal = re.compile(r"^\*\*Goal\*\*: \S.*[.] \*\*Plan\*\* \d+ minutes[.;]", re.MULTILINE)
+    assert len(goal.findall(texts[0])) == 1
+    asked = sum(source.count("**Predict, then look.** ") for source in texts)
+    assert asked in (1, 2)
 
 
 def test_ends_with_the_way_to_its_neighbours():

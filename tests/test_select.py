@@ -87,10 +87,18 @@ def test_groups_say_what_differs():
     ]
     found = select.grouped(pd.concat(parts))
     assert list(found["group"].unique()) == [
-        *("vanilla RNN, H 48", "vanilla RNN, H 61", "full GRU, permuted", "full GRU, last 8 rows"),
+        *("vanilla RNN", "vanilla RNN, H 61", "full GRU, permuted", "full GRU, last 8 rows"),
         *("CB", "CB, dt 0.3", "DaleCB, notes"),
     ]
     assert 3 not in set(found["seed"])
+
+
+def test_a_plain_name_is_of_the_epochs_that_the_cells_share():
+    longer = frames.runs(["dale_cb"], ["8/4"], seeds=range(4), epochs=40)
+    repaired = frames.runs(["dale_cb"], ["8/4"], epochs=40, options='{"drive": "z"}')
+    found = select.grouped(pd.concat([frames.runs(["cb", "dale_cb"], ["8/4"]), longer, repaired]))
+    epochs = found.groupby("group")["epochs"].unique()
+    assert list(epochs["DaleCB"]) == list(epochs["CB"]) != list(epochs["DaleCB, epochs 40"])
 
 
 def test_variants_are_compared_with_the_cell_they_are_named_after():

@@ -19,9 +19,9 @@ from lib.figures import style
 
 # The window of figures that show one, where it was run: both stride conventions hold there.
 WINDOW = "8/4"
-# Columns of a run that its group names where they are not the most frequent of its cell, or of its
-# cell and options: their short names.
-OF_CELL = {"hidden_size": "H", "epochs": "epochs"}
+# Columns of a run that its group names where they are not the most frequent of the cells as they
+# are, so that what bears a plain name compares; or of its cell and options: their short names.
+OF_ALL = {"hidden_size": "H", "epochs": "epochs"}
 OF_KIND = {"learning_rate": "rate", "source": "version"}
 # Columns that change the images or their order, and how a name says so.
 IMAGES = {
@@ -154,9 +154,15 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     if not len(frame):
         raise ValueError(f"No finished run to show; {TRAIN}")
     runs = frame.drop_duplicates("key")
+    unchanged = runs[runs["options"] == "{}"]
+    of_all = unchanged if len(unchanged) else runs
+    chosen = (
+        (OF_ALL, of_all, ["dataset"]),
+        (OF_KIND, runs, ["dataset", "cell", "options"]),
+    )
     usual = [
-        (column, short, by, _usual(runs, column, by))
-        for names, by in ((OF_CELL, ["dataset", "cell"]), (OF_KIND, ["dataset", "cell", "options"]))
+        (column, short, by, _usual(among, column, by))
+        for names, among, by in chosen
         for column, short in names.items()
     ]
     differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
@@ -227,7 +233,8 @@ def _usual(runs, column, by):
     """
     counts = runs.value_counts([*by, column]).reset_index()
     most = counts[counts["count"] == counts.groupby(by)["count"].transform("max")]
-    return most.drop_duplicates(by, keep=False).set_index(by)[column].to_dict()
+    most = most.drop_duplicates(by, keep=False)
+    return dict(zip(most[by].itertuples(index=False, name=None), most[column], strict=True))
 
 
 def one(frame: pd.DataFrame, column: str):
