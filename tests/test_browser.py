@@ -193,6 +193,8 @@ def opened(browser, url, name, width=1280, height=1000, run=True):
         run_all(page)
     page.wait_for_selector(".js-plotly-plot .main-svg")
     yield page, errors
+    if run:  # boards keep their window as long as the kernel lives
+        page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll()")
     page.close()
 
 
