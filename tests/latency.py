@@ -80,6 +80,7 @@ def main():
         with opened(chromium, url, "board") as (page, _):
             tasks = [task for task in options(page, "Data set") if re.search("permuted|rows", task)]
             measure(page, "board", "Data set", ["cifar10", *tasks[:2]])
+            choose(page, "Data set", "cifar10")
             for label in ("Metric", "Results", "Highlight", "Input length"):
                 measure(page, "board", label, options(page, label)[:3])
         with opened(chromium, url, "recording") as (page, _):
