@@ -484,6 +484,9 @@ def _check(frame, columns, value):
 # --- recorded variables
 
 
+CLOSED = 1e-6  # the least z that is told from 0: a million steps are forever
+
+
 def time_constant(z, stride: int = 1) -> np.ndarray:
     """tau = -1 / ln(1 - z): steps over which a gate forgets, times ``stride`` for pixels
     (`cells.md`, what a recording holds).
@@ -504,6 +507,14 @@ def time_constant(z, stride: int = 1) -> np.ndarray:
         )
     with np.errstate(divide="ignore"):
         return -stride / np.log1p(-z)
+
+
+def slowest_first(z) -> np.ndarray:
+    """Order of the units of a conductance z, ``(time, units)`` in 0..1, by their mean time
+    constant; a gate that is closed counts as nearly closed (`CLOSED`).
+    """
+    z = np.clip(np.asarray(z, np.float32), CLOSED, 1)
+    return np.argsort(-time_constant(z).mean(0), kind="stable")
 
 
 def delay(x: torch.Tensor, steps: int, seed: int = 0) -> torch.Tensor:

@@ -366,7 +366,7 @@ def _read_cifar10(folder):
         return absent
 
     if missing():
-        _download("cifar10", "CIFAR10", folder, base, missing)
+        _download("cifar10", folder, base, missing)
     *train, test = (pickle.loads(contents[name], encoding="latin1") for name in CIFAR10)
     images = np.concatenate([batch["data"] for batch in train]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([batch["labels"] for batch in train])
@@ -398,7 +398,7 @@ def _read_mnist(folder):
         return [path.name for path, _ in files if not path.exists()]
 
     if missing():
-        _download("mnist", "MNIST", folder, raw, missing)
+        _download("mnist", folder, raw, missing)
     return [_read_idx(path, n) for path, n in files]
 
 
@@ -422,15 +422,15 @@ def _read_idx(path, n):
     raise ValueError(f"{path} is damaged: {problem}; delete it, so that it is downloaded again.")
 
 
-def _download(name, of_torchvision, folder, where, missing):
-    made = getattr(torchvision_datasets(), of_torchvision)
-    source = made.url if hasattr(made, "url") else made.mirrors[0]
+def _download(name, folder, where, missing):
+    torchvision_class = getattr(torchvision_datasets(), name.upper())
+    source = getattr(torchvision_class, "url", None) or torchvision_class.mirrors[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Runs start side by side, and one download is enough.
         with FileLock(folder / f".{name}.lock"):
             if missing():
-                made(folder, download=True)
+                torchvision_class(folder, download=True)
                 if missing():
                     raise RuntimeError("the download is incomplete")
     except DOWNLOAD_ERRORS as error:

@@ -412,6 +412,12 @@ def test_time_constant_is_that_of_a_leak():
         analysis.time_constant([-1, 0.5])
 
 
+def test_units_are_ordered_by_the_mean_of_their_time_constants():
+    z = np.array([[0.1, 0.01, 0.0, 1.0], [0.1, 0.9, 0.2, 1.0]])
+    assert analysis.slowest_first(z).tolist() == [2, 1, 0, 3]
+    assert analysis.slowest_first(np.zeros((3, 2), np.float16)).tolist() == [0, 1]
+
+
 def test_delay():
     x = torch.arange(24.0).view(2, 4, 3)
     longer = analysis.delay(x, 500)

@@ -82,7 +82,7 @@ class Recorded:
         if variable == "UX":
             return values * trace["X"][images]
         if variable == "tau":
-            open_ = np.clip(values, plots.CLOSED, 1)
+            open_ = np.clip(values, analysis.CLOSED, 1)
             return analysis.time_constant(open_, self.config.window.stride)
         return values
 
@@ -90,7 +90,7 @@ class Recorded:
         """Units by their mean time constant on an image, the slowest first."""
         if "z" not in self.trace.variables:
             return np.arange(len(self.trace.units))
-        return np.argsort(-self.values("tau", [number])[0].mean(0), kind="stable")
+        return analysis.slowest_first(self.values("z", [number])[0])
 
     def read_out(self, number):
         """Probability of each class if the sequence ended at a step, (time, classes)."""

@@ -70,10 +70,10 @@ def _curve(group, look, front, part, seeds, metric):
     x, mean = part["epoch"].to_numpy(), part["mean"].to_numpy()
     if not front:
         return [Line(x, mean, style.CONTEXT, group, look.stp, 1.2, hover=group)]
-    marks = []
-    if seeds is not None and part["n"].max() >= analysis.FEWEST:
+    marks, n = [], 0 if seeds is None else part["n"].max()
+    if n >= analysis.FEWEST:
         marks.append(Band(x, part["low"].to_numpy(), part["high"].to_numpy(), look.colour, group))
-    if seeds is not None and part["n"].max() > 1:
+    if n > 1:
         keys = seeds["key"].to_numpy()
         ends = np.flatnonzero(keys[1:] != keys[:-1]) + 1  # gaps, so that seeds do not join
         data = seeds[["seed", "key", "step"]].to_numpy(object)

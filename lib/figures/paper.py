@@ -448,12 +448,15 @@ def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
             found |= {f"{stem}{column}": row[column] for column in columns}
     every, main = comparison(frames.runs), select.at_main_window(frames.runs)
     order = list(main.groupby("cell")["test_accuracy"].mean().sort_values().index)
-    for place, cell in (("Worst", order[0]), ("Best", order[-1]), ("Next", order[-2:][0])):
+    places = {"Worst": order[0], "Best": order[-1]}
+    if len(order) > 1:
+        places["Next"] = order[-2]
+    for place, cell in places.items():
         row = rows["summary"][cell]
         found |= {f"{place}{name}": row[name] for name in ("Cell", "Accuracy", "AccuracyInterval")}
-    if len(order) > 1:
-        first = main[main["cell"].isin(order[-2:])]
-        lead = plots.difference_summary(first, order[-2], predictions=frames.predictions).iloc[0]
+    if "Next" in places:
+        pair = main[main["cell"].isin(order[-2:])]
+        lead = plots.difference_summary(pair, order[-2], predictions=frames.predictions).iloc[0]
         found["Lead"] = export.number(lead["mean"])
         found["LeadInterval"] = export.bracket(lead["low"], lead["high"])
     linear = frames.linear.get(main["dataset"].iat[0])

@@ -33,7 +33,6 @@ LINEAR = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
 # A letter on its own, with or without an index.
 SYMBOL = re.compile(r"((?<![^\s(])[A-Za-zσ](?:_[A-Za-z]+)?(?![^\s,;)]))")
 READ = "#D55E00"  # the window that a step reads
-CLOSED = 1e-6  # the least z that is told from 0: a million steps are forever
 
 
 # ---- what a frame holds, in words and numbers
@@ -769,8 +768,7 @@ def conductance(trace, image, window, z_max: float, fig=None):
     columns), 0..255 or 0..1; ``z_max`` fixes the range of the colours, so that cells compare.
     """
     z = _array(trace["z"])
-    open_ = np.clip(z, CLOSED, 1)
-    order = np.argsort(-analysis.time_constant(open_).mean(0), kind="stable")
+    order = analysis.slowest_first(z)
     fig = fig or _figure()
     left, right = fig.subplots(1, 2, width_ratios=(1, 2.8))
     _draw_image(left, image)
@@ -796,7 +794,8 @@ def quantiles_over_sequence(values, variable: str, window, columns: int, ax=None
     pooled = np.moveaxis(values, -2, 0).reshape(steps, -1)
     quantiles = np.quantile(pooled, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
     if variable == "tau":  # falls with z; of a closed gate it would be infinite
-        quantiles = analysis.time_constant(np.maximum(quantiles[::-1], CLOSED), window.stride)
+        open_ = np.maximum(quantiles[::-1], analysis.CLOSED)
+        quantiles = analysis.time_constant(open_, window.stride)
     _fan(ax, np.arange(steps), quantiles, colour or style.HUES["baseline"])
     if variable == "tau":
         _log_ticks(ax.yaxis)

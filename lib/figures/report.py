@@ -136,6 +136,7 @@ def headline(where, table, difference) -> list[str]:
     """What results say, in sentences; ``where`` names task and window, ``table`` is `plots.summary`
     of test accuracy, ``difference(group, reference)`` a row of `plots.difference_summary`.
     """
+    group = table.drop_duplicates("cell").set_index("cell")["group"]  # the plainest comes first
     table = table.sort_values("mean", ascending=False)
     best, *others = table["group"]
     lead = f", {_apart(difference(best, others[0]))}" if others else ""
@@ -147,9 +148,7 @@ def headline(where, table, difference) -> list[str]:
             f"Among the cells with conductances {_result(held.iloc[0])} leads, {gap:.1f} points "
             "behind."
         )
-    plain = table.sort_values("group", key=lambda names: -names.str.len())  # comes last of a cell
-    group = dict(zip(plain["cell"], plain["group"], strict=True))
-    if {"cb", "dale_cb"} <= group.keys():
+    if {"cb", "dale_cb"} <= set(group.index):
         pair = difference(group["dale_cb"], group["cb"])
         few = "" if _interval(pair) else "; fewer than three seeds say no more"
         said.append(f"{pair['group']} lies {_apart(pair)}{few}.")
