@@ -37,6 +37,7 @@ ARTIFACTS = Path(__file__).parent / "artifacts"
 CELLS = ("cb", "dale_cb", "stp_dale_cb")
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
     "@jupyterlab/notebook-extension/tracker": {
         "windowingMode": "none",
         "autoStartDefaultKernel": True,
@@ -56,6 +57,7 @@ DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => (
 }))"""
 PAGES = {  # notebooks of these tests alone
     "board": "explore.Board(store)",
+    "saved": "explore.Board(store)",  # with what it shows, of a kernel that is gone afterwards
     "recording": "explore.TraceExplorer(store, cell='STPDaleCB', input_length=8)",
     "choice": """from lib.runs.grid import grid
 configs = grid(cells=["cb", "gru"], hidden_size=8, epochs=1, seeds=[0])
@@ -291,14 +293,14 @@ def test_a_variable_grows_over_the_image_with_the_steps(browser, server):
 
 
 def test_a_page_loaded_again_and_a_second_tab_show_the_same(browser, server):
-    with opened(browser, server, "board") as (page, errors):
+    with opened(browser, server, "saved") as (page, errors):
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
         choose(page, "Metric", "loss")
         before = without_size(drawn(page))
         assert all(plot["traces"] for plot in before)
         page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
         page.wait_for_timeout(1000)
-        with opened(browser, server, "board", run=False) as (again, _):
+        with opened(browser, server, "saved", run=False) as (again, _):
             again.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
             again.wait_for_timeout(1000)
             assert without_size(drawn(again)) == before
