@@ -64,6 +64,12 @@ configs = grid(cells=["cb", "gru"], hidden_size=8, epochs=1, seeds=[0])
 choice = explore.WindowControls(store, configs)
 choice.widget
 explore.Board(choice.cache, choice)""",
+    "long": """from lib.runs.grid import grid
+choice = explore.WindowControls(store, grid(cells=["cb"], hidden_size=8, epochs=900, seeds=[0]))
+choice.widget
+explore.Board(choice.cache, choice)""",
+    "live": """from lib.runs.grid import grid
+runs = explore.load_or_run(grid(cells=["cb"], hidden_size=8, epochs=2, seeds=[3]), store)""",
 }
 
 
@@ -382,6 +388,29 @@ def test_what_was_not_run_is_run_by_the_button_and_the_window_stays(browser, ser
         assert errors == []
 
 
+def test_training_in_the_background_is_stopped_by_its_button(browser, server):
+    with opened(browser, server, "long") as (page, errors):
+        page.get_by_role("button", name="Run 1 run").click()
+        page.locator(".widget-html", has_text=re.compile(r"CB, .*seed 0: [1-9]\d?%")).wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Run 1 run").wait_for()
+        assert not page.get_by_role("button", name="Stop").is_visible()
+        assert errors == []
+
+
+def test_the_live_view_is_still_there_on_a_page_loaded_again(browser, server):
+    with opened(browser, server, "live") as (page, errors):
+        (curve,) = drawn(page)[0]["traces"]
+        assert curve["name"] == "CB" and curve["x"][-1] == 2 and len(curve["y"]) == len(curve["x"])
+        assert min(curve["y"]) >= 0 and max(curve["y"]) <= drawn(page)[0]["y"][1]
+        page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+        page.wait_for_timeout(1000)
+        page.reload()
+        page.wait_for_selector(".js-plotly-plot .main-svg")
+        assert drawn(page)[0]["traces"] == [curve]
+        assert failed_cells(page).count() == 0 and errors == []
+
+
 def test_one_change_is_one_redraw(browser, server):
     with opened(browser, server, "board") as (page, _):
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
@@ -392,6 +421,16 @@ def test_one_change_is_one_redraw(browser, server):
         }""")
         choose(page, "Input length", "4 pixels")
         assert page.evaluate("window.redraws") == 1
+        boxes = [
+            page.get_by_role("checkbox", name=name, exact=True)
+            for name in ("CB", "DaleCB", "STPDaleCB")
+        ]
+        for box in boxes:
+            drawn(page, box.uncheck)
+        assert [plot["traces"] for plot in drawn(page)] == [[]]  # says that no cell is chosen
+        page.evaluate("window.redraws = 0")
+        drawn(page, boxes[0].check)  # two plots beside it, which leave it less room
+        assert len(drawn(page)) == 3 and page.evaluate("window.redraws") == 1
 
 
 def test_an_export_is_offered_for_download(browser, server):

@@ -113,16 +113,15 @@ def test_curves_show_the_numbers_of_the_store(store):
 
 
 def test_a_view_does_not_depend_on_those_before_it(store):
-    view = explore.Board(store, stride=8)
+    view = explore.Board(store, stride=8, results="differences")
     changes = {"cells": ("CB",), "metric": "loss", "highlight": "with STP"}
-    for name, value in [*changes.items(), ("results", "sorted dots"), *changes.items()]:
+    results = [("results", "sorted dots"), ("results", "bars"), ("baseline", "STPDaleCB")]
+    for name, value in [*changes.items(), *results, *changes.items()]:
         before = view.controls[name].value
-        for state in (value, before):
-            view.controls[name].value = state
-            fresh = explore.Board(
-                view.choice.cache,
-                **{name: control.value for name, control in view.controls.items()},
-            )
+        for chosen in (value, before):
+            view.controls[name].value = chosen
+            state = {name: control.value for name, control in view.controls.items()}
+            fresh = explore.Board(store, **state)  # which has kept nothing
             for panel in range(len(view.canvas.children)):
                 for one, same in zip(drawn(view, panel), drawn(fresh, panel), strict=True):
                     np.testing.assert_equal(one, same)
@@ -600,6 +599,7 @@ def test_many_variants_are_found_by_a_filter(synthetic):
     cells = explore.Board(synthetic(runs)[0]).controls["cells"]
     assert len(cells.options) == 17 and len(cells.value) == 10
     assert not any("dt" in name for name in cells.value) and len(cells.children) == 1
+    assert set(cells.boxes) == set(cells.value)  # nobody waits for boxes that are not seen
     cells.filter.value = "DT 0.3"
     (found,) = cells.children[1].children
     assert found.description == "CB, dt 0.3"

@@ -69,14 +69,15 @@ class Board(Explorer):
         offer(self.controls["highlight"], [*FAMILIES, *names])
 
     def look(self):
-        self.headline.value = ""
         if not len(self.choice.runs):
+            self.headline.value = ""
             raise NotRun(self.choice.report())
-        cache, task, window = self.place
+        cache, task, window = place = self.place
         groups = cache.finished(task, window)[["group", "cell"]].drop_duplicates()
         ticked, highlight = self.controls["cells"].value, self.controls["highlight"].value
         looks = {g: style.look(c) for g, c in groups.itertuples(index=False) if g in ticked}
         if not looks:
+            self.headline.value = ""
             raise ValueError("No cell is chosen; tick one.")
         front = [
             group
@@ -86,14 +87,17 @@ class Board(Explorer):
         over, final = METRICS[self.controls["metric"].value]
         kind, baseline = self.controls["results"].value, self.controls["baseline"].value
         self.controls["baseline"].layout.display = None if kind == "differences" else "none"
+        keep, what = cache.keep, (task, window, tuple(looks))
+        seen = ("seen results", *what, final, kind, baseline, *front)
         shown = [
-            views.curves(*self.place, over, looks, front),
-            views.results(*self.place, final, looks, front, kind, baseline),
+            keep(("seen curves", *what, over, *front), views.curves, *place, over, looks, front),
+            keep(seen, views.results, *place, final, looks, front, kind, baseline),
         ]
         if cache.finished(task)["window"].nunique() > 1:
-            shown.append(views.heat(cache, task, final, looks))
-        what = "headline", task, window, *looks
-        said = html.escape(cache.keep(what, views.headline, *self.place, looks))
+            shown.append(
+                keep(("seen windows", *what, final), views.heat, cache, task, final, looks)
+            )
+        said = html.escape(keep(("headline", *what), views.headline, *place, looks))
         self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         panels = [panel for view in shown for panel in view.panels]
         height = max(view.height for view in shown)

@@ -106,20 +106,27 @@ class Explorer(Holding, ABC):
         else:
             self._tell(self.view.note)
             panels = self.view.panels
-            self._show([panel.plotly(self.view.height) for panel in panels])
-            for figure, panel in zip(self.figures, panels, strict=False):
-                figure.layout.flex = f"{panel.share:g} 1 {round(390 * panel.share)}px"
+            drawn = [panel.plotly(self.view.height) for panel in panels]
+            self._show(drawn, [panel.share for panel in panels])
 
-    def _show(self, drawn):
-        """Draw (traces, layout) of each panel; figures are made once, and those beyond hidden."""
+    def _show(self, drawn, shares=(1,)):
+        """Draw (traces, layout) of each panel, with its share of the width; figures are made once,
+        and those beyond hidden.
+        """
         while len(self.figures) < len(drawn):
             figure = Figure()
             if self.clicked:
                 figure.on_click(partial(self.clicked, len(self.figures)))
             self.figures.append(figure)
-        for figure, panel in zip(self.figures, drawn, strict=False):
-            figure.show(*panel)
-        self.canvas.children = self.figures[: len(drawn)]
+        figures, before = self.figures[: len(drawn)], self.canvas.children
+        for figure, panel, share in zip(figures, drawn, shares, strict=True):
+            figure.layout.flex = f"{share:g} 1 {round(390 * share)}px"
+            if figure not in before:
+                figure.show(*panel)
+        self.canvas.children = figures  # first, so that those before are drawn at their new width
+        for figure, panel in zip(figures, drawn, strict=True):
+            if figure in before:
+                figure.show(*panel)
 
     def set(self, **state):
         """Set controls by name, then draw once."""

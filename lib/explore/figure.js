@@ -37,9 +37,12 @@ async function render({ model, el }) {
   const plot = el.appendChild(document.createElement("div"));
   let parsed = {};
   let waiting = false;
+  let width = 0; // as drawn; 0 where the plot is hidden, and drawn once it is shown
 
   function draw() {
     waiting = false;
+    width = plot.offsetWidth;
+    if (!width) return;
     const dark = isDark();
     const text = model.get("traces");
     // The same object says that nothing changed, so that a moved mark draws no heat map again.
@@ -47,24 +50,29 @@ async function render({ model, el }) {
       parsed = { text, dark, traces: parse(text, dark) };
     }
     const axes = parse(model.get("axes"), dark);
-    return Plotly.react(plot, parsed.traces, { ...axes, autosize: true }, CONFIG);
+    const first = !plot.on;
+    Plotly.react(plot, parsed.traces, { ...axes, autosize: true }, CONFIG);
+    if (first) plot.on("plotly_click", clicked);
+  }
+  function clicked({ points: [point] }) {
+    const { x, y, customdata, data } = point;
+    model.send({ name: data.name, x, y, customdata });
   }
   // Traces and axes arrive together, and are drawn together.
   function ask() {
     if (!waiting) queueMicrotask(draw);
     waiting = true;
   }
-  await draw();
-  plot.on("plotly_click", ({ points: [point] }) => {
-    const { x, y, customdata, data } = point;
-    model.send({ name: data.name, x, y, customdata });
-  });
   model.on("change:traces change:axes", ask);
-  let width = plot.offsetWidth;
   // Of the height nothing follows; a change of it is the plot's own, just drawn.
+  function fit() {
+    if (plot.offsetWidth && plot.offsetWidth !== width) draw();
+  }
+  let later;
   const sized = new ResizeObserver(() => {
-    if (plot.offsetWidth && plot.offsetWidth !== width) Plotly.Plots.resize(plot);
-    width = plot.offsetWidth;
+    clearTimeout(later);
+    if (width) later = setTimeout(fit, 60); // plots beside it come and go, and draw it themselves
+    else fit();
   });
   sized.observe(el);
   const themed = new MutationObserver(ask);
@@ -72,6 +80,7 @@ async function render({ model, el }) {
   return () => {
     model.off("change:traces change:axes", ask);
     sized.disconnect();
+    clearTimeout(later);
     themed.disconnect();
     Plotly.purge(plot);
   };

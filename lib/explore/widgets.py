@@ -83,7 +83,8 @@ class Checks(Holding, VBox):
     def __init__(self):
         self.options = ()
         self.default = ()
-        self.boxes = {}
+        self.boxes, self.rows = {}, []  # what was ever shown; a reader waits for each that is made
+        self.look = ipywidgets.Layout(width="max-content", margin=SPACE)
         self.filter = ipywidgets.Text(layout={"width": "260px", "margin": SPACE})
         self.filter.observe(self._arrange, "value")
         super().__init__(layout={"width": "100%"})
@@ -97,31 +98,32 @@ class Checks(Holding, VBox):
         if self.value == self.default or not kept:
             kept = default
         self.options, self.default = options, default
-        layout = {"width": "max-content", "margin": SPACE}
-        self.boxes = {
-            option: ipywidgets.Checkbox(description=option, indent=False, layout=layout)
-            for option in options
-        }
-        for box in self.boxes.values():
-            box.observe(self._read, "value")
         count = len(options) - len(default)
         self.filter.placeholder = f"type to find {count} variants, e.g. dt"
-        self.value = ()
         self.value = kept
-        self._arrange()
+        self._write()
 
     def _arrange(self, change=None):
         typed = self.filter.value.lower().strip()
         variants = [option for option in self.options if option not in self.default]
         found = [name for name in variants if typed and typed in name.lower()]
         found += [name for name in variants if name in self.value and name not in found]
-        plain = [self.boxes[name] for name in self.default]
-        rows = [plain + [self.filter] * bool(variants), [self.boxes[name] for name in found]]
-        self.children = [row(boxes) for boxes in rows if boxes]
+        plain = [self._box(name) for name in self.default]
+        rows = [plain + [self.filter] * bool(variants), [self._box(name) for name in found]]
+        if rows != self.rows:
+            self.rows, self.children = rows, [row(boxes) for boxes in rows if boxes]
+
+    def _box(self, name):
+        if name not in self.boxes:
+            look = {"description": name, "indent": False, "layout": self.look}
+            self.boxes[name] = ipywidgets.Checkbox(name in self.value, **look)
+            self.boxes[name].observe(self._read, "value")
+        return self.boxes[name]
 
     def _read(self, change):
         if not self._held:
-            self.value = tuple(name for name, box in self.boxes.items() if box.value)
+            ticked = {*self.value} ^ {change["owner"].description}
+            self.value = tuple(name for name in self.options if name in ticked)
 
     @traitlets.validate("value")
     def _known(self, proposal):
@@ -130,10 +132,10 @@ class Checks(Holding, VBox):
         return proposal["value"]
 
     @traitlets.observe("value")
-    def _write(self, change):
+    def _write(self, change=None):
         with self._hold():
             for name, box in self.boxes.items():
-                box.value = name in change["new"]
+                box.value = name in self.value
         self._arrange()
 
 

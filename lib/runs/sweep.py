@@ -61,7 +61,8 @@ def estimate(configs, done, slots=1):
 
     Training time is taken as proportional to epochs x time steps, for each cell and hidden size.
     """
-    return _seconds(map(describe, configs), done.to_dict("records")) / slots
+    paced = done[["dataset", "cell", "hidden_size", "epochs", "sequence_length", "seconds"]]
+    return _seconds(map(describe, configs), paced.to_dict("records")) / slots
 
 
 def _seconds(rows, done):
