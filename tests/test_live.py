@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -90,3 +91,15 @@ def test_the_button_stops_what_it_started(tmp_path):
     assert not store.finished(config.key()) and button.description == "Run 1 run"
     # On a busy machine a child may be killed before it has saved its state.
     assert store.status(config.key())["state"] in ("PAUSED", "INTERRUPTED")
+
+
+def test_a_button_trains_what_is_missing_of_a_grid_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "{cells: cb, hidden_size: 8, epochs: 1, seeds: [0], input_length: 8, stride: 8}"
+    Path("small.yaml").write_text(text)
+    store = Store(tmp_path)
+    button, said = explore.run_grid("small.yaml", store).children
+    assert button.description == "Run 1 run" and "unknown" in said.value
+    button.click()
+    _wait(lambda: "All 1 runs of small.yaml are there" in said.value)
+    assert len(store.runs(state="DONE")) == 1 and button.layout.display == "none"

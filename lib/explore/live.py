@@ -276,3 +276,22 @@ class Runner:
         if note:
             self.widget.layout.display = None
             self.text.value = say(note.partition("\n")[0])
+
+
+def run_grid(path, store=None):
+    """A button that trains in the background what a store lacks of a grid file."""
+    store, configs = store or Store(), sweep.read_grid(path)
+
+    def offer():
+        store.reload()
+        missing = sweep.plan(configs, store)
+        done, slots = store.rows(state="DONE"), sweep.slots_here(len(missing))
+        runner.offer(missing, sweep.estimate(missing, done, slots) if missing else 0)
+        if not missing:
+            runner.widget.layout.display, runner.button.layout.display = None, "none"
+            said = f"All {len(configs)} runs of {path} are there; run the cells again."
+            runner.text.value = say(said)
+
+    runner = Runner(store, offer)
+    offer()
+    return runner.widget
