@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from lib import analysis, datasets, explore, memory
+from lib import analysis, cells, datasets, explore, memory
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
 from lib.explore.export import Form
@@ -607,6 +607,23 @@ def test_many_variants_are_found_by_a_filter(synthetic):
     assert "CB, dt 0.3" in cells.value
     cells.filter.value = ""
     assert cells.children[1].children == (found,)  # what is ticked stays in sight
+
+
+def test_the_map_has_the_training_that_all_windows_share(synthetic):
+    longer = frames.runs(frames.TEN, ["8/4"], seeds=[11, 12, 13], epochs=20)
+    runs = pd.concat([frames.runs(frames.TEN), longer], ignore_index=True)
+    view = explore.Board(synthetic(runs)[0])
+    assert np.max(lines(view, CURVES)["CB"]["x"]) == 20 and set(view.controls["cells"].value) == {
+        cells.get(name).label for name in frames.TEN
+    }
+    (heat,), layout = drawn(view, HEAT)
+    assert layout["title"]["text"] == "Accuracy (% of test set), 10 epochs"
+    assert np.asarray(heat["z"], float).shape == (10, 5)
+    cb = longer[longer["cell"] == "cb"]
+    results = view.frame.query("group == 'CB'")
+    assert results["mean"].iat[0] == pytest.approx(100 * cb["test_accuracy"].mean())
+    view.set(input_length=16)
+    assert np.max(lines(view, CURVES)["CB"]["x"]) == 10
 
 
 def test_the_seed_of_a_scan_is_not_among_those_that_compare(synthetic):

@@ -101,6 +101,21 @@ def test_a_plain_name_is_of_the_epochs_that_the_cells_share():
     assert list(epochs["DaleCB"]) == list(epochs["CB"]) != list(epochs["DaleCB, epochs 40"])
 
 
+def test_a_longer_training_of_all_cells_is_what_compares_at_its_window():
+    short, late = frames.runs(frames.TEN), {"seeds": [11, 12, 13], "epochs": 20}
+    runs = pd.concat([short, frames.runs(frames.TEN, ["8/4"], **late)])
+    assert set(select.comparison(runs)["key"]) == set(short["key"])
+    main = select.at_main_window(runs)
+    assert set(main["seed"]) == {11, 12, 13} and set(main["epochs"]) == {20}
+    named = select.grouped(runs[runs["window"] == "8/4"]).groupby("group")["epochs"].unique()
+    assert list(named["CB"]) == [20] and list(named["CB, epochs 10"]) == [10]
+    begun = runs[(runs["epochs"] == 10) | (runs["seed"] < 13)]  # two seeds say nothing yet
+    assert set(select.at_main_window(begun)["epochs"]) == {10}
+    longer = frames.runs(["cb", "gru"], ["8/4"], epochs=20)  # seeds of the short ones
+    shown, plain = select.variants(pd.concat([runs, longer]))["epochs"]
+    assert plain["CB, epochs 20"] == "CB" and set(shown["cell"]) == {"cb", "gru"}
+
+
 def test_variants_are_compared_with_the_cell_they_are_named_after():
     variants = frames.runs(["dale_cb_all"], ["8/4"]).assign(label="DaleCB, all")
     frame = select.grouped(pd.concat([frames.runs(["cb", "dale_cb"], ["8/4"]), variants]))

@@ -93,7 +93,8 @@ class Board(Explorer):
             keep(("seen curves", *what, over, *front), views.curves, *place, over, looks, front),
             keep(seen, views.results, *place, final, looks, front, kind, baseline),
         ]
-        if cache.finished(task)["window"].nunique() > 1:
+        every = cache.finished(task)
+        if every.loc[every["group"].isin(list(looks)), "window"].nunique() > 1:
             shown.append(
                 keep(("seen windows", *what, final), views.heat, cache, task, final, looks)
             )

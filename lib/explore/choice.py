@@ -58,22 +58,26 @@ class Cache:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def finished(self, task, window=None):
-        """`select.grouped` of the finished runs of a task at one window or all, without a scan."""
+        """`select.grouped` of the finished runs of a task, without a scan, at one window or all:
+        of all of them a plain name is of the training that their cells share.
+        """
         here = self.done["task"] == task
         if window is not None:
             here &= self.done["window"] == window
-        return self.keep(
-            ("runs", task, window), lambda: select.grouped(select.without_scan(self.done[here]))
-        )
+
+        def make():
+            runs = select.without_scan(self.done[here])
+            shared = select.shared_epochs(runs[runs["options"] == "{}"])
+            return select.grouped(runs, shared if window is None else None)
+
+        return self.keep(("runs", task, window), make)
 
     def curves(self, task, window):
         """Learning curves of the runs of `finished`; those of all windows are read at once."""
-        runs = self.finished(task)[["key", "group"]]
-        curves = self.keep(
-            ("curves", task),
-            lambda: runs.merge(self.store.curves(key=list(runs["key"])), on="key"),
-        )
-        return curves[curves["window"] == window]
+        runs = self.finished(task, window)[["key", "group"]]
+        keys = list(self.finished(task)["key"])
+        curves = self.keep(("curves", task), lambda: self.store.curves(key=keys))
+        return self.keep(("curves", task, window), runs.merge, curves, on="key")
 
     def summary(self, task, window, metric, groups, by=("group",)):
         """`plots.summary` of some groups at one window, over seeds and test images where those
@@ -311,7 +315,8 @@ class WindowControls(Holding):
         done = self.cache.done[self.cache.done["task"] == self.task]
         if not len(done):
             return []
-        runs = self.cache.finished(self.task, done["window"].mode()[0])
+        runs = self.cache.finished(self.task)
+        runs = runs[runs["window"] == done["window"].mode()[0]]
         plain = runs[runs["group"] == runs["label"]]
         return [self.cache.store.config(key) for key in plain["key"]]
 

@@ -173,9 +173,13 @@ def _reach(table, seeds, start):
 
 
 def heat(cache, task, metric, looks):
-    """Mean of every group at every window that was run; fields know group and window."""
+    """Mean of every group at every window where it was trained as long as at the others; fields
+    know group and window.
+    """
     frame = cache.finished(task)
     frame = frame[frame["group"].isin(list(looks))]
+    epochs = select.shared_epochs(frame)
+    frame = frame[frame["epochs"] == epochs]
     shapes = frame[["window", "input_length", "stride"]].drop_duplicates()
     shapes = shapes.sort_values(["input_length", "stride"])
     means = frame.groupby(["group", "window"])[metric].mean() * style.METRICS[metric].factor
@@ -198,7 +202,7 @@ def heat(cache, task, metric, looks):
     x = Axis("Window: input length/stride (pixels)", across, ticks=ticks, grid=False)
     ticks = np.arange(len(wide)), list(wide.index)
     y = Axis(range=down, ticks=ticks, grid=False)
-    title = plain(style.METRICS[metric].axis)
+    title = f"{plain(style.METRICS[metric].axis)}, {epochs} epoch{'s' * (epochs > 1)}"
     panel = Panel([mark], x, y, share=0.9, title=title)
     note = f"{task}: means over seeds; empty fields were not run."
     drawn = means.rename("mean").reset_index().assign(metric=title)

@@ -262,12 +262,14 @@ def tables(frames: Frames) -> list[Table]:
     shown, names = summary_table(main, frames.predictions, linear), tuple(main["cell"].unique())
     found = [Table("summary", shown, lead, main, names, ("Accuracy (%)",))]
     found += [*_windows_table(frames), *_contrasts_table(main, frames)]
-    found += _effects_table(main, frames)
+    found += [*_effects_table(main, frames), *_repaired_table(frames)]
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         found.append(_ladder_table(name, ladder, rungs, frames))
         found += _lesions_table(f"{name}_lesions", rungs.runs, frames)
     kinds = variants(frames.runs)
-    found += [_variants_table(kind, *varied, frames) for kind, varied in kinds.items()]
+    found += [
+        _differences_table(kind, *VARIANTS[kind], *varied, frames) for kind, varied in kinds.items()
+    ]
     return found + _delay_tables(frames)
 
 
@@ -275,7 +277,7 @@ def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataF
     """One row a cell: test accuracy in percent with interval (`plots.summary`), points above the
     ``linear`` reference of the same images, n, trainable parameters, time of a training step.
     """
-    runs = select.grouped(runs)
+    runs = runs if "group" in runs else select.grouped(runs)
     table = plots.summary(runs, predictions=predictions)
     other = runs.groupby("group")[["parameters", "ms_per_step"]].median().loc[table["group"]]
     shown = pd.DataFrame({"Cell": table["group"]}).assign(**_interval("Accuracy (%)", table))
@@ -367,9 +369,17 @@ def _ladder_table(name, ladder, rungs, frames):
     return Table(name, shown, lead, rungs.runs, names, wide=True)
 
 
-def _variants_table(question, runs, plain, frames):
+def _repaired_table(frames):
+    shown = select.headline(frames.runs)
+    shown = shown[shown["cell"].isin(shown.loc[shown["options"] != "{}", "cell"])]
+    if len(shown):
+        own = shown[shown["options"] == "{}"].groupby("cell")["group"].first()
+        plain = shown.groupby("group")["cell"].first().map(own).to_dict()
+        yield _differences_table("repaired", "Repaired cells", select.ITSELF, shown, plain, frames)
+
+
+def _differences_table(name, title, compared_with, runs, plain, frames):
     table = plots.difference_summary(runs, plain, predictions=frames.predictions)
-    title, compared_with = VARIANTS[question]
     lead = f"{title}: test accuracy, and its difference (percentage points) from {compared_with}"
     told = table["low"].notna()
     if told.any():
@@ -379,12 +389,12 @@ def _variants_table(question, runs, plain, frames):
         lead += "; one or two seeds give no 95 % interval."
     shown = summary_table(runs, frames.predictions).set_index("Cell").loc[table["group"]]
     shown = shown.reset_index().drop(columns=["ms/step", "n"])
-    if question == "epochs":  # the best one says whether all of the training was of use
+    if name == "epochs":  # the best one says whether all of the training was of use
         best = runs.groupby("group")["best_epoch"].median()
         shown = shown.drop(columns="Parameters")
         shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
     shown = shown.assign(**_interval("Difference", table), n=table["n"].to_numpy())
-    return Table(question, shown, lead, runs, tuple(table["group"]), wide=True)
+    return Table(name, shown, lead, runs, tuple(table["group"]), wide=True)
 
 
 def _delay_tables(frames):
@@ -471,10 +481,12 @@ def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
         "Window": main["window"].iat[0],
         "Windows": ", ".join(select.shapes(every)),
         "Cells": str(every["cell"].nunique()),
-        "Seeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
+        "Seeds": plots.ranged(main.groupby("cell")["seed"].nunique()),
+        "Epochs": str(main["epochs"].iat[0]),
+        "WindowSeeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
+        "WindowEpochs": str(every["epochs"].iat[0]),
         "HiddenSize": str(every["hidden_size"].iat[0]),
         "BatchSize": str(every["batch_size"].iat[0]),
-        "Epochs": str(every["epochs"].iat[0]),
         "Runs": str(len(every)),
         "AllRuns": str(len(done)),
         "Hours": f"{done['seconds'].sum() / 3600:.1f}",

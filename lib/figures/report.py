@@ -34,7 +34,7 @@ def write(frames, path=None) -> Path:
     shown = content(frames)
     data = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     dark = (export.TEMPLATES / "dark.js").read_text("utf-8")
-    main = select.comparison(frames.runs)
+    main = pd.concat([select.comparison(frames.runs), select.at_main_window(frames.runs)])
     method = {name: ranged(main[name]) for name in ("hidden_size", "epochs", "batch_size")}
     values = {"plotly": get_plotlyjs(), "dark": dark, "data": data, "method": method}
     done = (frames.runs["state"] == "DONE").sum()

@@ -19,10 +19,11 @@ from lib.figures import style
 
 # The window of figures that show one, where it was run: both stride conventions hold there.
 WINDOW = "8/4"
-# Columns of a run that its group names where they are not the most frequent of the cells as they
-# are, so that what bears a plain name compares; or of its cell and options: their short names.
+# Columns of a run that its group names where they are not the usual ones of the cells as they are,
+# so that what bears a plain name compares; or of its own kind: their short names.
 OF_ALL = {"hidden_size": "H", "epochs": "epochs"}
 OF_KIND = {"learning_rate": "rate", "source": "version"}
+KIND = ["dataset", "cell", "options", "epochs"]
 # Columns that change the images or their order, and how a name says so.
 IMAGES = {
     "permuted": "permuted",
@@ -141,13 +142,13 @@ def collect(store, **filters) -> Frames:
 # ---- groups
 
 
-def grouped(frame: pd.DataFrame) -> pd.DataFrame:
+def grouped(frame: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
     """Finished runs (or their curves) in the fixed order of cells, with a column ``group``: the
     cell's label and what tells its runs apart.
 
     What differs from the defaults is said ("CB, dt 0.3"; "DaleCB, notes"); so are hidden size,
-    epochs, learning rate and version where they are not the most frequent. ValueError: no finished
-    run is left.
+    learning rate and version where they are not the most frequent, and ``epochs`` other than
+    these, by default the `shared_epochs` of the window. ValueError: no finished run is left.
     """
     if "state" in frame:
         frame = frame[frame["state"] == "DONE"]
@@ -156,15 +157,12 @@ def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     runs = frame.drop_duplicates("key")
     unchanged = runs[runs["options"] == "{}"]
     of_all = unchanged if len(unchanged) else runs
-    chosen = (
-        (OF_ALL, of_all, ["dataset"]),
-        (OF_KIND, runs, ["dataset", "cell", "options"]),
-    )
-    usual = [
-        (column, short, by, _usual(among, column, by))
-        for names, among, by in chosen
-        for column, short in names.items()
-    ]
+    at = ["dataset", "window"]
+    usual = {
+        "hidden_size": (["dataset"], _most_frequent(of_all, "hidden_size", ["dataset"])),
+        "epochs": (at, {key: epochs or shared_epochs(part) for key, part in of_all.groupby(at)}),
+        **{column: (KIND, _most_frequent(runs, column, KIND)) for column in OF_KIND},
+    }
     differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
     names = {run.key: _group_name(run, usual, differing) for run in runs.itertuples()}
 
@@ -186,8 +184,8 @@ def _group_name(run, usual, differing):
     if run.initialisation != CellSpec().initialisation:
         parts.append(run.initialisation)
     parts += image_changes(run._asdict(), differing)
-    for column, short, by, most in usual:
-        value = getattr(run, column)
+    for column, short in {**OF_ALL, **OF_KIND}.items():
+        value, (by, most) = getattr(run, column), usual[column]
         if value != most.get(tuple(getattr(run, name) for name in by)):
             parts.append(f"{short} {value}" if isinstance(value, str) else f"{short} {value:g}")
     return ", ".join(parts)
@@ -227,7 +225,16 @@ def image_changes(run, columns=tuple(IMAGES)) -> list[str]:
     return [IMAGES[column].format(v) for column, v in values.items() if pd.notna(v) and v]
 
 
-def _usual(runs, column, by):
+def shared_epochs(runs: pd.DataFrame) -> int | None:
+    """How long most runs were trained, in epochs, where as many seeds count of each cell and window
+    as an interval needs; of two lengths that are equally common the longer.
+    """
+    seeds = runs.groupby(["epochs", "cell", "window"])["seed"].nunique()
+    counts = seeds.clip(upper=analysis.FEWEST).groupby("epochs").sum()
+    return max(counts.index[counts == counts.max()], default=None)
+
+
+def _most_frequent(runs, column, by):
     """The most frequent value of a column for each value of ``by``; none where two are equally
     frequent.
     """
@@ -288,7 +295,7 @@ def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") ->
 
 def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that compare: one data set, whole images, default options and initialisation, one
-    size, epochs and (by cell) learning rate.
+    size, `shared_epochs` and (by cell) one learning rate.
 
     Each is the most frequent value (of rates equally frequent the best on validation). Runs of a
     learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
@@ -301,9 +308,9 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     plain = (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation)
     known = runs["cell"] == runs["cell"].map(style.kin)
     runs = runs[plain & known & ~_other_images(runs)]
-    for column in ("dataset", "scan", "hidden_size", "epochs", "batch_size"):
+    for column in ("dataset", "scan", "hidden_size", "batch_size"):
         runs = runs[runs[column] == runs[column].mode().get(0)]
-    runs = _of_one_rate(runs)
+    runs = _of_one_rate(runs[runs["epochs"] == shared_epochs(runs)])
     if not len(runs):
         raise ValueError(
             "No finished run has default options and initialisation on whole images; "
@@ -325,7 +332,7 @@ def _of_one_rate(runs):
 
 
 def headline(runs: pd.DataFrame) -> pd.DataFrame:
-    """The comparison at its main window and, beside each cell, its repaired form where it ran."""
+    """The runs `at_main_window` and, beside each cell, its repaired form where it ran."""
     main = at_main_window(runs).drop(columns="group")
     like = main.iloc[0]
     same = ("dataset", "window", "scan", "hidden_size", "initialisation", "epochs", "batch_size")
@@ -410,9 +417,12 @@ def main_window(runs: pd.DataFrame) -> str:
 
 
 def at_main_window(runs: pd.DataFrame) -> pd.DataFrame:
-    """The `comparison` at its main window."""
+    """The cells of the `comparison` at its main window alone, where they may share a longer
+    training.
+    """
     every = comparison(runs)
-    return every[every["window"] == main_window(every)]
+    same = (runs["dataset"] == every["dataset"].iat[0]) & runs["cell"].isin(every["cell"])
+    return comparison(runs[same & (runs["window"] == main_window(every))])
 
 
 def variants(runs: pd.DataFrame) -> dict[str, Variants]:
@@ -423,7 +433,8 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     ladders and runs that share no seed with the plain ones are left out. A variant that was given
     more seeds than most of its question, after a look at these, is judged on the fresh ones alone.
     """
-    main = at_main_window(runs).drop(columns="group")
+    every = comparison(runs).drop(columns="group")
+    main = every[every["window"] == main_window(every)]
     plain = main.iloc[0]
     others = runs[
         (runs["state"] == "DONE")
@@ -477,7 +488,7 @@ def _on_ladder(options):
 
 def _beside(main, others):
     plain = main[main["cell"].isin(others["cell"].map(style.kin))]
-    shown = grouped(pd.concat([plain, others]))
+    shown = grouped(pd.concat([plain, others]), main["epochs"].iat[0])
     varied = shown[~shown["key"].isin(main["key"])]
     having = varied.groupby("seed")["group"].nunique()
     usual = having.index[2 * having > varied["group"].nunique()]
