@@ -114,6 +114,9 @@ def test_a_longer_training_of_all_cells_is_what_compares_at_its_window():
     longer = frames.runs(["cb", "gru"], ["8/4"], epochs=20)  # seeds of the short ones
     shown, plain = select.variants(pd.concat([runs, longer]))["epochs"]
     assert plain["CB, epochs 20"] == "CB" and set(shown["cell"]) == {"cb", "gru"}
+    here, changed = runs[runs["window"] == "8/4"], frames.runs(["cb"], ["8/4"], permuted=True)
+    shown, plain = select.variants(pd.concat([here, changed]))["tasks"]
+    assert set(shown["epochs"]) == {10} and plain["CB, permuted"] == "CB"
 
 
 def test_variants_are_compared_with_the_cell_they_are_named_after():

@@ -108,9 +108,11 @@ def _of_cells(frames, baseline):
     bars = f"bars: {_intervals(frames)}; dots: seeds"
     shown = select.headline(frames.runs)
     linear = _linear(frames, main)
+    repaired = (shown["options"] != "{}").any()
+    marked = "; open: a cell as in the notes, beside its repaired form" if repaired else ""
     lead = (
         "Learning curves. Mean over seeds, 95 % interval as a band, seeds as thin lines; "
-        "in grey the cells of the other panels"
+        f"in grey the cells of the other panels{marked}"
     )
     lead += "." if linear is None else "; dashed: a linear softmax on the pixels, test set."
     curves = frames.curves[frames.curves["key"].isin(shown["key"])]
@@ -125,7 +127,7 @@ def _of_cells(frames, baseline):
         draw = partial(plots.core_seconds, curves, ms, linear=linear)
         yield Figure("core_seconds", "text", 1.7, lead, shown, draw)
     floor = "chance" if linear is None else "chance, and a linear softmax on the pixels"
-    lead = f"Test accuracy; lines on {bars}; dashed: {floor}."
+    lead = f"Test accuracy; lines on {bars}; dashed: {floor}{marked}."
     draw = partial(plots.bars, shown, linear=linear, **evidence)
     yield Figure("accuracy_bars", "column", _height(0.45, shown), lead, shown, draw)
     if baseline in set(main["cell"]) and main["cell"].nunique() > 1:

@@ -293,9 +293,9 @@ def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") ->
 # ---- plain runs, variants, scans
 
 
-def comparison(runs: pd.DataFrame) -> pd.DataFrame:
+def comparison(runs: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
     """The runs that compare: one data set, whole images, default options and initialisation, one
-    size, `shared_epochs` and (by cell) one learning rate.
+    size, so many ``epochs`` if any ran so long, else the `shared_epochs`, and (by cell) one rate.
 
     Each is the most frequent value (of rates equally frequent the best on validation). Runs of a
     learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
@@ -310,7 +310,8 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[plain & known & ~_other_images(runs)]
     for column in ("dataset", "scan", "hidden_size", "batch_size"):
         runs = runs[runs[column] == runs[column].mode().get(0)]
-    runs = _of_one_rate(runs[runs["epochs"] == shared_epochs(runs)])
+    epochs = epochs if epochs in set(runs["epochs"]) else shared_epochs(runs)
+    runs = _of_one_rate(runs[runs["epochs"] == epochs])
     if not len(runs):
         raise ValueError(
             "No finished run has default options and initialisation on whole images; "
@@ -426,23 +427,25 @@ def at_main_window(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def variants(runs: pd.DataFrame) -> dict[str, Variants]:
-    """Runs at the main window that differ in something from the comparison, by the question that
-    they answer: a key of `VARIANTS`; questions without a run are left out.
+    """Runs at the main window that differ in something from the comparison of their length, by the
+    question that they answer: a key of `VARIANTS`; questions without a run are left out.
 
     A user's cell counts as a variant of the one it is named after. The learning-rate scan, rungs of
     ladders and runs that share no seed with the plain ones are left out. A variant that was given
     more seeds than most of its question, after a look at these, is judged on the fresh ones alone.
     """
-    every = comparison(runs).drop(columns="group")
+    others = runs[
+        (runs["state"] == "DONE") & ~scanned(runs) & ~runs["options"].map(_on_ladder).astype(bool)
+    ]
+    plain = (others["options"] == "{}") & (others["initialisation"] == CellSpec().initialisation)
+    varied = others[~plain | _other_images(others)]
+    every = comparison(runs, varied["epochs"].mode().get(0)).drop(columns="group")
     main = every[every["window"] == main_window(every)]
     plain = main.iloc[0]
-    others = runs[
-        (runs["state"] == "DONE")
-        & ~scanned(runs)
-        & ~runs["key"].isin(main["key"])
-        & ~runs["options"].map(_on_ladder).astype(bool)
-        & (runs["dataset"] == plain["dataset"])
-        & (runs["window"] == plain["window"])
+    others = others[
+        ~others["key"].isin(main["key"])
+        & (others["dataset"] == plain["dataset"])
+        & (others["window"] == plain["window"])
     ]
     seeds = pd.MultiIndex.from_frame(main[["cell", "seed"]])
     own = pd.MultiIndex.from_arrays([others["cell"].map(style.kin), others["seed"]])
