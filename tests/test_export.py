@@ -563,3 +563,20 @@ def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, jour
     )
     folder = tmp_path / "unpacked"
     check_document(folder, compiled(archive, folder, pgf), pages=r"\d")
+
+
+def test_tables_of_repaired_cells_say_what_they_gain_and_what_a_constraint_costs():
+    made = frames.only(frames.ladders())
+    tables = {table.name: table for table in paper.tables(made)}
+    means = 100 * select.headline(made.runs).groupby("group")["test_accuracy"].mean()
+    repaired, constraints = tables["repaired"], tables["constraints"]
+    assert repaired.names == ("DaleCB, repaired", "STPDaleCB, repaired")
+    gain = means["DaleCB, repaired"] - means["DaleCB"]
+    assert repaired.frame["Difference"].iat[0] == pytest.approx(gain)
+    assert constraints.names == ("stp_dale_cb",)  # no repaired cell without Dale's law here
+    (row,) = constraints.frame.itertuples(index=False)
+    assert row.Pair == "STPDaleCB, repaired − DaleCB, repaired"
+    cost = means["STPDaleCB, repaired"] - means["DaleCB, repaired"]
+    assert row.Difference == pytest.approx(cost)
+    without = made.runs[made.runs["cell"] != "stp_dale_cb"]
+    assert "constraints" not in {table.name for table in paper.tables(frames.only(without))}

@@ -67,8 +67,7 @@ class Cache:
 
         def make():
             runs = select.without_scan(self.done[here])
-            shared = select.shared_epochs(runs[runs["options"] == "{}"])
-            return select.grouped(runs, shared if window is None else None)
+            return select.grouped(runs, select.shared_epochs(runs) if window is None else None)
 
         return self.keep(("runs", task, window), make)
 

@@ -30,6 +30,14 @@ COMMANDS = {
     "contrasts": ("Difference", "DifferenceInterval"),
     "effects": ("Difference", "DifferenceInterval"),
 }
+# Of repaired cells: what each has, but for one constraint.
+WITHOUT = {
+    "cb": "simple_gru",
+    "dale": "cb",
+    "dale_cb": "dale",
+    "stp": "cb",
+    "stp_dale_cb": "dale_cb",
+}
 # What a figure needs, said where it is left out.
 NEEDS = {
     "paired_differences": "finished runs of the baseline and of another cell at one window",
@@ -264,7 +272,8 @@ def tables(frames: Frames) -> list[Table]:
     shown, names = summary_table(main, frames.predictions, linear), tuple(main["cell"].unique())
     found = [Table("summary", shown, lead, main, names, ("Accuracy (%)",))]
     found += [*_windows_table(frames), *_contrasts_table(main, frames)]
-    found += [*_effects_table(main, frames), *_repaired_table(frames)]
+    found += [*_effects_table(main, frames), *_repaired_tables(frames)]
+    found += _lesions_table("lesions", select.headline(frames.runs), frames)
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         found.append(_ladder_table(name, ladder, rungs, frames))
         found += _lesions_table(f"{name}_lesions", rungs.runs, frames)
@@ -371,13 +380,31 @@ def _ladder_table(name, ladder, rungs, frames):
     return Table(name, shown, lead, rungs.runs, names, wide=True)
 
 
-def _repaired_table(frames):
+def _repaired_tables(frames):
+    """Repaired cells less the same cells as they are, and less what has one constraint fewer."""
     shown = select.headline(frames.runs)
-    shown = shown[shown["cell"].isin(shown.loc[shown["options"] != "{}", "cell"])]
-    if len(shown):
-        own = shown[shown["options"] == "{}"].groupby("cell")["group"].first()
-        plain = shown.groupby("group")["cell"].first().map(own).to_dict()
-        yield _differences_table("repaired", "Repaired cells", select.ITSELF, shown, plain, frames)
+    repaired = shown["options"] != "{}"
+    if not repaired.any():
+        return
+    beside = shown[shown["cell"].isin(shown.loc[repaired, "cell"])]
+    own = beside[beside["options"] == "{}"].groupby("cell")["group"].first()
+    plain = beside.groupby("group")["cell"].first().map(own).to_dict()
+    yield _differences_table("repaired", "Repaired cells", select.ITSELF, beside, plain, frames)
+    chain = shown[repaired | (shown["cell"] == "simple_gru")]
+    named = chain.groupby("cell", sort=False)["group"].first()
+    fewer = {group: named.get(WITHOUT.get(cell), group) for cell, group in named.items()}
+    if all(group == reference for group, reference in fewer.items()):
+        return
+    table = plots.difference_summary(chain, fewer, predictions=frames.predictions)
+    if table["low"].isna().any():
+        return
+    lead = (
+        "What one constraint more changes in repaired cells, and CB in the simple GRU: test "
+        f"accuracy (percentage points; simultaneous {_intervals(frames)})."
+    )
+    pairs = table["group"] + " − " + table["reference"]
+    frame = pd.DataFrame({"Pair": pairs}).assign(**_interval("Difference", table))
+    yield Table("constraints", frame.assign(n=table["n"]), lead, chain, tuple(table["cell"]))
 
 
 def _differences_table(name, title, compared_with, runs, plain, frames):

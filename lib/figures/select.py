@@ -226,12 +226,20 @@ def image_changes(run, columns=tuple(IMAGES)) -> list[str]:
 
 
 def shared_epochs(runs: pd.DataFrame) -> int | None:
-    """How long most runs were trained, in epochs, where as many seeds count of each cell and window
-    as an interval needs; of two lengths that are equally common the longer.
+    """How long most runs of cells as they are were trained, in epochs, where as many seeds count of
+    each cell and window as an interval needs; of two lengths that are equally common the longer.
     """
+    as_they_are = runs[_unchanged(runs)]
+    runs = as_they_are if len(as_they_are) else runs
     seeds = runs.groupby(["epochs", "cell", "window"])["seed"].nunique()
     counts = seeds.clip(upper=analysis.FEWEST).groupby("epochs").sum()
     return max(counts.index[counts == counts.max()], default=None)
+
+
+def _unchanged(runs):
+    """Which runs are of a cell with default options and initialisation, on whole images."""
+    same = (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation)
+    return same & (runs["cell"] == runs["cell"].map(style.kin)) & ~_other_images(runs)
 
 
 def _most_frequent(runs, column, by):
@@ -305,9 +313,7 @@ def comparison(runs: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
     if not len(runs):
         raise ValueError(f"No finished run to export; {TRAIN}")
     runs = without_scan(runs)
-    plain = (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation)
-    known = runs["cell"] == runs["cell"].map(style.kin)
-    runs = runs[plain & known & ~_other_images(runs)]
+    runs = runs[_unchanged(runs)]
     for column in ("dataset", "scan", "hidden_size", "batch_size"):
         runs = runs[runs[column] == runs[column].mode().get(0)]
     epochs = epochs if epochs in set(runs["epochs"]) else shared_epochs(runs)
@@ -437,9 +443,8 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     others = runs[
         (runs["state"] == "DONE") & ~scanned(runs) & ~runs["options"].map(_on_ladder).astype(bool)
     ]
-    plain = (others["options"] == "{}") & (others["initialisation"] == CellSpec().initialisation)
-    varied = others[~plain | _other_images(others)]
-    every = comparison(runs, varied["epochs"].mode().get(0)).drop(columns="group")
+    length = others.loc[~_unchanged(others), "epochs"].mode().get(0)
+    every = comparison(runs, length).drop(columns="group")
     main = every[every["window"] == main_window(every)]
     plain = main.iloc[0]
     others = others[
