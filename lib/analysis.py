@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """A comparison ``cell - reference`` that was planned before the results were seen."""
+    """A comparison ``cell - reference``."""
 
     name: str
     cell: str
@@ -45,7 +45,7 @@ class Contrast(NamedTuple):
     isolates: str  # what differs, all of it
 
 
-PLANNED = (
+PLANNED = (  # before any result was seen
     Contrast(
         "positivity",
         "cb",
@@ -79,6 +79,13 @@ PLANNED = (
         "the gate; also a leaky voltage driven by dt, sigmoid instead of tanh, v read out instead "
         "of h, about twice the weights",
     ),
+)
+# Among repaired cells, whose rate equation is the simple GRU's: one constraint more.
+CONSTRAINTS = (
+    Contrast("positivity", "cb", "simple_gru", "K positive; a voltage, unbounded and read out"),
+    *(contrast for contrast in PLANNED if contrast.name in ("sign", "reversal")),
+    Contrast("plasticity", "stp", "cb", "short-term plasticity, W free"),
+    Contrast("plasticity_dale", "stp_dale_cb", "dale_cb", "short-term plasticity, Dale's law"),
 )
 
 

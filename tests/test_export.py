@@ -573,7 +573,7 @@ def test_tables_of_repaired_cells_say_what_they_gain_and_what_a_constraint_costs
     assert repaired.names == ("DaleCB, repaired", "STPDaleCB, repaired")
     gain = means["DaleCB, repaired"] - means["DaleCB"]
     assert repaired.frame["Difference"].iat[0] == pytest.approx(gain)
-    assert constraints.names == ("stp_dale_cb",)  # no repaired cell without Dale's law here
+    assert constraints.names == ("plasticity_dale",)  # no repaired cell without Dale's law here
     (row,) = constraints.frame.itertuples(index=False)
     assert row.Pair == "STPDaleCB, repaired − DaleCB, repaired"
     cost = means["STPDaleCB, repaired"] - means["DaleCB, repaired"]

@@ -98,8 +98,8 @@ def test_a_button_trains_what_is_missing_of_a_grid_file(tmp_path, monkeypatch):
     text = "{cells: cb, hidden_size: 8, epochs: 1, seeds: [0], input_length: 8, stride: 8}"
     Path("small.yaml").write_text(text)
     store = Store(tmp_path)
-    button, said = explore.run_grid("small.yaml", store).children
+    button, said = explore.run_button("small.yaml", store).children
     assert button.description == "Run 1 run" and "unknown" in said.value
     button.click()
-    _wait(lambda: "All 1 runs of small.yaml are there" in said.value)
+    _wait(lambda: "Nothing of small.yaml is missing" in said.value)
     assert len(store.runs(state="DONE")) == 1 and button.layout.display == "none"

@@ -3,7 +3,7 @@
 from lib.explore.board import Board
 from lib.explore.choice import WindowControls, lengths
 from lib.explore.lesions import LesionExplorer
-from lib.explore.live import Live, load_or_run, run_grid
+from lib.explore.live import Live, load_or_run, run_button
 from lib.explore.recording import TraceExplorer
 from lib.explore.sequence import SequenceExplorer
 
@@ -18,5 +18,5 @@ __all__ = [
     "WindowControls",
     "lengths",
     "load_or_run",
-    "run_grid",
+    "run_button",
 ]

@@ -72,33 +72,33 @@ class Board(Explorer):
         if not len(self.choice.runs):
             self.headline.value = ""
             raise NotRun(self.choice.report())
-        cache, task, window = place = self.place
+        cache, task, window = self.place
         groups = cache.finished(task, window)[["group", "cell"]].drop_duplicates()
         ticked, highlight = self.controls["cells"].value, self.controls["highlight"].value
         looks = {g: style.look(c) for g, c in groups.itertuples(index=False) if g in ticked}
         if not looks:
             self.headline.value = ""
             raise ValueError("No cell is chosen; tick one.")
-        front = [
+        front = tuple(
             group
             for group, look in looks.items()
             if highlight in ("all", group, look.family) or WEIGHTS.get(highlight) == look.weights
-        ]
+        )
         over, final = METRICS[self.controls["metric"].value]
         kind, baseline = self.controls["results"].value, self.controls["baseline"].value
         self.controls["baseline"].layout.display = None if kind == "differences" else "none"
-        keep, what = cache.keep, (task, window, tuple(looks))
-        seen = ("seen results", *what, final, kind, baseline, *front)
+
+        def seen(make, *given, place=(task, window)):
+            what = make, *given, *place, tuple(looks)
+            return cache.keep(what, make, cache, *place, looks, *given)
+
         shown = [
-            keep(("seen curves", *what, over, *front), views.curves, *place, over, looks, front),
-            keep(seen, views.results, *place, final, looks, front, kind, baseline),
+            seen(views.curves, over, front),
+            seen(views.results, final, front, kind, baseline),
         ]
-        every = cache.finished(task)
-        if every.loc[every["group"].isin(list(looks)), "window"].nunique() > 1:
-            shown.append(
-                keep(("seen windows", *what, final), views.heat, cache, task, final, looks)
-            )
-        said = html.escape(keep(("headline", *what), views.headline, *place, looks))
+        if by_window := seen(views.heat, final, place=(task,)):
+            shown.append(by_window)
+        said = html.escape(seen(views.headline))
         self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         panels = [panel for view in shown for panel in view.panels]
         height = max(view.height for view in shown)

@@ -1,6 +1,5 @@
 """What is chosen: the runs of a store, read once, and the controls of data set and window."""
 
-import math
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
@@ -13,7 +12,6 @@ from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run
 from lib.explore.widgets import Holding, assign, dropdown, offer, row, say
 from lib.figures import plots, select
-from lib.runs import sweep
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
 
@@ -353,8 +351,4 @@ class WindowControls(Holding):
 
     def _report(self):
         self.message.value = say(self.report())
-        missing = self.missing()
-        seconds = math.nan
-        with suppress(ValueError):  # a data set of one's own, which this process does not know
-            seconds = sweep.estimate(missing, self.cache.done, sweep.slots_here(len(missing)))
-        self.runner.offer(missing, seconds)
+        self.runner.offer(self.missing(), self.cache.done)

@@ -5,9 +5,10 @@ notebook, plain text elsewhere.
 the store, which runs in other processes write to.
 """
 
+import math
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ipywidgets
 import pandas as pd
@@ -230,15 +231,23 @@ class Runner:
     def running(self):
         return self.started is not None and self.started.running
 
-    def offer(self, configs, seconds=0.0):
-        """Offer to train these runs, which take about so many seconds; none hides the button."""
+    def offer(self, configs, done=None, otherwise=""):
+        """Offer to train these runs, with the time that they take by the rows of finished ones,
+        ``done``; where there are none, the button gives way to what is said ``otherwise``.
+        """
         if self.running:
             return
-        self.configs = configs
-        self.widget.layout.display = None if configs else "none"
-        runs = f"{len(configs)} run{'s' * (len(configs) > 1)}"
-        self.button.description, self.button.icon = f"Run {runs}", "play"
-        self.text.value = say(f"takes {sweep.duration(seconds)}, in the background")
+        self.configs, said = configs, otherwise
+        if configs:
+            seconds = math.nan
+            with suppress(ValueError):  # a data set of one's own, which this process does not know
+                seconds = sweep.estimate(configs, done, sweep.slots_here(len(configs)))
+            said = f"takes {sweep.duration(seconds)}, in the background"
+            runs = f"{len(configs)} run{'s' * (len(configs) > 1)}"
+            self.button.description, self.button.icon = f"Run {runs}", "play"
+        self.button.layout.display = None if configs else "none"
+        self.widget.layout.display = None if said else "none"
+        self.text.value = say(said)
 
     def _clicked(self):
         if self.running:
@@ -278,19 +287,16 @@ class Runner:
             self.text.value = say(note.partition("\n")[0])
 
 
-def run_grid(path, store=None):
-    """A button that trains in the background what a store lacks of a grid file."""
+def run_button(path, store=None):
+    """A button, as a widget, that trains in the background what a store (default: results/) lacks
+    of a grid file, and says how long it takes; ValueError for what is no grid.
+    """
     store, configs = store or Store(), sweep.read_grid(path)
 
     def offer():
         store.reload()
-        missing = sweep.plan(configs, store)
-        done, slots = store.rows(state="DONE"), sweep.slots_here(len(missing))
-        runner.offer(missing, sweep.estimate(missing, done, slots) if missing else 0)
-        if not missing:
-            runner.widget.layout.display, runner.button.layout.display = None, "none"
-            said = f"All {len(configs)} runs of {path} are there; run the cells again."
-            runner.text.value = say(said)
+        missing, done = sweep.plan(configs, store), store.rows(state="DONE")
+        runner.offer(missing, done, f"Nothing of {path} is missing; run the cells again.")
 
     runner = Runner(store, offer)
     offer()

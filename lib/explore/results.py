@@ -12,16 +12,16 @@ FEW = 4  # groups in front; the bands and seeds of more are a tangle
 STEM = 18  # pixels of a row of results where there are many
 
 
-def curves(cache, task, window, metric, looks, front):
+def curves(cache, task, window, looks, metric, front):
     """Mean of some groups over training; of a few also the seeds and, from three on, the interval.
 
     Parameters
     ----------
     cache : Cache
     task, window : str
+    looks : dict of group -> Look
     metric : str
         A column in `style.METRICS`.
-    looks : dict of group -> Look
     front : collection of str
         Groups in colour; the others stand back in grey.
     """
@@ -98,7 +98,7 @@ def _curve(group, look, front, part, seeds, metric):
     return [*marks, line]
 
 
-def results(cache, task, window, metric, looks, front, kind="bars", baseline=None):
+def results(cache, task, window, looks, metric, front, kind="bars", baseline=None):
     """One of `KINDS` with intervals, and seeds below their mean; parameters as `curves`."""
     runs = cache.finished(task, window)
     shown = style.METRICS[metric]
@@ -172,14 +172,16 @@ def _reach(table, seeds, start):
     return (low - margin if start is None else start), high + margin
 
 
-def heat(cache, task, metric, looks):
+def heat(cache, task, looks, metric):
     """Mean of every group at every window where it was trained as long as at the others; fields
-    know group and window.
+    know group and window. None where that is one window, or none.
     """
     frame = cache.finished(task)
     frame = frame[frame["group"].isin(list(looks))]
     epochs = select.shared_epochs(frame)
     frame = frame[frame["epochs"] == epochs]
+    if frame["window"].nunique() < 2:
+        return None
     shapes = frame[["window", "input_length", "stride"]].drop_duplicates()
     shapes = shapes.sort_values(["input_length", "stride"])
     means = frame.groupby(["group", "window"])[metric].mean() * style.METRICS[metric].factor

@@ -84,7 +84,7 @@ class Checks(Holding, VBox):
         self.options = ()
         self.default = ()
         self.boxes, self.rows = {}, []  # what was ever shown; a reader waits for each that is made
-        self.look = ipywidgets.Layout(width="max-content", margin=SPACE)
+        self.box_layout = ipywidgets.Layout(width="max-content", margin=SPACE)
         self.filter = ipywidgets.Text(layout={"width": "260px", "margin": SPACE})
         self.filter.observe(self._arrange, "value")
         super().__init__(layout={"width": "100%"})
@@ -115,7 +115,7 @@ class Checks(Holding, VBox):
 
     def _box(self, name):
         if name not in self.boxes:
-            look = {"description": name, "indent": False, "layout": self.look}
+            look = {"description": name, "indent": False, "layout": self.box_layout}
             self.boxes[name] = ipywidgets.Checkbox(name in self.value, **look)
             self.boxes[name].observe(self._read, "value")
         return self.boxes[name]

@@ -30,14 +30,6 @@ COMMANDS = {
     "contrasts": ("Difference", "DifferenceInterval"),
     "effects": ("Difference", "DifferenceInterval"),
 }
-# Of repaired cells: what each has, but for one constraint.
-WITHOUT = {
-    "cb": "simple_gru",
-    "dale": "cb",
-    "dale_cb": "dale",
-    "stp": "cb",
-    "stp_dale_cb": "dale_cb",
-}
 # What a figure needs, said where it is left out.
 NEEDS = {
     "paired_differences": "finished runs of the baseline and of another cell at one window",
@@ -112,11 +104,11 @@ def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
 
 
 def _of_cells(frames, baseline):
-    main, evidence = select.at_main_window(frames.runs), {"predictions": frames.predictions}
+    shown, evidence = select.headline(frames.runs), {"predictions": frames.predictions}
+    main = shown[shown["options"] == "{}"]
     bars = f"bars: {_intervals(frames)}; dots: seeds"
-    shown = select.headline(frames.runs)
     linear = _linear(frames, main)
-    repaired = (shown["options"] != "{}").any()
+    repaired = len(shown) > len(main)
     marked = "; open: a cell as in the notes, beside its repaired form" if repaired else ""
     lead = (
         "Learning curves. Mean over seeds, 95 % interval as a band, seeds as thin lines; "
@@ -264,16 +256,19 @@ def tables(frames: Frames) -> list[Table]:
     Differences and effects are one family a table (main effects and interactions are their own),
     whose intervals hold together; what rests on one or two seeds is in none.
     """
-    main = select.at_main_window(frames.runs)
+    shown = select.headline(frames.runs)
+    main = shown[shown["options"] == "{}"]
     linear = frames.linear.get(main["dataset"].iat[0])
     lead = f"Test accuracy (mean; {_intervals(frames)}), "
     lead += "how far above a linear softmax on the pixels, " if linear else ""
     lead += "trainable parameters and median time of a training step."
-    shown, names = summary_table(main, frames.predictions, linear), tuple(main["cell"].unique())
-    found = [Table("summary", shown, lead, main, names, ("Accuracy (%)",))]
-    found += [*_windows_table(frames), *_contrasts_table(main, frames)]
-    found += [*_effects_table(main, frames), *_repaired_tables(frames)]
-    found += _lesions_table("lesions", select.headline(frames.runs), frames)
+    cells_shown = summary_table(main, frames.predictions, linear)
+    names = tuple(main["cell"].unique())
+    found = [Table("summary", cells_shown, lead, main, names, ("Accuracy (%)",))]
+    found += _windows_table(frames)
+    found += _contrasts_table("contrasts", "Planned contrasts", main, frames)
+    found += [*_effects_table(main, frames), *_repaired_tables(shown, frames)]
+    found += _lesions_table("lesions", shown, frames)
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         found.append(_ladder_table(name, ladder, rungs, frames))
         found += _lesions_table(f"{name}_lesions", rungs.runs, frames)
@@ -335,16 +330,13 @@ def _windows_table(frames):
     yield Table("windows", shown, lead, wide, tuple(wide["cell"].unique()), wide=True)
 
 
-def _contrasts_table(main, frames):
-    table = plots.planned_contrasts(main, frames.predictions).dropna(subset="low")
+def _contrasts_table(name, lead, runs, frames, contrasts=analysis.PLANNED):
+    table = plots.contrast_summary(runs, contrasts, frames.predictions).dropna(subset="low")
     if table.empty:
         return
-    lead = (
-        "Planned contrasts of test accuracy (percentage points; "
-        f"simultaneous {_intervals(frames)})."
-    )
+    lead += f" (percentage points of test accuracy; simultaneous {_intervals(frames)})."
     frame = pd.DataFrame({"Pair": table["pair"]}).assign(**_interval("Difference", table))
-    yield Table("contrasts", frame.assign(n=table["n"]), lead, main, tuple(table["name"]))
+    yield Table(name, frame.assign(n=table["n"]), lead, runs, tuple(table["name"]))
 
 
 def _effects_table(main, frames):
@@ -380,9 +372,8 @@ def _ladder_table(name, ladder, rungs, frames):
     return Table(name, shown, lead, rungs.runs, names, wide=True)
 
 
-def _repaired_tables(frames):
+def _repaired_tables(shown, frames):
     """Repaired cells less the same cells as they are, and less what has one constraint fewer."""
-    shown = select.headline(frames.runs)
     repaired = shown["options"] != "{}"
     if not repaired.any():
         return
@@ -390,21 +381,9 @@ def _repaired_tables(frames):
     own = beside[beside["options"] == "{}"].groupby("cell")["group"].first()
     plain = beside.groupby("group")["cell"].first().map(own).to_dict()
     yield _differences_table("repaired", "Repaired cells", select.ITSELF, beside, plain, frames)
-    chain = shown[repaired | (shown["cell"] == "simple_gru")]
-    named = chain.groupby("cell", sort=False)["group"].first()
-    fewer = {group: named.get(WITHOUT.get(cell), group) for cell, group in named.items()}
-    if all(group == reference for group, reference in fewer.items()):
-        return
-    table = plots.difference_summary(chain, fewer, predictions=frames.predictions)
-    if table["low"].isna().any():
-        return
-    lead = (
-        "What one constraint more changes in repaired cells, and CB in the simple GRU: test "
-        f"accuracy (percentage points; simultaneous {_intervals(frames)})."
-    )
-    pairs = table["group"] + " − " + table["reference"]
-    frame = pd.DataFrame({"Pair": pairs}).assign(**_interval("Difference", table))
-    yield Table("constraints", frame.assign(n=table["n"]), lead, chain, tuple(table["cell"]))
+    alike = shown[repaired | (shown["cell"] == "simple_gru")]
+    lead = "What one constraint more changes in repaired cells, and CB in the simple GRU"
+    yield from _contrasts_table("constraints", lead, alike, frames, analysis.CONSTRAINTS)
 
 
 def _differences_table(name, title, compared_with, runs, plain, frames):

@@ -107,19 +107,19 @@ def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
     return _in_unit(table.assign(**names), runs, "test_accuracy")
 
 
-def planned_contrasts(runs, predictions=None) -> pd.DataFrame:
-    """The planned contrasts whose cells ran, in percentage points of test accuracy, one family:
-    name, pair, isolates, n, mean, low, high; empty where none did.
+def contrast_summary(runs, contrasts=analysis.PLANNED, predictions=None) -> pd.DataFrame:
+    """The contrasts whose cells ran, in percentage points of test accuracy, one family: name, pair,
+    isolates, n, mean, low, high; empty where none did. A cell has one group here.
     """
     labels = runs.groupby("cell")["group"].first()
     ran = set(labels.index)
-    planned = [item for item in analysis.PLANNED if {item.cell, item.reference} <= ran]
+    contrasts = [item for item in contrasts if {item.cell, item.reference} <= ran]
     found = answers(runs, "test_accuracy", ["cell"], predictions)
-    table = analysis.comparisons(found, [(item.cell, item.reference) for item in planned])
+    table = analysis.comparisons(found, [(item.cell, item.reference) for item in contrasts])
     return _in_unit(table, runs, "test_accuracy").assign(
-        name=[item.name for item in planned],
-        pair=[f"{labels[item.cell]} − {labels[item.reference]}" for item in planned],
-        isolates=[item.isolates for item in planned],
+        name=[item.name for item in contrasts],
+        pair=[f"{labels[item.cell]} − {labels[item.reference]}" for item in contrasts],
+        isolates=[item.isolates for item in contrasts],
     )
 
 

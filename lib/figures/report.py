@@ -178,7 +178,7 @@ def _reasons(frames):
     """
     found = []
     main = select.at_main_window(frames.runs)
-    table = plots.planned_contrasts(main, frames.predictions)
+    table = plots.contrast_summary(main, predictions=frames.predictions)
     if len(table):
         notes = list(table["pair"] + ": " + table["isolates"] + ".")
         found.append(_reason("Planned contrasts", table["pair"], table, main) | {"notes": notes})

@@ -155,12 +155,11 @@ def grouped(frame: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
     if not len(frame):
         raise ValueError(f"No finished run to show; {TRAIN}")
     runs = frame.drop_duplicates("key")
-    unchanged = runs[runs["options"] == "{}"]
-    of_all = unchanged if len(unchanged) else runs
-    at = ["dataset", "window"]
+    plain, at = _unchanged(runs), ["dataset", "window"]
+    of_all = runs[plain] if plain.any() else runs
     usual = {
         "hidden_size": (["dataset"], _most_frequent(of_all, "hidden_size", ["dataset"])),
-        "epochs": (at, {key: epochs or shared_epochs(part) for key, part in of_all.groupby(at)}),
+        "epochs": (at, {key: epochs or shared_epochs(part) for key, part in runs.groupby(at)}),
         **{column: (KIND, _most_frequent(runs, column, KIND)) for column in OF_KIND},
     }
     differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
