@@ -109,8 +109,7 @@ class Points:
     def draw(self, ax):
         for x, y, colour, symbol in zip(self.x, self.y, self.colours, self.symbols, strict=True):
             shape = "D" if symbol.startswith("diamond") else "o"
-            face = "white" if symbol.endswith("open") else colour
-            ax.plot(x, y, shape, ms=0.42 * self.size, mfc=face, color=colour, clip_on=False)
+            ax.plot(x, y, shape, ms=0.42 * self.size, color=colour, clip_on=False)
 
 
 @dataclass

@@ -109,7 +109,7 @@ def _of_cells(frames, baseline):
     bars = f"bars: {_intervals(frames)}; dots: seeds"
     linear = _linear(frames, main)
     repaired = len(shown) > len(main)
-    marked = "; open: a cell as in the notes, beside its repaired form" if repaired else ""
+    marked = "; open: a plain cell that also stands repaired" if repaired else ""
     lead = (
         "Learning curves. Mean over seeds, 95 % interval as a band, seeds as thin lines; "
         f"in grey the cells of the other panels{marked}"
@@ -174,7 +174,7 @@ def _of_changes(frames):
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         lead = (
             f"{ladder.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
-            "difference from the line that a rung is a change of; dots: seeds. "
+            "difference from the cell that a rung changes, a line; dots: seeds. "
             f"{select.meanings(ladder, rungs)}."
         )
         height = 0.8 + 0.16 * len(rungs.steps) + 0.2 * rungs.steps["panel"].nunique()
@@ -202,7 +202,8 @@ def _of_changes(frames):
     if runs is not None:
         lead = (
             "Test accuracy where blank pixels follow the image before the network answers. Bars: "
-            f"{_intervals(frames)}; dots: seeds; dotted: plasticity ten times slower."
+            f"{_intervals(frames)}, those that reach the frame go beyond it; dots: seeds, alone "
+            "where fewer than three learned; dotted: plasticity ten times slower."
         )
         draw = partial(plots.delays, runs, **evidence)
         yield Figure("delays", "text", 3.4, lead, runs, draw)

@@ -146,8 +146,8 @@ def _in_unit(table, frame, metric):
 
 
 def _face(row, own):
-    """Fill of a marker: a cell as in the notes is open where it also stands repaired."""
-    return {"plain": "white", "repaired": own.colour}.get(row.form, own.face)
+    """Fill of a marker: a plain cell is open where it also stands repaired."""
+    return "white" if row.form == "plain" else own.colour
 
 
 def chance(frame: pd.DataFrame) -> float:
@@ -161,7 +161,7 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     """
     frame = frame if "group" in frame else grouped(frame)
     shapes = select.shapes(frame)
-    counts = frame.groupby(["group", "window"])["seed"].nunique()
+    counts = frame.groupby(["group", "window", *{"task"} & set(frame)])["seed"].nunique()
     parts = [
         f"Data: {_tasks(frame)}",
         f"{_plural('window', len(shapes))} {', '.join(shapes)} pixels (input length/stride)",
@@ -637,6 +637,7 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, predictions=None):
     ]
     fig.legend(keys, titles, loc="outside upper center", ncols=3, frameon=False, borderaxespad=0.1)
     fig.supxlabel("Input length (pixels)", size=mpl.rcParams["axes.labelsize"])
+    axes[0].yaxis.set_major_locator(mpl.ticker.MaxNLocator(6))
     label = f"Difference from {select.main_window(frame)}\n({ACCURACY.points})"
     fig.supylabel(label, size=mpl.rcParams["axes.labelsize"])
     return fig
@@ -707,7 +708,7 @@ def effects(frame: pd.DataFrame, ax=None, predictions=None):
         for row in part.itertuples():
             own = style.look(row.cell)
             errors = [[row.mean - row.low], [row.high - row.mean]]
-            mark = {"marker": own.marker, "ms": 4.5, "mfc": own.face, "color": own.colour}
+            mark = {"marker": own.marker, "ms": 4.5, "color": own.colour}
             ax.errorbar(row.x, row.mean, errors, elinewidth=1.1, **mark)
             seeds = frame.loc[frame["group"] == row.group, "test_accuracy"] * ACCURACY.factor
             x = np.full(len(seeds), row.x + 0.09 * side)
@@ -745,7 +746,7 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None):
     for ax, (group, line) in zip(axes, table.groupby("group", sort=False), strict=True):
         line = line.sort_values("rate")
         own = style.look(line["cell"].iat[0])
-        ax.plot(line["rate"], line["mean"], own.marker, color=own.colour, ls=own.line, mfc=own.face)
+        ax.plot(line["rate"], line["mean"], own.marker, color=own.colour, ls=own.line)
         best = line.loc[line["mean"].idxmax()]
         ring = {"ms": 8, "mfc": "none", "mec": own.colour, "mew": 0.7, "clip_on": False}
         ax.plot(best["rate"], best["mean"], "o", **ring)
@@ -867,8 +868,8 @@ def against_pixels(frame: pd.DataFrame, y: str, fig=None):
             for name, lines in part.groupby("cell", sort=False):
                 own, line = style.look(name), lines.groupby("pixels")[y].mean()
                 marker = own.marker if len(line) < 20 else ""
-                points = {"marker": marker, "mfc": own.face, "ls": own.line}
-                ax.plot(line.index, line, color=own.colour, label=own.label, **points)
+                points = {"marker": marker, "ls": own.line, "label": own.label}
+                ax.plot(line.index, line, color=own.colour, **points)
             ax.set_title(family if readout is None else f"{family}, {readout}", loc="left")
             if len(part) and readout == readouts[0]:
                 ax.legend(frameon=False)
@@ -877,8 +878,8 @@ def against_pixels(frame: pd.DataFrame, y: str, fig=None):
 
 def delays(frame: pd.DataFrame, fig=None, predictions=None):
     """Test accuracy of whole images against the delay before the answer (`select.delays`): a
-    column a family, a row for cells as they are and one for repaired ones; mean with its interval,
-    seeds as dots, dotted where plasticity has another time step.
+    column a family, a row for plain cells and one for repaired ones; mean with its interval from
+    three seeds on, seeds as dots beside it, dotted where plasticity has another time step.
     """
     frame = frame[frame["first_rows"].isna()]
     by = ["group", "delay"]
@@ -895,17 +896,18 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
             for number, name in enumerate(shown):
                 part = table[table["group"] == name].sort_values("delay")
                 own, nudge = style.look(part["cell"].iat[0]), 0.06 * (number - len(shown) / 2)
+                part = part[part["n"] >= analysis.FEWEST]
                 x = part["delay"].map(waits) + nudge
                 errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()
                 line = ":" if select.restepped(options[name]) else own.line
                 look = {"color": own.colour, "ls": line}
                 ax.errorbar(x, part["mean"], errors, elinewidth=0.8, lw=0.9, **look)
-                mark = {"mfc": own.face, "label": name.replace(", repaired", "")}
-                ax.plot(x, part["mean"], own.marker, color=own.colour, ms=3.5, **mark)
+                mark = {"ms": 3.5, "label": name.replace(", repaired", "")}
+                ax.plot(x, part["mean"], own.marker, color=own.colour, **mark)
                 seeds = frame[frame["group"] == name]
-                x = seeds["delay"].map(waits) + nudge
+                x = seeds["delay"].map(waits) + nudge + 0.1
                 y = seeds["test_accuracy"] * ACCURACY.factor
-                ax.plot(x, y, "o", ms=1.8, mew=0, color=own.colour, alpha=0.7)
+                ax.plot(x, y, "o", ms=2, mew=0, color=own.colour, zorder=3)
             _reference(ax, "y", chance(frame), "chance" if ax is axes[0, 2] else "")
             ax.set_title(f"{family}, repaired" if row else family, loc="left")
             ax.set_xticks(list(waits.values()), [f"{pixels:g}" for pixels in waits])
@@ -934,7 +936,7 @@ def lesions(frame: pd.DataFrame, ax=None):
         drops = frame[frame["cell"] == name].groupby("lesion")["drop"].mean()
         heights = [len(rows) - 1 - rows.index(lesion) for lesion in drops.index]
         apart = (len(names) - 1 - 2 * number) / (2 * len(names)) * 0.7
-        dots = {"mfc": own.face, "color": own.colour, "label": own.label, "ls": ""}
+        dots = {"color": own.colour, "label": own.label, "ls": ""}
         ax.plot(100 * drops, np.array(heights) + apart, own.marker, ms=4.5, **dots)
     ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
     ax.set_yticks(range(len(rows))[::-1], rows)

@@ -78,7 +78,7 @@ METRICS = {
     "parameters": Metric("Trainable parameters (thousands)", 1e-3, "", "thousands"),
     "saturated": Metric("Saturated gates (%)", 100),
     "spectral_radius": Metric("Spectral radius of $W$ (a.u.)"),
-    "ei_ratio": Metric("E/I ratio of $W$ (ratio)"),
+    "ei_ratio": Metric("E/I ratio of $W$ (1: balance)"),
     "outside": Metric("$v$ outside $[v_i, v_e]$ (%)", 100),
 }
 # What the axis of a recorded variable or a parameter says.
@@ -107,7 +107,7 @@ VARIABLES = {
 
 
 class Look(NamedTuple):
-    """How one cell is drawn: ``face`` to ``hatch`` for matplotlib, ``dash`` and ``symbol`` for
+    """How one cell is drawn: ``line`` to ``hatch`` for matplotlib, ``dash`` and ``symbol`` for
     plotly.
     """
 
@@ -117,7 +117,6 @@ class Look(NamedTuple):
     stp: bool
     colour: str
     family: str  # one of `FAMILIES`
-    face: str  # fill of markers: open with STP
     line: str | tuple
     marker: str
     hatch: str
@@ -131,7 +130,7 @@ WITH_STP = {
     "marker": "D",
     "hatch": "/////",
     "dash": "dash",
-    "symbol": "diamond-open",
+    "symbol": "diamond",
 }
 
 
@@ -162,9 +161,8 @@ def look(name: str) -> Look:
     family = "with STP" if stp else "without STP"
     if weights == "baseline":
         family = "baselines"
-    face = "white" if stp else colour
     drawn = WITH_STP if stp else WITHOUT_STP
-    return Look(name, label, weights, stp, colour, family, face, **drawn)
+    return Look(name, label, weights, stp, colour, family, **drawn)
 
 
 def _shade(hue: str, name: str) -> str:
