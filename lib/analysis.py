@@ -24,7 +24,7 @@ from lib import cells
 
 FEWEST = 3  # seeds of a group; with fewer it is shown as dots, and nothing is inferred
 LEVEL = 0.05
-DRAWS = 2**13  # of the joint distribution of a family
+DRAWS = 2**15  # of the joint distribution of a family
 RESOLUTION = 1e-12  # values closer than this are equal: their spread is rounding
 
 

@@ -580,3 +580,49 @@ def test_tables_of_repaired_cells_say_what_they_gain_and_what_a_constraint_costs
     assert row.Difference == pytest.approx(cost)
     without = made.runs[made.runs["cell"] != "stp_dale_cb"]
     assert "constraints" not in {table.name for table in paper.tables(frames.only(without))}
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        frames.delays(seeds=[0]),
+        frames.delays().query("first_rows == 8"),
+        frames.runs(["gru"], ["4/4", "16/8"]),
+        frames.runs(["cb", "gru"], ["8/4"], permuted=True),
+    ],
+    ids=["one seed a delay", "rows alone", "windows without the main one", "permuted alone"],
+)
+def test_part_of_a_study_gives_what_it_can(runs):
+    study = frames.only(runs.reset_index(drop=True))
+    for figure in paper.figures(study):
+        with style.context():
+            plt.close(getattr(figure.draw(), "figure", None) or plt.gcf())
+    assert {table.name for table in paper.tables(study)} >= {"summary"}
+    assert paper.numbers(study)
+
+
+def test_cells_that_no_benchmark_timed_have_no_core_seconds(monkeypatch):
+    monkeypatch.setattr(paper, "_milliseconds", lambda runs: ({"gru": 10.0}, 12))
+    drawn = [
+        {figure.name for figure in paper.figures(frames.few([name]))} for name in ("cb", "gru")
+    ]
+    assert ["core_seconds" in names for names in drawn] == [False, True]
+
+
+def test_plasticity_is_told_of_cells_that_differ_in_nothing_else():
+    runs = frames.delays()
+    other = runs[(runs["cell"] == "cb") & (runs["options"] == "{}")]
+    other = other.assign(key=other["key"] + "x", options='{"drive": "z"}', test_accuracy=0.2)
+    both = select.delays(pd.concat([runs, other], ignore_index=True))
+    pairs = plots.plasticity_summary(both)
+    assert set(zip(pairs["group"], pairs["reference"], strict=True)) == {
+        ("STP nonDale", "CB"),
+        ("STP nonDale, stp dt 0.1", "CB"),
+        ("STP nonDale, repaired", "CB, repaired"),
+    }
+
+
+def test_a_caption_counts_the_runs_that_its_table_shows():
+    few = frames.runs(["gru"], ["8/4"], [0], epochs=40)
+    rows = [table for table in paper.tables(frames.study(extra=[few])) if table.name == "epochs"]
+    assert "10 to 20 epochs; n = 3 seeds" in rows[0].caption

@@ -278,7 +278,7 @@ def test_nothing_to_show_is_one_sentence():
     with pytest.raises(ValueError, match="shows one window, but the frame holds"):
         plots.bars(RUNS)
     with pytest.raises(ValueError, match="share"):
-        plots.bars(pd.concat([MAIN, MAIN.assign(key=MAIN["key"] + "x", batch_size=20)]))
+        plots.bars(pd.concat([MAIN, MAIN.assign(key=MAIN["key"] + "x")]))
 
 
 def test_captions_name_data_window_size_epochs_seeds_and_interval():

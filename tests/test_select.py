@@ -248,6 +248,79 @@ def test_rungs_that_did_not_run_are_left_out():
     assert select.rungs(pd.concat(other), select.LADDERS["ladder"]) is None
 
 
+TRAINED = {
+    "batch_size": (100, "batch 100"),
+    "scan": ("snake", "scan snake"),
+    "clip_norm": (10.0, "clip norm 10"),
+    "data_seed": (1, "data seed 1"),
+    "validations_per_epoch": (4, "validations 4"),
+}
+
+
+@pytest.mark.parametrize(("column", "value", "name"), [(k, *v) for k, v in TRAINED.items()])
+def test_runs_that_were_trained_otherwise_do_not_compare(column, value, name):
+    plain = frames.runs(["cb", "gru"], ["8/4"])
+    others = frames.runs(["cb"], ["8/4"], learning_rate=0.01).assign(**{column: value})
+    every = pd.concat([plain, others.assign(key=others["key"] + "x")], ignore_index=True)
+    assert not select.scanned(every).any()
+    assert set(select.comparison(every)["key"]) == set(plain["key"])
+    assert f"CB, {name}, rate 0.01" in set(select.grouped(every)["group"])
+    assert not select.variants(every)
+    more = pd.concat([frames.ladders(), others.assign(epochs=10)], ignore_index=True)
+    assert set(select.headline(more)["group"]) == set(select.headline(frames.ladders())["group"])
+    rungs = select.rungs(more, select.LADDERS["repairs"])
+    assert set(rungs.runs["seed"]) == {1, 2, 3} and len(rungs.steps)
+
+
+def test_other_images_compare_where_there_are_no_whole_ones():
+    for changed in ({"permuted": True}, {"last_rows": 8.0}, {"initialisation": "notes"}):
+        runs = frames.runs(["cb", "gru"], ["8/4"], **changed)
+        assert set(select.comparison(runs)["key"]) == set(runs["key"])
+        both = pd.concat([runs, frames.runs(["cb"], ["8/4"])], ignore_index=True)
+        assert set(select.comparison(both)["cell"]) == {"cb"}
+
+
+def test_the_plain_runs_say_which_rate_is_usual():
+    plain = frames.runs(["cb"], ["8/4"])
+    other = frames.runs(["cb"], ["8/4"], range(5), initialisation="notes", learning_rate=0.01)
+    groups = set(select.grouped(pd.concat([plain, other]))["group"])
+    assert groups == {"CB", "CB, notes, rate 0.01"}
+
+
+def test_options_of_a_cell_of_ones_own_may_be_lists():
+    runs = frames.runs(["cb"], ["8/4"], options='{"sizes": [1, 2]}')
+    assert set(select.grouped(runs)["group"]) == {"CB, sizes [1, 2]"}
+    assert not select.repaired(runs["options"].iat[0])
+
+
+def test_a_scan_elsewhere_takes_no_rung_away():
+    runs = frames.ladders()
+    rates = [frames.runs(["rnn", "dale_cb"], ["16/8"], learning_rate=rate) for rate in (0.1, 0.2)]
+    rates += [
+        frames.runs(["dale_cb"], ["8/4"], [1], dataset="digits", learning_rate=r) for r in (1, 2)
+    ]
+    every = pd.concat([runs, *rates], ignore_index=True)
+    for item in select.LADDERS.values():
+        pd.testing.assert_frame_equal(
+            select.rungs(every, item).steps, select.rungs(runs, item).steps
+        )
+        assert set(select.rungs(every, item).runs["seed"]) == {1, 2, 3}
+
+
+def test_a_delay_is_of_one_rate_and_judged_on_fresh_seeds():
+    waiting = frames.delays()
+    own = (waiting["cell"] == "cb") & (waiting["delay"] == 512) & (waiting["options"] == "{}")
+    more = waiting[own & waiting["first_rows"].isna()]
+    other = more.assign(seed=more["seed"] + 3, learning_rate=0.03, validation_accuracy=0.0)
+    other["key"] += "x"
+    shown = select.delays(pd.concat([waiting, other], ignore_index=True))
+    assert set(shown["key"]) == set(waiting["key"])
+    other["learning_rate"] = more["learning_rate"].iat[0]
+    shown = select.delays(pd.concat([waiting, other], ignore_index=True))
+    judged = shown[(shown["group"] == "CB") & (shown["task"] == "512")]
+    assert set(judged["seed"]) == {3, 4, 5} and len(shown) == len(waiting)
+
+
 def test_delays_are_runs_that_wait_and_those_alike_that_do_not():
     waiting = frames.delays()
     waiting.loc[(waiting["cell"] == "gru") & (waiting["delay"] == 0), "learning_rate"] = 0.01

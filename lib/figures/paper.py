@@ -39,8 +39,8 @@ NEEDS = {
     "learning_rate_scan": "a seed that a cell ran at several learning rates",
 }
 CONFIGURATION = (
-    "dataset permuted last_rows data_seed window scan cell hidden_size initialisation options "
-    "epochs batch_size learning_rate seed"
+    "dataset permuted first_rows last_rows delay data_seed window scan cell source hidden_size "
+    "initialisation options epochs batch_size learning_rate clip_norm seed"
 )
 
 
@@ -119,7 +119,7 @@ def _of_cells(frames, baseline):
     draw = partial(plots.learning_curves, curves, linear=linear)
     yield Figure("learning_curves", "text", 2.2, lead, shown, draw)
     ms, timed = _milliseconds(shown)
-    if ms:
+    if not ms.keys().isdisjoint(shown["cell"]):
         lead = (
             "Learning curves against core-seconds: forward and backward passes, as the quiet "
             f"benchmark times them on one core ({timed} inputs a step)."
@@ -199,11 +199,11 @@ def _of_changes(frames):
         draw = partial(plots.learning_rate_scan, rates)
         yield Figure("learning_rate_scan", "text", height, lead, rates, draw)
     runs = select.delays(frames.runs)
-    if runs is not None:
+    if runs is not None and runs["first_rows"].isna().any():
         lead = (
             "Test accuracy where blank pixels follow the image before the network answers. Bars: "
             f"{_intervals(frames)}, those that reach the frame go beyond it; dots: seeds, alone "
-            "where fewer than three learned; dotted: plasticity ten times slower."
+            "where fewer than three learned; dotted: plasticity in another time step, stp dt."
         )
         draw = partial(plots.delays, runs, **evidence)
         yield Figure("delays", "text", 3.4, lead, runs, draw)
@@ -328,7 +328,7 @@ def _windows_table(frames):
         f"Test accuracy at {base} (mean; {_intervals(frames)}) and what other windows change it by "
         "(percentage points; simultaneous intervals of each row)."
     )
-    yield Table("windows", shown, lead, wide, tuple(wide["cell"].unique()), wide=True)
+    yield Table("windows", shown, lead, wide, tuple(own["cell"]), wide=True)
 
 
 def _contrasts_table(name, lead, runs, frames, contrasts=analysis.PLANNED):
@@ -403,6 +403,7 @@ def _differences_table(name, title, compared_with, runs, plain, frames):
         shown = shown.drop(columns="Parameters")
         shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
     shown = shown.assign(**_interval("Difference", table), n=table["n"].to_numpy())
+    runs = runs[runs["group"].isin([*table["group"], *table["reference"]])]
     return Table(name, shown, lead, runs, tuple(table["group"]), wide=True)
 
 

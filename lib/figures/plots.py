@@ -84,17 +84,19 @@ def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
     `analysis.comparisons`. Empty where no such pair ran.
     """
     kinds = runs.drop_duplicates("group").set_index("group")
-    without = {
-        (run.cell, select.repaired(run.options)): group
-        for group, run in kinds.iterrows()
-        if not select.restepped(run.options)
-    }
+
+    def alike(cell, run):
+        changes = dict(select.changed(run.options))
+        changes.pop("stp_dt", None)
+        return cell, *changes.items(), run.initialisation
+
+    without = {alike(run.cell, run): group for group, run in kinds.iterrows()}
     design = {(cells.get(name).weights, cells.get(name).stp): name for name in cells.DESIGN}
     plastic = {name: design[weights, False] for (weights, stp), name in design.items() if stp}
     ran = set(zip(runs["group"], runs["task"], strict=True))
     pairs = []
     for group, run in kinds.iterrows():
-        reference = without.get((plastic.get(run.cell), select.repaired(run.options)))
+        reference = without.get(alike(plastic.get(run.cell), run))
         for task in runs["task"].unique():
             if {(group, task), (reference, task)} <= ran:
                 pairs.append(((group, task), (reference, task)))
@@ -352,6 +354,7 @@ def _label_ends(axes):
     size = FontProperties(size=_small()).get_size_in_points()
     for ax in axes:
         lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+        lines = [line for line in lines if len(line.get_xdata())]
         low, high = ax.get_ylim()
         height = ax.get_window_extent().height / ax.figure.dpi * 72
         gap = 1.12 * size / height * (high - low)
@@ -899,7 +902,7 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
                 part = part[part["n"] >= analysis.FEWEST]
                 x = part["delay"].map(waits) + nudge
                 errors = np.abs(part[["low", "high"]].T - part["mean"]).to_numpy()
-                line = ":" if select.restepped(options[name]) else own.line
+                line = ":" if "stp_dt" in dict(select.changed(options[name])) else own.line
                 look = {"color": own.colour, "ls": line}
                 ax.errorbar(x, part["mean"], errors, elinewidth=0.8, lw=0.9, **look)
                 mark = {"ms": 3.5, "label": name.replace(", repaired", "")}
@@ -969,7 +972,7 @@ def _grid(fig, count, columns, **shared):
 
 
 def _of_one_window(frame):
-    frame = grouped(frame)
+    frame = frame if "group" in frame else grouped(frame)
     one(frame, "window")
     return frame
 

@@ -21,9 +21,19 @@ from lib.figures import style
 WINDOW = "8/4"
 # Columns of a run that its group names where they are not the usual ones of the cells as they are,
 # so that what bears a plain name compares; or of its own kind: their short names.
-OF_ALL = {"hidden_size": "H", "epochs": "epochs"}
+OF_ALL = {
+    "hidden_size": "H",
+    "epochs": "epochs",
+    "scan": "scan",
+    "batch_size": "batch",
+    "clip_norm": "clip norm",
+    "data_seed": "data seed",
+    "validations_per_epoch": "validations",
+}
 OF_KIND = {"learning_rate": "rate", "source": "version"}
 KIND = ["dataset", "cell", "options", "epochs"]
+# What a figure has alike, beside window, size and epochs.
+ALIKE = ["dataset", "scan", "batch_size", "clip_norm", "data_seed", "validations_per_epoch"]
 # Columns that change the images or their order, and how a name says so.
 IMAGES = {
     "permuted": "permuted",
@@ -158,10 +168,14 @@ def grouped(frame: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
     plain, at = _unchanged(runs), ["dataset", "window"]
     of_all = runs[plain] if plain.any() else runs
     usual = {
-        "hidden_size": (["dataset"], _most_frequent(of_all, "hidden_size", ["dataset"])),
+        **{name: (["dataset"], _most_frequent(of_all, name, ["dataset"])) for name in OF_ALL},
         "epochs": (at, {key: epochs or shared_epochs(part) for key, part in runs.groupby(at)}),
-        **{column: (KIND, _most_frequent(runs, column, KIND)) for column in OF_KIND},
     }
+    for name in OF_KIND:
+        usual[name] = (
+            KIND,
+            _most_frequent(runs, name, KIND) | _most_frequent(of_all, name, KIND),
+        )
     differing = [column for column in IMAGES if runs[column].nunique(dropna=False) > 1]
     names = {run.key: _group_name(run, usual, differing) for run in runs.itertuples()}
 
@@ -191,8 +205,14 @@ def _group_name(run, usual, differing):
 
 
 def changed(options: str) -> list[tuple]:
-    """What the options of a run (JSON) change, as (option, value), in the order of `CHANGES`."""
-    return sorted(json.loads(options).items(), key=lambda each: [*CHANGES, each].index(each))
+    """What the options of a run (JSON) change, as (option, value), in the order of `CHANGES`; a
+    list or mapping, which a user's own cell may ask for, as its text.
+    """
+    changes = [
+        (option, json.dumps(value) if isinstance(value, list | dict) else value)
+        for option, value in json.loads(options).items()
+    ]
+    return sorted(changes, key=lambda each: [*CHANGES, each].index(each))
 
 
 def repaired(options: str) -> bool:
@@ -237,8 +257,24 @@ def shared_epochs(runs: pd.DataFrame) -> int | None:
 
 def _unchanged(runs):
     """Which runs are of a cell with default options and initialisation, on whole images."""
-    same = (runs["options"] == "{}") & (runs["initialisation"] == CellSpec().initialisation)
-    return same & (runs["cell"] == runs["cell"].map(style.kin)) & ~_other_images(runs)
+    started = runs["initialisation"] == CellSpec().initialisation
+    return _as_defined(runs) & started & ~_other_images(runs)
+
+
+def _as_defined(runs):
+    return (runs["options"] == "{}") & (runs["cell"] == runs["cell"].map(style.kin))
+
+
+def _alike(runs, columns, asked=None):
+    """The runs that share the most frequent value of every column, by default among all of them,
+    else among those ``asked`` for (a mask).
+    """
+    asked = pd.Series(True, runs.index) if asked is None else asked
+    for column in columns:
+        values = runs[column].fillna(0)
+        same = values == values[asked].mode().get(0)
+        runs, asked = runs[same], asked[same]
+    return runs
 
 
 def _most_frequent(runs, column, by):
@@ -301,8 +337,9 @@ def differences(frame: pd.DataFrame, baseline, metric: str = "test_accuracy") ->
 
 
 def comparison(runs: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
-    """The runs that compare: one data set, whole images, default options and initialisation, one
-    size, so many ``epochs`` if any ran so long, else the `shared_epochs`, and (by cell) one rate.
+    """The runs that compare: one data set, default options, whole images and default initialisation
+    where any run has them, one size, so many ``epochs`` if any ran so long, else the
+    `shared_epochs`, and (by cell) one rate.
 
     Each is the most frequent value (of rates equally frequent the best on validation). Runs of a
     learning-rate scan (a seed that one cell and window ran at several rates) do not compare, nor
@@ -312,26 +349,26 @@ def comparison(runs: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
     if not len(runs):
         raise ValueError(f"No finished run to export; {TRAIN}")
     runs = without_scan(runs)
-    runs = runs[_unchanged(runs)]
-    for column in ("dataset", "scan", "hidden_size", "batch_size"):
-        runs = runs[runs[column] == runs[column].mode().get(0)]
+    own = runs[_as_defined(runs)]
+    plain = own[_unchanged(own)]
+    runs = plain if len(plain) else _alike(own, [*IMAGES, "initialisation"])
+    runs = _alike(runs, [*ALIKE, "hidden_size"])
     epochs = epochs if epochs in set(runs["epochs"]) else shared_epochs(runs)
     runs = _of_one_rate(runs[runs["epochs"] == epochs])
     if not len(runs):
         raise ValueError(
-            "No finished run has default options and initialisation on whole images; "
-            "there is nothing to compare."
+            "No finished run is of a cell with its default options; there is nothing to compare."
         )
     windows_run = runs.groupby("cell")["window"].transform("nunique")
     complete = windows_run == runs["window"].nunique()
     return grouped(runs[complete | runs["cell"].isin(style.ORDER)])
 
 
-def _of_one_rate(runs):
+def _of_one_rate(runs, kind=("cell", "options")):
     """Each kind of run in one version and at one rate, the most frequent; of those equally frequent
     the best on validation.
     """
-    kind, chosen = ["cell", "options"], ["source", "learning_rate"]
+    kind, chosen = list(kind), ["source", "learning_rate"]
     found = runs.groupby([*kind, *chosen])["validation_accuracy"].agg(["size", "mean"])
     best = found.sort_values(["size", "mean"]).reset_index().drop_duplicates(kind, keep="last")
     return runs.merge(best[[*kind, *chosen]])
@@ -341,9 +378,8 @@ def headline(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs `at_main_window` and, beside each cell, its repaired form where it ran."""
     main = at_main_window(runs).drop(columns="group")
     like = main.iloc[0]
-    same = ("dataset", "window", "scan", "hidden_size", "initialisation", "epochs", "batch_size")
     others = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
-    for column in same:
+    for column in (*ALIKE, "window", "hidden_size", "initialisation", "epochs"):
         others = others[others[column] == like[column]]
     beside = others["options"].map(lambda text: set(changed(text)) == REPAIRED).astype(bool)
     beside &= others["cell"].isin(main["cell"])
@@ -358,14 +394,15 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     all of them, each from itself without any.
     """
     done = (runs["state"] == "DONE") & (runs["initialisation"] == CellSpec().initialisation)
-    chose = runs["seed"].isin(runs.loc[scanned(runs), "seed"])  # the rates of some rung
-    runs = runs[done & ~chose & ~_other_images(runs)]
+    runs = runs[done & ~_other_images(runs)]
     of_ladder = runs["cell"].isin(ladder.cells) & runs["options"].map(_on_ladder).astype(bool)
     if not of_ladder.any():
         return None
-    for column in ("dataset", "window", "scan", "hidden_size", "epochs", "batch_size"):
-        runs = runs[runs[column] == runs.loc[of_ladder, column].mode().iat[0]]
-        of_ladder = of_ladder[runs.index]
+    runs = _alike(runs, [*ALIKE, "window", "hidden_size", "epochs"], of_ladder)
+    chose = scanned(runs) & runs["cell"].isin([*ladder.cells, ladder.end])  # the rates of some rung
+    runs = runs[~scanned(runs) & ~runs["seed"].isin(runs.loc[chose, "seed"])]
+    if not len(runs):
+        return None
     runs = grouped(_of_one_rate(runs))
     groups = {}
     for run in runs.drop_duplicates("group").itertuples():
@@ -437,7 +474,8 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
 
     A user's cell counts as a variant of the one it is named after. The learning-rate scan, rungs of
     ladders and runs that share no seed with the plain ones are left out. A variant that was given
-    more seeds than most of its question, after a look at these, is judged on the fresh ones alone.
+    more seeds than most of its question, after a look at these, is judged on the fresh ones alone;
+    longer trainings were all planned, and keep all their seeds.
     """
     others = runs[
         (runs["state"] == "DONE") & ~scanned(runs) & ~runs["options"].map(_on_ladder).astype(bool)
@@ -446,11 +484,9 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     every = comparison(runs, length).drop(columns="group")
     main = every[every["window"] == main_window(every)]
     plain = main.iloc[0]
-    others = others[
-        ~others["key"].isin(main["key"])
-        & (others["dataset"] == plain["dataset"])
-        & (others["window"] == plain["window"])
-    ]
+    others = others[~others["key"].isin(main["key"])]
+    for column in (*ALIKE, "window"):
+        others = others[others[column] == plain[column]]
     seeds = pd.MultiIndex.from_frame(main[["cell", "seed"]])
     own = pd.MultiIndex.from_arrays([others["cell"].map(style.kin), others["seed"]])
     others = others[own.isin(seeds)]
@@ -461,12 +497,13 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     question[_other_images(others)] = "tasks"
     question[others["epochs"] != plain["epochs"]] = "epochs"
     asked = [name for name in VARIANTS if (question == name).any()]
-    return {name: _beside(main, others[question == name]) for name in asked}
+    return {name: _beside(main, others[question == name], name != "epochs") for name in asked}
 
 
 def delays(runs: pd.DataFrame) -> pd.DataFrame | None:
     """Runs of one window and length that wait before they answer, and those of the same kinds that
-    do not, each at the rates chosen for it; None where none waits.
+    do not, each at the rate chosen for it, where more seeds were run after a look at the first the
+    fresh ones alone; None where none waits.
 
     Columns beside those of runs: ``group``, the kind (cell and options), and ``task``, the pixels
     of the delay and, where only some are read, the rows ("512"; "8 rows, 512").
@@ -475,36 +512,46 @@ def delays(runs: pd.DataFrame) -> pd.DataFrame | None:
     waits = runs["delay"] > 0
     if not waits.any():
         return None
-    for column in ("dataset", "window", "scan", "hidden_size", "epochs", "batch_size"):
-        runs = runs[runs[column] == runs.loc[waits, column].mode().iat[0]]
-        waits = waits[runs.index]
+    runs = _alike(runs, [*ALIKE, "window", "hidden_size", "epochs"], waits)
     kind = ["cell", "options", "source", "initialisation"]
-    kinds = runs.loc[waits, kind].drop_duplicates()
+    kinds = runs.loc[runs["delay"] > 0, kind].drop_duplicates()
     runs = runs[~runs["permuted"].astype(bool) & runs["last_rows"].isna()].merge(kinds)
     rows = runs["first_rows"].map("{:g} rows, ".format, na_action="ignore").fillna("")
     runs = runs.assign(task=rows + runs["delay"].map("{:g}".format))
+    runs = _of_one_rate(runs, ("cell", "options", "initialisation", "task"))
     runs = runs.sort_values(["first_rows", "delay"], na_position="first", kind="stable")
     alike = {"delay": 0, "first_rows": None, "learning_rate": 0}
     kinds = grouped(runs.assign(**alike))[["key", "group"]]
-    return kinds.merge(runs, on="key")
+    runs = kinds.merge(runs, on="key")
+    waits = runs[runs["delay"] > 0]
+    return runs.drop(index=waits.index[_looked_at(waits, ["group", "task"])])
 
 
 def _on_ladder(options):
     return not CHANGES.keys().isdisjoint(changed(options))
 
 
-def _beside(main, others):
+def _beside(main, others, fresh_alone):
     plain = main[main["cell"].isin(others["cell"].map(style.kin))]
-    shown = grouped(pd.concat([plain, others]), main["epochs"].iat[0])
-    varied = shown[~shown["key"].isin(main["key"])]
-    having = varied.groupby("seed")["group"].nunique()
-    usual = having.index[2 * having > varied["group"].nunique()]
-    fresh = varied[~varied["seed"].isin(usual)].groupby("group")["seed"].nunique()
-    extended = fresh.index[fresh >= analysis.FEWEST]
-    shown = shown[~(shown["group"].isin(extended) & shown["seed"].isin(usual))]
+    both = pd.concat([plain, others], ignore_index=True)
+    shown = grouped(both, main["epochs"].iat[0])
+    if fresh_alone:
+        shown = shown[~_looked_at(shown, ["group"], main["key"])]
     own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     cells = shown.groupby("group")["cell"].first()
     return Variants(shown, cells.map(style.kin).map(own).to_dict())
+
+
+def _looked_at(runs, kind, without=()):
+    """Which runs are of the seeds after which their kind was given more, `analysis.FEWEST` at
+    least, when most kinds were not; runs whose key is in ``without`` say nothing of that.
+    """
+    kinds = runs.groupby(kind, sort=False).ngroup()
+    varied = ~runs["key"].isin(without)
+    having = kinds[varied].groupby(runs["seed"]).nunique()
+    usual = runs["seed"].isin(having.index[2 * having > kinds[varied].nunique()])
+    fresh = runs[varied & ~usual].groupby(kinds)["seed"].nunique()
+    return usual & kinds.isin(fresh.index[fresh >= analysis.FEWEST])
 
 
 def _other_images(runs):
@@ -516,7 +563,7 @@ def scanned(runs: pd.DataFrame) -> pd.Series:
     """Whether a run is of a learning-rate scan: a seed that one configuration ran at several
     rates.
     """
-    columns = ["dataset", *IMAGES, "window", "cell", "hidden_size", "initialisation", "options"]
+    columns = [*ALIKE, *IMAGES, "window", "cell", "hidden_size", "initialisation", "options"]
     same = runs.groupby([*columns, "source", "epochs", "seed"], dropna=False)
     return same["learning_rate"].transform("nunique") > 1
 
@@ -533,10 +580,7 @@ def scan(runs: pd.DataFrame) -> pd.DataFrame:
     """The learning-rate scan of every kind of run, at its most frequent window and length; empty
     where none was run.
     """
-    found = runs[(runs["state"] == "DONE") & scanned(runs)]
-    for column in ("dataset", "window", "epochs"):
-        found = found[found[column] == found[column].mode().get(0)]
-    return found
+    return _alike(runs[(runs["state"] == "DONE") & scanned(runs)], [*ALIKE, "window", "epochs"])
 
 
 # ---- windows
