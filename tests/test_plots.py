@@ -684,6 +684,13 @@ def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
     assert plots.delays(apart).axes[0].get_ylim() == (0, pytest.approx(54))
 
 
+def test_growth_is_one_line_a_cell_also_of_runs_that_are_grouped():
+    for frame in (GROWTH, select.grouped(GROWTH)):
+        axes = plots.growth(frame).axes
+        named = {line.get_label() for ax in axes for line in ax.lines if len(line.get_xdata()) == 2}
+        assert {style.look(name).label for name in frames.LONGER} <= named
+
+
 def test_core_seconds_stretch_each_cell_by_its_own_pace():
     frame = frames.curves(frames.runs(["cb", "gru"], ["8/4"]))
     fig = plots.core_seconds(frame, {"cb": 10.0, "gru": 20.0})

@@ -730,6 +730,7 @@ def growth(frame: pd.DataFrame, fig=None, linear: float | None = None):
     seeds.
     """
     frame = frame.assign(epoch=frame["epochs"], epochs=0, learning_rate=0)
+    frame = frame.drop(columns="group", errors="ignore")  # a line goes through all lengths
     fig = learning_curves(frame, fig, "test_accuracy", linear)
     table = summary(grouped(frame), by=("group", "epoch"))
     for ax in fig.axes:
