@@ -687,8 +687,9 @@ def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
 def test_growth_is_one_line_a_cell_also_of_runs_that_are_grouped():
     for frame in (GROWTH, select.grouped(GROWTH)):
         axes = plots.growth(frame).axes
-        named = {line.get_label() for ax in axes for line in ax.lines if len(line.get_xdata()) == 2}
-        assert {style.look(name).label for name in frames.LONGER} <= named
+        drawn = [line for ax in axes for line in ax.lines if list(line.get_xdata()) == [10, 40]]
+        colours = {line.get_color() for line in drawn}
+        assert {style.look(name).colour for name in frames.LONGER} <= colours
 
 
 def test_core_seconds_stretch_each_cell_by_its_own_pace():
