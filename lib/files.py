@@ -251,3 +251,11 @@ class Verified:
             except StoreError:
                 names.append(name)
         return names
+
+
+def whole(folder):
+    """Whether a folder has its manifest, and every file is what was written."""
+    try:
+        return not Verified(folder).damaged()
+    except StoreError:
+        return False

@@ -269,6 +269,28 @@ def test_8_a_disk_that_is_really_full(finished, tmp_path, uninterrupted):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.parametrize("refused", ["rename", "fsync"])
+def test_8_a_result_that_cannot_be_published_is_kept(refused, root, monkeypatch):
+    config = tiny.config("rnn")
+    run = Store(root).folder(config.key())
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        if refused == "rename":
+            full.setattr(os, "rename", no_room)
+        else:  # once the result has its name
+            full.setattr(os, "fsync", lambda _: (run / "result").exists() and no_room())
+        with pytest.raises(StoreError, match="start again"):
+            tiny.execute(config, root)
+    assert (run / "result").exists() == (refused == "fsync")
+    with monkeypatch.context() as never:
+        never.setattr(train, "fit", lambda *_, **__: pytest.fail("trained twice"))
+        assert tiny.execute(config, root) == ["DONE"]
+    assert not Verified(run / "result").damaged()
+
+
 # Row 9
 
 

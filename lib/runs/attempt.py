@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lib import checks, files, system
 from lib.config import RunConfig
-from lib.files import TABLES, StoreError, Verified
+from lib.files import TABLES, StoreError
 from lib.runs import checkpoints, status
 from lib.runs.checkpoints import CodeChanged
 from lib.runs.store import Store
@@ -148,7 +148,8 @@ def publish(attempt):
             f"{attempt} cannot be published ({error.strerror}); "
             "start again when its folder can be written."
         ) from error
-    system.sync_folder(attempt.parent)
+    with files.explained(attempt.parent):
+        system.sync_folder(attempt.parent)
     return True
 
 
@@ -156,11 +157,7 @@ def adopt(run):
     """Publish an attempt whose process was killed between its manifest and the rename; True if
     there was one in the folder of the run.
     """
-    for manifest in run.glob(f"attempt-*/{files.MANIFEST}"):
-        with contextlib.suppress(StoreError):
-            if not Verified(manifest.parent).damaged() and publish(manifest.parent):
-                return True
-    return False
+    return any(files.whole(attempt) and publish(attempt) for attempt in run.glob("attempt-*"))
 
 
 def check_place(device, backend="auto", here=True):
@@ -305,6 +302,8 @@ class Recorder:
         else:
             details = "\n" + "".join(traceback.format_exception(error))
         for attempt in self.attempts:
+            if (attempt.folder / files.MANIFEST).exists():
+                continue  # it is complete: a rerun publishes it as it is
             # no room, or the folder is gone: the reason is raised anyway
             with contextlib.suppress(OSError, StoreError):
                 attempt.log(f"{state} {message}{details}".rstrip())
