@@ -196,6 +196,25 @@ def test_a_live_run_wins_over_its_bundle(trained, tmp_path):
     assert Store(tmp_path).runs(key=KEY).test_accuracy.item() == 0.123
 
 
+def test_of_two_bundles_the_first_one_wins_everywhere(tmp_path):
+    key, accuracies = tiny.config().key(), {"first": 0.25, "second": 0.75}
+    for name, accuracy in accuracies.items():
+        tiny.finished(tmp_path / name, tiny.config(), validations=int(4 * accuracy))
+        path = tmp_path / name / "runs" / key / "result"
+        row = files.read_json(path / "status.json") | {"test_accuracy": accuracy}
+        files.write(path / "status.json", files.to_json(row))
+        sums = Verified(path).sums | {"status.json": files.digest(files.to_json(row))}
+        files.write(path / "MANIFEST.json", files.to_json({"files": sums}))
+        Store(tmp_path / name).pack([key], tmp_path / "results" / name)
+    store = Store(tmp_path / "results")
+    assert store.runs().test_accuracy.item() == 0.25 and len(store.curves()) == 2
+
+
+def test_a_bundle_that_is_still_written_is_not_read(trained, tmp_path):
+    trained.pack([KEY], tmp_path / ".new-left-by-a-kill")
+    assert Store(tmp_path).runs().empty
+
+
 def test_bundles_are_looked_for_once(tmp_path, monkeypatch):
     keys = list(tiny.many(tmp_path, 3, validations=1).runs()["key"])
     Store(tmp_path).pack(keys, "digits")

@@ -30,7 +30,7 @@ class Bundles:
     def __init__(self, root):
         self.damaged, self.entries, self._folders = {}, {}, {}
         for where, subfolders, names in os.walk(root):
-            subfolders.sort()
+            subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
             if where == str(root) and "runs" in subfolders:
                 subfolders.remove("runs")
             if BUNDLE in names:
@@ -45,7 +45,7 @@ class Bundles:
                     self.damaged[folder.relative_to(root).as_posix()] = error
                 else:
                     self._folders[folder] = entries.keys()
-                    self.entries |= entries
+                    self.entries = entries | self.entries  # the first one wins, as in `tables`
 
     def entry(self, key):
         """Entry of a packed run, else None; a damaged bundle raises unless another one holds the
