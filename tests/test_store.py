@@ -215,6 +215,20 @@ def test_a_bundle_that_is_still_written_is_not_read(trained, tmp_path):
     assert Store(tmp_path).runs().empty
 
 
+def test_attempts_left_beside_a_packed_run_are_not_the_run(trained, tmp_path):
+    trained.pack([KEY], tmp_path / "digits")
+    store, left = Store(tmp_path), attempt.Attempt(Store(tmp_path).folder(KEY), tiny.config())
+    left.metrics(tiny.outcome(tiny.config()).curves, [])
+    left.note(state="PAUSED")
+    recording = files.made(store.folder(KEY) / "traces") / "some.safetensors"
+    recording.write_bytes(b"x")
+    for name in ("curves", "history"):
+        pd.testing.assert_frame_equal(
+            getattr(store, name)(key=KEY), getattr(trained, name)(key=KEY)
+        )
+    assert store.prune(unfinished=True) == [left.folder] and recording.exists()
+
+
 def test_bundles_are_looked_for_once(tmp_path, monkeypatch):
     keys = list(tiny.many(tmp_path, 3, validations=1).runs()["key"])
     Store(tmp_path).pack(keys, "digits")
@@ -321,6 +335,13 @@ def test_prune_leaves_results(trained, tmp_path):
     (left.folder / ".status.json.abc.tmp").write_bytes(b"x")
     assert store.prune(keys=["other"]) == [] and store.prune() == [left.folder]
     assert tiny.contents(tmp_path) == before
+
+
+def test_prune_leaves_what_only_waits_to_be_published(tmp_path):
+    store, config = Store(tmp_path), tiny.config()
+    complete = attempt.Attempt(store.folder(config.key()), config)
+    complete.finish(tiny.outcome(config))
+    assert store.prune(unfinished=True) == [] and attempt.adopt(store.folder(config.key()))
 
 
 def test_running_curves_are_readable(tmp_path):

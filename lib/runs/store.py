@@ -258,8 +258,11 @@ class Store:
         tables = {}
         forgiven = (StoreError, OSError) if forgiving else ()
         for key in keys:
+            run = self.folder(key)
+            if key in self._bundles.entries and not (run / "result").is_dir():
+                continue  # attempts left beside a packed run are not the run
             with contextlib.suppress(*forgiven):
-                table = self._live_table(self.folder(key), f"{name}.parquet")
+                table = self._live_table(run, f"{name}.parquet")
                 if table is not None:
                     tables[key] = table.select(columns) if columns else table
         return {**self._bundles.tables(name, set(keys) - set(tables), columns), **tables}
@@ -315,19 +318,20 @@ class Store:
     def prune(self, keys=None, unfinished=False):
         """Remove the attempts that finished runs (default: all) left behind, and with `unfinished`
         those of runs without a result; returns their folders. Attempts that a process still works
-        on stay.
+        on stay, and those that are complete and only wait to be published.
         """
         removed = []
         for key in sorted(self._live() if keys is None else self._live().intersection(keys)):
-            run = self.folder(key)
-            if not (unfinished or (run / "result").is_dir()):
+            run, finished = self.folder(key), self.finished(key)
+            if not (unfinished or finished):
                 continue
             for attempt in sorted(run.glob("attempt-*")):
                 row = files.read_json(attempt / "status.json")
-                if row is None or status.of_attempt(row) != "RUNNING":
+                lives = row is not None and status.of_attempt(row) == "RUNNING"
+                if not lives and (finished or not files.whole(attempt)):
                     shutil.rmtree(attempt, ignore_errors=True)
                     removed.append(attempt)
-            if not (run / "result").is_dir() and not any(run.glob("attempt-*")):
+            if not finished and not any(run.glob("attempt-*")):
                 shutil.rmtree(run)
         return removed
 
