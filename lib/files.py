@@ -114,8 +114,8 @@ def write(path, data, sync=True):
 @contextlib.contextmanager
 def staged(folder, manifest=MANIFEST):
     """A folder to write into whose files take the place of those of `folder` once all are there;
-    whatever fails before, the old ones stay. Of the files that a manifest lists, those that a new
-    one leaves out are removed.
+    whatever fails, the old ones stay or come back. Of the files that a manifest lists, those that a
+    new one leaves out are removed.
 
     Raises
     ------
@@ -124,20 +124,24 @@ def staged(folder, manifest=MANIFEST):
     """
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
-            new = Path(new)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
+            new, old = made(Path(scratch) / "new"), Path(scratch) / "old"
             try:
                 yield new
             except StoreError as error:
                 raise type(error)(str(error).replace(str(new), str(folder))) from error
-            if (new / manifest).exists():
-                old, kept = (read_json(place / manifest) or {} for place in (folder, new))
-                for name in old.get("files", {}).keys() - kept["files"].keys():
-                    (folder / name).unlink(missing_ok=True)
-            for path in sorted(path for path in new.rglob("*") if path.is_file()):
-                target = folder / path.relative_to(new)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                system.replace(path, target)
+            paths = (path for path in new.rglob("*") if path.is_file())
+            names = {path.relative_to(new).as_posix() for path in paths}
+            if manifest in names:
+                names.update((read_json(folder / manifest) or {}).get("files", ()))
+            with contextlib.ExitStack() as undo:
+                for name in sorted(names):
+                    for source, target in ((folder, old), (new, folder)):
+                        if (source / name).exists():
+                            (target / name).parent.mkdir(parents=True, exist_ok=True)
+                            system.replace(source / name, target / name)
+                            undo.callback(system.replace, target / name, source / name)
+                undo.pop_all()
 
 
 def check_writable(root):

@@ -1,6 +1,7 @@
 """The store: tidy frames, states, bundles; what was published stays as it is."""
 
 import errno
+import itertools
 import json
 import os
 import time
@@ -269,6 +270,27 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path):
         files.staged(tmp_path / "kept" / "x"),
     ):
         pass
+
+
+@pytest.mark.parametrize("fails", range(6))
+def test_files_come_back_when_one_of_them_cannot_be_replaced(fails, tmp_path, monkeypatch):
+    for name in ("a", "b", "stale"):
+        (tmp_path / name).write_bytes(b"1")
+    manifest = files.to_json({"files": dict.fromkeys(("a", "b", "stale"), "")})
+    (tmp_path / "MANIFEST.json").write_bytes(manifest)
+    before, real, count = tiny.contents(tmp_path), os.replace, itertools.count()
+
+    def replace(source, target):
+        if next(count) == fails:
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    with pytest.raises(StoreError, match="cannot be written"), files.staged(tmp_path) as folder:
+        for name in ("a", "b", "c"):
+            (folder / name).write_bytes(b"2")
+        (folder / "MANIFEST.json").write_bytes(files.to_json({"files": {"a": "", "b": ""}}))
+        monkeypatch.setattr(os, "replace", replace)
+    assert tiny.contents(tmp_path) == before
 
 
 def test_a_run_needs_no_git(tmp_path, monkeypatch):
