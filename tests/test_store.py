@@ -171,12 +171,20 @@ def test_bundle_reads_like_live_runs(trained, tmp_path):
         packed.load(next(key for key in keys if key != KEY))
     again = tiny.contents(packed.pack(keys, "copy", weights=[KEY]))
     assert again == first, "a bundle can be packed again"
-    tiny.remove(tmp_path / "copy")
     smaller = packed.pack(keys[:1], "digits")
-    assert (
-        "weights" not in {path.name for path in smaller.rglob("*.safetensors")}
-        and len(packed.runs()) == 1
-    )
+    assert not list(smaller.rglob("*.safetensors")) and len(Store(smaller).runs()) == 1
+    with pytest.raises(ValueError, match=f"would be lost: {', '.join(sorted(keys[1:]))};"):
+        packed.pack(keys[:1], "copy")
+
+
+def test_a_bundle_is_packed_where_it_is_read_and_hides_no_other(trained, tmp_path):
+    tiny.copy(trained.root, tmp_path)
+    store = Store(tmp_path)
+    store.pack([KEY], "outer/digits")
+    for folder in (".", "outer", "outer/digits/new", "runs/new"):
+        with pytest.raises(ValueError, match="neither in another bundle nor around one"):
+            store.pack([KEY], folder)
+    assert store.pack([KEY], "outer/digits")
 
 
 def test_a_live_run_wins_over_its_bundle(trained, tmp_path):

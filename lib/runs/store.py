@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib import files, paths
+from lib import checks, files, paths
 from lib.config import RunConfig, Task
 from lib.files import BUNDLE, TABLES, StoreError, Verified
 from lib.runs import status
@@ -292,6 +292,14 @@ class Store:
         The folder is relative to that of the results, anywhere below which the bundle is read like
         live runs. Logs are left out, and so are weights and recordings but those, of the best
         state, of the keys in ``weights``; probabilities are rounded to three decimals.
+
+        Raises
+        ------
+        ValueError
+            A run is not finished; the folder lies in ``runs/``, in another bundle or around one, or
+            holds a bundle with runs that are stored nowhere else and would be lost.
+        StoreError
+            A run, or the bundle in this folder, is damaged; the folder cannot be written.
         """
         from safetensors.torch import save
 
@@ -303,6 +311,8 @@ class Store:
                 "Only finished runs, and weights of these runs, are packed; "
                 f"not finished: {', '.join(unfinished) or 'none'}."
             )
+        self.reload()  # what would be hidden or lost is judged by what is there now
+        self._check_place(folder, keys)
         others = {}
         for key in sorted(set(weights)):
             best = {name: value.data for name, value in self.load(key).named_parameters()}
@@ -314,6 +324,26 @@ class Store:
         write_bundle(folder, entries, tables, others)
         self.reload()
         return folder
+
+    def _check_place(self, folder, keys):
+        within = folder.is_relative_to(self.root / "runs") or any(
+            (place / BUNDLE).exists() for place in folder.parents
+        )
+        alone = not within and not any(folder.glob(f"*/**/{BUNDLE}"))
+        rule = "outside runs/, and neither in another bundle nor around one"
+        checks.require(alone, "folder", str(folder), rule, "choose a folder of its own")
+        there, lost = Bundles(folder), []
+        if there.damaged:
+            raise next(iter(there.damaged.values()))
+        for key in sorted(there.entries.keys() - set(keys)):
+            elsewhere = not all(map(folder.samefile, self._bundles.holding(key)))
+            if not (elsewhere or (self.folder(key) / "result").is_dir()):
+                lost.append(key)
+        if lost:
+            raise ValueError(
+                f"The bundle {folder} holds runs that are stored nowhere else and would be lost: "
+                f"{', '.join(lost)}; pack them too, or choose another folder."
+            )
 
     def prune(self, keys=None, unfinished=False):
         """Remove the attempts that finished runs (default: all) left behind, and with `unfinished`
