@@ -164,7 +164,9 @@ def check_place(device, backend="auto", here=True):
     """Refuse a device or backend that cannot be meant or, ``here``, is not there (ValueError)."""
     import torch
 
-    checks.one_of("backend", backend, ("auto", "reference", "fast"))
+    from lib.recurrence import BACKENDS
+
+    checks.one_of("backend", backend, BACKENDS)
     asked = None
     with contextlib.suppress(RuntimeError, TypeError):
         asked = torch.device(device)
