@@ -560,8 +560,11 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
         (tmp_path / "file").write_text("no folder")
         assert code(results=tmp_path / "file") == attempt.UNUSABLE == 3
         assert code({**config, "seed": -1}) == code({**config, "colour": 1}) == attempt.INVALID == 2
-        monkeypatch.setattr(train.Trainer, "train_step", lambda self: 1 / 0)
-        assert code(other.to_dict()) == attempt.FAILED == 1
+        large = {**config, "training": {**config["training"], "batch_size": 10_000}}
+        assert code(large) == attempt.INVALID
+        for broken in (lambda self: 1 / 0, lambda self: int("a word")):
+            monkeypatch.setattr(train.Trainer, "train_step", broken)
+            assert code(other.to_dict()) == attempt.FAILED == 1
         now = checkpoints.fingerprint()
         monkeypatch.undo()
         interrupted(root, other)
@@ -574,7 +577,9 @@ def test_exit_codes(root, tmp_path, capfd, monkeypatch):
         "cannot be written",
         "seed is -1",
         "Unknown field 'colour'",
+        "batch_size is 10000",
         "ZeroDivisionError",
+        "invalid literal for int",
         "torch 2",
     ):
         assert any(words in line for line in messages), words

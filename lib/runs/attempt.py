@@ -33,11 +33,18 @@ UNUSABLE = 3  # the results folder cannot be used, or is full: ends the sweep
 CHANGED = 4  # its checkpoint was made by other code: not tried again
 PAUSED = 75  # asked to stop, its state is saved: goes on, and is no failed attempt
 BUSY = 76  # another process trains this run: waits behind the others
+
+
+class Unfit(ValueError):
+    """What a cell refused while it was trained: no fault of the request."""
+
+
 # In this order; whatever else is raised is a failed attempt.
 CODES = {
     KeyboardInterrupt: PAUSED,
     CodeChanged: CHANGED,
     StoreError: UNUSABLE,
+    Unfit: FAILED,
     ValueError: INVALID,
 }
 HEARTBEAT = 10  # seconds
@@ -207,6 +214,7 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
     if pending:
         if not isinstance(data, datasets.Dataset):
             data = datasets.load(pending[0].task, data=data, device=device)
+        train.steps_per_epoch(pending[0], data)  # refused before there is an attempt
         place = {"device": device, "backend": backend, "alike": alike}
         _train(pending, store, data, place, callbacks)
     return [store.status(config.key())["state"] for config in configs]
@@ -310,6 +318,8 @@ class Recorder:
             with contextlib.suppress(OSError, StoreError):
                 attempt.log(f"{state} {message}{details}".rstrip())
                 attempt.note(state=state, message=message)
+        if isinstance(error, ValueError):
+            raise Unfit(str(error)) from error
         return kind is Superseded
 
     def close(self):
