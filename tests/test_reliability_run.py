@@ -23,7 +23,7 @@ import pytest
 import tiny
 import torch
 
-from lib import files, train
+from lib import compiled, files, recurrence, train
 from lib.config import RunConfig, Task, Window
 from lib.files import DiskFull, StoreError, Verified
 from lib.runs import attempt, checkpoints, sweep
@@ -506,6 +506,24 @@ def test_16_pruned_attempts_start_again(root, monkeypatch):
     assert len(Store(root).prune(keys=[config.key()], unfinished=True)) == 1
     tiny.execute(config, root)
     assert "started, 28 steps" in log(root, config)
+
+
+def test_16_another_backend_does_not_go_on(root, monkeypatch):
+    config = tiny.config("gru")
+    with monkeypatch.context() as compiles:
+        compiles.setattr(recurrence.SequenceClassifier, "prepare", lambda *_: "fast")
+        interrupted(root, config)
+
+    def unavailable(_):
+        raise compiled.Unavailable("No compiler is here.")
+
+    monkeypatch.setattr(compiled, "graphs", unavailable)
+    with pytest.warns(match="No compiler"), pytest.raises(CodeChanged, match="on the fast path"):
+        tiny.execute(config, root)
+
+
+def test_16_what_decodes_images_is_code():
+    assert {"lib/datasets.py", "lib/folders.py"} <= checkpoints.fingerprint().keys()
 
 
 def test_16_comments_are_not_code(tmp_path, monkeypatch):

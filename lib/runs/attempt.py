@@ -188,12 +188,13 @@ def check_place(device, backend="auto", here=True):
 def execute(configs, store=None, *, data=None, device="cpu", backend="auto", alike=1, callbacks=()):
     """One attempt at these runs, which are equal but for the seed: resume from the newest valid
     checkpoints, train as `lib.train.fit`, publish the result of each seed. Runs that have one are
-    left out; a resumed run keeps the backend it began with. Returns the state of each run.
+    left out; a resumed run keeps the backend it began with, or is refused. Returns the state of
+    each run.
 
     Raises
     ------
     ValueError
-        A configuration, the device or the data cannot be used.
+        A configuration, the device or the data cannot be used; `Unfit` where a cell said so.
     StoreError
         The results folder cannot be used, is full, or holds checkpoints of other code.
     KeyboardInterrupt
@@ -346,6 +347,13 @@ class Recorder:
         resumed, began = [], f"started, {state.steps} steps"
         if self.found:
             before = self.found[0]["environment"]
+            if before["backend"] != state.backend:
+                raise CodeChanged(
+                    f"Run {self.found[0]['key']} began on the {before['backend']} path, which "
+                    "cannot be compiled here, and results must not be mixed; go on where it can, "
+                    "or drop the unfinished attempts with "
+                    "Store().prune(keys=[...], unfinished=True) to start again."
+                )
             names = ("backend", "device", "device_name", "processor", "threads", "seeds")
             changed = {name: before.get(name) for name in names if before.get(name) != made[name]}
             resumed = [*before.get("resumed", []), {"step": state.step, "before": changed}]

@@ -9,11 +9,11 @@ from lib import files
 from lib.files import StoreError, digest
 
 # Modules whose code defines a result.
-RESULT_MODULES = "config datasets windows cells recurrence compiled measures train".split()
+RESULT_MODULES = "config datasets folders windows cells recurrence compiled measures train".split()
 
 
 class CodeChanged(StoreError):
-    """A checkpoint comes from other code or another torch than the one that runs now."""
+    """A checkpoint comes from other code, another torch or another backend than those here."""
 
 
 def save(folder, step, content):
