@@ -111,6 +111,19 @@ def test_a_process_id_alone_says_nothing():
         other.kill()
 
 
+def test_what_one_child_said_leaves_no_trace_in_the_next(tmp_path):
+    said = []
+    try:
+        for request in ({"seed": -1}, {"seed": -2}):
+            with children.slot() as server:
+                server.start(attempt.Request((request,), str(tmp_path)))
+                assert server.wait() == attempt.INVALID
+                said.append(server.errors())
+    finally:
+        children.close()
+    assert [text[:10] for text in said] == ["seed is -1", "seed is -2"]
+
+
 def test_children_without_a_fork_and_beyond_1024_descriptors(tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
     (tmp_path / "sitecustomize.py").write_text(

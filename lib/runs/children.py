@@ -41,7 +41,7 @@ class Server:
 
     def __init__(self):
         self.alive, self.pid = True, None
-        self._errors = tempfile.TemporaryFile("a+b")
+        self._errors = tempfile.TemporaryFile(buffering=0)  # a seek here moves the children's, too
         # Neither the working folder nor an installed copy decides which ``lib`` it imports.
         path = [str(paths.project_root()), *map(os.path.abspath, sys.path)]
         code = (
@@ -72,7 +72,8 @@ class Server:
         OSError
             The server is gone.
         """
-        self._errors.truncate(0)
+        self._errors.seek(0)
+        self._errors.truncate()
         self.alive = False  # until it answers
         self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
         self.pid = self._said.get()
