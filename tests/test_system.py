@@ -6,8 +6,10 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tiny
 
 from lib import files, system
 from lib.files import StoreError
@@ -122,6 +124,24 @@ def test_what_one_child_said_leaves_no_trace_in_the_next(tmp_path):
     finally:
         children.close()
     assert [text[:10] for text in said] == ["seed is -1", "seed is -2"]
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "message"),
+    [
+        (-9, "a remark", "a remark\nended by signal 9"),
+        (-9, "", "ended by signal 9"),
+        (1, "", "ended with code 1"),
+        (1, "ValueError: no", "ValueError: no"),
+    ],
+)
+def test_a_message_says_how_a_child_ended(code, errors, message, tmp_path, monkeypatch):
+    ended = SimpleNamespace(
+        start=lambda _: None, wait=lambda _: code, errors=lambda: errors, alive=False
+    )
+    monkeypatch.setattr(children, "Server", lambda: ended)
+    request = attempt.Request((tiny.config().to_dict(),), str(tmp_path))
+    assert children.work(request).message == message
 
 
 def test_children_without_a_fork_and_beyond_1024_descriptors(tmp_path, monkeypatch):

@@ -150,9 +150,11 @@ def work(request):
             if (code := server.wait(GRACE)) is None:
                 server.kill()
                 code = server.wait()
-        message = server.errors() or f"ended by signal {-code}"
+        message = server.errors()
+        if code < 0:
+            message = f"{message}\nended by signal {-code}".strip()
     saved = checkpoints.found(next(iter(runs)))
-    return Ending(code, message, saved[0][0] if saved else -1)
+    return Ending(code, message or f"ended with code {code}", saved[0][0] if saved else -1)
 
 
 def _wanted():
