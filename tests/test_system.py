@@ -126,6 +126,14 @@ def test_what_one_child_said_leaves_no_trace_in_the_next(tmp_path):
     assert [text[:10] for text in said] == ["seed is -1", "seed is -2"]
 
 
+def test_an_error_ends_the_child_and_its_server(tmp_path):
+    config = tiny.config(epochs=1000)
+    with pytest.raises(KeyError), children.slot() as server:
+        server.start(attempt.Request((config.to_dict(),), str(tmp_path), backend="reference"))
+        raise KeyError("of whoever watches the child")
+    assert not system.lives(server.pid) and not children._idle
+
+
 @pytest.mark.parametrize(
     ("code", "errors", "message"),
     [

@@ -172,16 +172,21 @@ _idle = []  # servers of this process whose child has ended, to be used again
 
 @contextlib.contextmanager
 def slot():
-    """A server for one child after the other; it is kept while it is alive."""
+    """A server for one child after the other; it is kept while it is alive, unless an error ends it
+    with its child.
+    """
     try:
         one = _idle.pop()
     except IndexError:
         one = Server()
     try:
         yield one
-    finally:
-        if one.alive:
-            _idle.append(one)
+    except BaseException:
+        one.kill()
+        one.close()
+        raise
+    if one.alive:
+        _idle.append(one)
 
 
 def close():
