@@ -4,6 +4,7 @@ test_reliability_sweep.py.
 
 import asyncio
 import gc
+import itertools
 import math
 import os
 import subprocess
@@ -234,6 +235,16 @@ def test_watching_goes_on_until_all_runs_are_there(tmp_path):
     assert [len(next(watching)) for _ in range(2)] == [1, 1]
     mark(store.folder(configs[1].key()), configs[1], "CANCELLED", "")
     assert [len(runs) for runs in watching] == [2]
+
+
+def test_watching_ends_with_the_sweep(tmp_path):
+    store, one = Store(tmp_path), tiny.config()
+    mark(store.folder(one.key()), one, "QUEUED")
+    started = sweep.start([one], store, where="moon")
+    with pytest.raises(ValueError, match="where is 'moon'"):
+        started.wait()
+    watching = itertools.islice(sweep.watch([one], store, every=0, started=started), 2)
+    assert [list(runs["state"]) for runs in watching] == [["QUEUED"]]
 
 
 def test_several_grids_in_one_file(tmp_path):

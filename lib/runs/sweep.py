@@ -156,13 +156,16 @@ def _difference(row, usual):
     return ", ".join(words)
 
 
-def watch(configs, store=None, every=2.0):
-    """Yield `status` every so many seconds until all these runs have ended."""
+def watch(configs, store=None, every=2.0, started=None):
+    """Yield `status` every so many seconds until all these runs have ended, or the sweep that was
+    `started` for them has.
+    """
     while True:
+        over = started is not None and not started.running
         runs = status(configs, store)
         yield runs
         ended = ~runs["state"].isin(["QUEUED", "RUNNING"])
-        if ended.all() and len(runs) == len(unique(configs)):
+        if over or (ended.all() and len(runs) == len(unique(configs))):
             return
         time.sleep(every)
 
