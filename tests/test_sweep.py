@@ -20,10 +20,10 @@ import tiny
 
 from lib import cells
 from lib.config import CellSpec, RunConfig, Task
-from lib.files import StoreError
+from lib.files import StoreError, read_json, to_json, write
 from lib.runs import attempt, places, sweep
 from lib.runs.grid import RATES
-from lib.runs.status import mark
+from lib.runs.status import cancelled, mark
 from lib.runs.store import Store
 
 GRIDS = Path(__file__).parent.parent / "notebooks" / "grids"
@@ -245,6 +245,28 @@ def test_watching_ends_with_the_sweep(tmp_path):
         started.wait()
     watching = itertools.islice(sweep.watch([one], store, every=0, started=started), 2)
     assert [list(runs["state"]) for runs in watching] == [["QUEUED"]]
+
+
+def test_a_run_killed_before_it_wrote_its_status_is_cancelled(tmp_path):
+    store, one = Store(tmp_path), tiny.config()
+    killed = attempt.Attempt(store.folder(one.key()), one)
+    (killed.folder / "status.json").unlink()
+    sweep.cancel(one.key(), store)
+    assert store.status(one.key())["state"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("name", ["key", "state", "started"])
+def test_a_damaged_mark_is_named(tmp_path, name):
+    store, one = Store(tmp_path), tiny.config()
+    run = store.folder(one.key())
+    mark(run, one, "CANCELLED")
+    marked = read_json(run / "status.json")
+    del marked[name]
+    write(run / "status.json", to_json(marked))
+    row = store.runs().iloc[0]
+    assert (row.key, row.state) == (one.key(), "DAMAGED") and name in row.message
+    with pytest.raises(StoreError, match=r"move .* away and run again"):
+        cancelled(run, since=0)
 
 
 def test_several_grids_in_one_file(tmp_path):

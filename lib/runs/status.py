@@ -3,6 +3,7 @@
 An attempt writes its own; what no process works on is marked in the folder of the run.
 """
 
+import contextlib
 import json
 import socket
 import time
@@ -74,8 +75,26 @@ def mark(run, config, state, message=""):
 
 def cancelled(run, since):
     """Whether a run was cancelled after a time."""
-    marked = files.read_json(run / "status.json")
+    marked = _mark(run)
     return bool(marked) and marked["state"] == "CANCELLED" and marked["started"] > since
+
+
+def _mark(run):
+    """The mark in the folder of a run, with all that is read of it; None without one."""
+    marked = files.read_json(run / "status.json")
+    with _intact(run):
+        return marked and marked | {name: marked[name] for name in ("key", "state", "started")}
+
+
+@contextlib.contextmanager
+def _intact(run):
+    """Raise StoreError where a status is not what was written."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"A status.json below {run} is damaged ({error!r}); move {run} away and run again."
+        ) from error
 
 
 def of_attempt(row):
@@ -102,8 +121,8 @@ def unfinished(run):
         A status is not what was written.
     """
     attempts = [row for row in map(files.read_json, run.glob("attempt-*/status.json")) if row]
-    marked = files.read_json(run / "status.json")
-    try:
+    marked = _mark(run)
+    with _intact(run):
         newest = max(attempts, key=lambda row: row["started"], default=None)
         if newest is None:
             return marked
@@ -116,7 +135,3 @@ def unfinished(run):
             if (marked["state"], newest["state"]) != ("QUEUED", "RUNNING"):
                 newest |= {"state": marked["state"], "message": marked["message"]}
         return newest
-    except (KeyError, TypeError) as error:
-        raise StoreError(
-            f"A status.json below {run} is damaged ({error!r}); move {run} away and run again."
-        ) from error

@@ -176,6 +176,7 @@ def cancel(key, store=None):
     """
     store = store or Store()
     config, row = store.config(key), store.status(key)
+    row = row or {"state": "INTERRUPTED"}  # killed before it wrote its status
     if row["state"] in FINISHED:
         raise ValueError(f"Run {key} is finished ({row['state']}); there is nothing to cancel.")
     mark(store.folder(key), config, "CANCELLED", "Cancelled.")
