@@ -140,6 +140,24 @@ def test_a_changed_step_loses_the_derivative_by_hand():
     assert Rectified.pullback is cells.Cell.pullback and not Rectified.additive
 
 
+def test_a_step_that_is_mixed_in_loses_the_derivative_by_hand():
+    class Slow:
+        def update(self, state, a, g, theta):
+            return cells.VoltageState(0.5 * state.v + 0.5 * (a[0] + g).chunk(2, -1)[1])
+
+    class Mixed(Slow, cells.CB):
+        name = "mixed"
+
+    class Heir(Mixed):
+        name = "heir"
+
+    class Own(Slow, cells.CB):
+        name, pullback = "own", cells.ConductanceCell.pullback
+
+    assert Mixed.pullback is Heir.pullback is cells.Cell.pullback and not Heir.additive
+    assert Own.pullback is cells.ConductanceCell.pullback
+
+
 def test_gradient_of_the_input_is_at_hand():
     x = torch.randn(2, 5, 3, requires_grad=True)
     SequenceClassifier("cb", 3, 6, 4, 5, backend="fast")(x).sum().backward()

@@ -44,13 +44,15 @@ class Cell(nn.Module):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        own = cls.__dict__
-        changed = "update" in own or "presynaptic" in own or "_plasticity" in own
-        if changed and "pullback" not in own:
+
+        def place(*methods):  # of the first class, in the order of inheritance, that has one
+            return next(i for i, kind in enumerate(cls.__mro__) if vars(kind).keys() & {*methods})
+
+        if place("update", "presynaptic", "_plasticity") < place("pullback"):
             # A derivative by hand belongs to the step it was written for; a changed step is
             # differentiated automatically.
             cls.saved, cls.pullback = Cell.saved, Cell.pullback
-            cls.additive = own.get("additive", False)
+            cls.additive = vars(cls).get("additive", False)
 
     def __init__(
         self,
