@@ -2,6 +2,7 @@
 that such texts may use.
 """
 
+import importlib
 import json
 import re
 import subprocess
@@ -119,6 +120,37 @@ def test_a_name_means_what_it_was_set_to_last(stored):
     assert "SCALE = 0.25" in stored["plain"] and "m.pi" not in stored["plain"]
     assert not torch.equal(logits("plain", stored["plain"]), logits("earlier", stored["earlier"]))
     assert cells.get("plain").label == "in the plain"
+
+
+CHANGES = """from lib.cells import *
+GAIN = 3.0
+GAIN = 1.0
+GAIN += 0.5
+SCALE = 2.0
+SCALE = 2 * SCALE
+OPTIONS, NAMES, OTHER = {}, [], {}
+OPTIONS["dt"] = 0.2
+OTHER["x"] = "unneeded"
+for name in ("a", "b"):
+    NAMES.append(name)
+if not NAMES:
+    SCALE = 0.0
+
+
+@register
+class Changes(CB):
+    name, held = "changes", (GAIN, SCALE, OPTIONS, NAMES)
+"""
+
+
+def test_the_text_holds_what_changed_a_needed_name(tmp_path, monkeypatch):
+    (tmp_path / "changes.py").write_text(CHANGES, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("changes")
+    text = cells.SOURCES["changes"]
+    assert cells.register_source(text) == ["changes"]
+    assert cells.get("changes").held == (1.5, 4.0, {"dt": 0.2}, ["a", "b"])
+    assert "unneeded" not in text and "3.0" not in text
 
 
 def test_a_text_alone_is_stored_as_it_stands(stored):

@@ -94,13 +94,14 @@ def _at_hand():
 @dataclass(eq=False)
 class _Statement:
     """A statement at the top level of a file or notebook cell: its text, and the names of the
-    module that it binds and that it uses.
+    module that it binds, that it uses, and whose earlier value it may leave or change.
     """
 
     node: ast.stmt
     text: str
     binds: set = field(default_factory=set)
     uses: set = field(default_factory=set)
+    changes: set = field(default_factory=set)
 
     def __post_init__(self):
         top = symtable.symtable(self.text, "<user's cells>", "exec")
@@ -109,11 +110,26 @@ class _Statement:
                 self.binds.add(name.get_name())
             if name.is_referenced():
                 self.uses.add(name.get_name())
+        perhaps = isinstance(self.node, ast.AugAssign | ast.If | ast.For | ast.While | ast.Try)
+        self.changes = self.binds & (self.binds if perhaps else self.uses)
+        if not isinstance(self.node, ast.FunctionDef | ast.ClassDef):
+            self.changes |= {name for node in ast.walk(self.node) if (name := _changed(node))}
         inner = top.get_children()
         while inner:
             table = inner.pop()
             inner += table.get_children()
             self.uses |= {name.get_name() for name in table.get_symbols() if name.is_global()}
+
+
+def _changed(node):
+    """Name whose value an assignment to a part of it, or a call of its method alone, changes."""
+    called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    part, inner = node.value.func if called else node, ast.Subscript | ast.Attribute
+    if not (isinstance(part, inner) and (called or not isinstance(part.ctx, ast.Load))):
+        return None
+    while isinstance(part, inner):
+        part = part.value
+    return getattr(part, "id", None)
 
 
 def _text(cell):
@@ -129,14 +145,17 @@ def _text(cell):
             "define it at the top level of a notebook cell or a file."
         )
     own = named[-1]
-    last = {name: one for one in written for name in one.binds}
+    made = {}  # name -> its last definition, and what changed it since
+    for one in written:
+        made |= {name: [one] for name in one.binds - one.changes}
+        for name in one.changes:
+            made.setdefault(name, []).append(one)
     needed, waiting = {own}, [own]
     while waiting:
-        for name in waiting.pop().uses & last.keys():
-            provided = name in at_hand and getattr(module, name, None) is at_hand[name]
-            if not provided and last[name] not in needed:
-                needed.add(last[name])
-                waiting.append(last[name])
+        for name in waiting.pop().uses & made.keys() - {cell.__name__}:
+            if not (name in at_hand and getattr(module, name, None) is at_hand[name]):
+                waiting += set(made[name]) - needed
+                needed.update(made[name])
     parts = [one.text for one in written if one in needed and one is not own] + [own.text]
     if not own.text.startswith("@"):
         parts[-1] += f"\nregister({cell.__name__})\n"
