@@ -491,6 +491,14 @@ def test_a_default_given_explicitly_changes_nothing():
     assert explicit == plain
 
 
+def test_a_largest_gate_of_dt_is_an_option_where_it_is_not_the_default():
+    class Wide(cells.CB):
+        name, defaults = "wide", {"z_max": 1.0}
+
+    assert Wide.changed_options({"z_max": 0.1}) == {"z_max": 0.1}
+    assert Wide.changed_options({"z_max": 1}) == {}
+
+
 def test_names_select_and_refuse():
     assert names() == list(cells.ALL) and len(names()) == 9
     assert names("design") == ["cb", "dale", "dale_cb", "stp", "stp_dale", "stp_dale_cb"]

@@ -140,7 +140,8 @@ class ConductanceCell(Cell):
     @classmethod
     def changed_options(cls, options):
         changed = super().changed_options(options)
-        if "z_max" in changed and changed["z_max"] == changed.get("dt", cls.defaults["dt"]):
+        dt = changed.get("dt", cls.defaults["dt"])
+        if "z_max" in changed and cls.defaults["z_max"] == "dt" and changed["z_max"] == dt:
             del changed["z_max"]
         elif type(changed.get("z_max")) is int:
             changed["z_max"] = float(changed["z_max"])
