@@ -436,6 +436,11 @@ def test_parameter_count_and_matching_size():
         for h in (size - 1, size, size + 1)
     }
     assert min(totals, key=lambda h: abs(totals[h] - target)) == size
+    fraction = {"excitatory_fraction": 0.2}
+    assert 40 < cells.matching_hidden_size("dale", target, 12, 10, **fraction) < 60
+    assert cells.matching_hidden_size("dale", 50, 12, 10, **fraction) == 3
+    with pytest.raises(ValueError, match="has no option 'speed'"):
+        cells.matching_hidden_size("dale", target, 12, 10, speed=1)
 
 
 @pytest.mark.parametrize(

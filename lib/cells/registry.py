@@ -225,13 +225,17 @@ def matching_hidden_size(name, target, input_size, classes, **options):
     """Hidden size at which cell ``name`` with its read-out comes closest to ``target`` trainable
     parameters; the smaller of two equals.
     """
+    kind = get(name)
 
     def total(hidden_size):
-        cell = get(name)(input_size, hidden_size, **options)
+        cell = kind(input_size, hidden_size, **options)
         readout = classes * (cell.readout_size + 1)
         return sum(parameter.numel() for parameter in cell.parameters()) + readout
 
-    low = 2 if get(name).weights in ("sign", "reversal") else 1
+    for low in range(1, target + 1):
+        with contextlib.suppress(ValueError):  # too few units for Dale's law
+            kind.check_options(low, options)
+            break
     high = low
     while total(high) < target:
         high *= 2
