@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from lib import cells, datasets, measures, windows
+from lib.cells.registry import registered
 from lib.checks import number, require, whole
 from lib.config import RunConfig
 from lib.recurrence import SequenceClassifier, check_seeds
@@ -55,14 +56,11 @@ class Outcome:
 
 def check(config):
     """Refuse a configuration that cannot run, before any file is read (ValueError)."""
-    task, window, training = config.task, config.window, config.training
-    if task.source is not None and datasets.TEXTS.get(task.dataset) != task.source:
-        cells.register_source(task.source)
-    datasets.check_task(task)
-    windows.check_task_window(task, window)
-    if config.cell.source is not None and cells.SOURCES.get(config.cell.name) != config.cell.source:
-        cells.register_source(config.cell.source)
-    cells.check_cell(config.cell)
+    task, cell, training = config.task, config.cell, config.training
+    with registered(task, cell):
+        datasets.check_task(task)
+        windows.check_task_window(task, config.window)
+        cells.check_cell(cell)
     for name in ("epochs", "batch_size", "validations_per_epoch"):
         whole(name, getattr(training, name), 1)
     for name in ("learning_rate", "clip_norm"):
@@ -83,18 +81,19 @@ def steps_per_epoch(config, data):
 
 def build(config, *, seeds=None, device="cpu"):
     """The `SequenceClassifier` of a configuration at its start, or of several seeds of it."""
-    window, cell = config.window, config.cell
-    return SequenceClassifier(
-        cell.name,
-        datasets.image_shape(config.task)[0] * window.input_length,
-        cell.hidden_size,
-        datasets.get(config.task.dataset).classes,
-        windows.task_length(config.task, window),
-        seed=config.seed,
-        seeds=seeds,
-        initialisation=cell.initialisation,
-        **cell.options,
-    ).to(device)
+    task, window, cell = config.task, config.window, config.cell
+    with registered(task, cell):
+        return SequenceClassifier(
+            cell.name,
+            datasets.image_shape(task)[0] * window.input_length,
+            cell.hidden_size,
+            datasets.get(task.dataset).classes,
+            windows.task_length(task, window),
+            seed=config.seed,
+            seeds=seeds,
+            initialisation=cell.initialisation,
+            **cell.options,
+        ).to(device)
 
 
 def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=(), resume=None):
@@ -145,7 +144,8 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
     # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they
     # were.
     devices = [device] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _denormals_are_zero():
+    texts = registered(configs[0].task, configs[0].cell)
+    with texts, torch.random.fork_rng(devices=devices), _denormals_are_zero():
         torch.manual_seed(_mix(configs[0].seed, -1))
         return Trainer(configs, data, device, backend, alike, callbacks, resume).run()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lib import datasets, explore
+from lib import cells, datasets, explore
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.figures import plots
 from lib.paths import data_dir, project_root
@@ -616,3 +616,13 @@ def test_explorers_open_on_narrow_images(tmp_path, monkeypatch):
     attempt.execute(config, Store(tmp_path), data=tmp_path / "narrow", backend="reference")
     opened = explore.CurveExplorer(Store(tmp_path))
     assert opened.controls["input_length"].value == 4
+
+
+def test_an_older_version_is_read_by_its_text_and_the_newest_stays(trained):
+    newest = SIGNALS.replace("(100, 1, 2, 16)", "(80, 1, 2, 16)")
+    cells.register_source(newest.replace("np.arange(100)", "np.arange(80)"))
+    (config,) = (trained.config(key) for key in trained.runs()["key"])
+    folder = trained.root / "signals"
+    assert len(datasets.load(config.task, data=folder).labels["train"]) == 64
+    assert datasets.TEXTS["signals"] != SIGNALS
+    assert len(datasets.load(Task("signals"), data=folder).labels["train"]) == 51

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lib import __main__, datasets, folders, train
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.runs import sweep
+from lib.runs import attempt, sweep
 from lib.runs.store import Store
 
 
@@ -206,8 +206,9 @@ def test_a_data_set_of_this_process_alone_is_refused_before_any_run_waits(tmp_pa
     made = np.zeros((40, 1, 4, 4), np.uint8), np.arange(40) % 2
     datasets.register_dataset("mine", lambda folder: made, (1, 4, 4), "ab")
     config = RunConfig(Task("mine"), Window(2, 2), CellSpec("rnn", 2), Training(1, 10))
-    with pytest.raises(ValueError, match=r"mine is known to this process alone.*register_source"):
-        sweep.sweep([config], Store(tmp_path), progress=False)
+    for train_all in (attempt.execute, sweep.sweep):
+        with pytest.raises(ValueError, match=r"mine is known to this process alone.*register_s"):
+            train_all([config], Store(tmp_path))
     assert Store(tmp_path).status(config.key()) is None
 
 

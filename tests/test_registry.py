@@ -11,9 +11,12 @@ import sys
 import pytest
 import torch
 
-from lib import cells
+from lib import cells, train
+from lib.config import CellSpec, RunConfig
 from lib.paths import project_root
 from lib.recurrence import SequenceClassifier
+from lib.runs import attempt, sweep
+from lib.runs.store import Store
 
 README = (project_root() / "README.md").read_text("utf-8")
 (LEAKY,) = re.findall(r"```python\n(class State.*?)```", README, re.S)
@@ -173,6 +176,37 @@ def test_what_registers_nothing_or_takes_a_name_is_refused():
         cells.register_source("@register\nclass Mine(RNN):\n    name = 'rnn'\n")
     with pytest.raises(ValueError, match="name is None, but a cell needs a name"):
         cells.register_source("@register\nclass Mine(RNN):\n    pass\n")
+
+
+def version(number):
+    return f"@register\nclass Version(CB):\n    name, number = 'version', {number}\n"
+
+
+def test_a_text_that_fails_leaves_what_was_registered():
+    cells.register_source(version(1))
+    with pytest.raises(ValueError, match="does not run: ZeroDivisionError"):
+        cells.register_source(version(2) + version(2).replace("version", "fresh") + "1 / 0")
+    assert cells.get("version").number == 1 and cells.SOURCES["version"] == version(1)
+    assert "fresh" not in cells.CELLS
+
+
+def test_a_run_of_an_older_version_leaves_the_newest_registered():
+    cells.register_source(version(1))
+    (config,) = sweep.grid(cells="version", hidden_size=4, seeds=[0])
+    cells.register_source(version(2))
+    train.check(config)
+    assert train.build(config).cell.number == 1
+    (newest,) = sweep.grid(cells="version", seeds=[0])
+    assert newest.cell.source == version(2) and cells.get("version").number == 2
+
+
+def test_a_run_without_the_text_of_its_cell_is_refused_before_any_work(tmp_path):
+    cells.register_source(version(1))
+    config = RunConfig(cell=CellSpec("version", 4))
+    for train_all in (attempt.execute, sweep.sweep):
+        with pytest.raises(ValueError, match="The cell version is known to this process alone"):
+            train_all([config], Store(tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 def test_names_that_texts_of_cells_may_use_stay():

@@ -67,15 +67,18 @@ def register_source(text):
     ValueError
         The text does not run, or registers nothing.
     """
-    cells, sets = dict(CELLS), dict(datasets.DATASETS)
+    before = _snapshot()
     try:
         exec(compile(text, "<user's cells>", "exec"), {**_at_hand(), "__name__": USER})
     except Exception as error:
+        _restore(before, new=False)
         raise ValueError(
             f"The file of the user's own cells does not run: {type(error).__name__}: {error}."
         ) from error
-    found = [name for name, cell in CELLS.items() if cells.get(name) is not cell]
-    found_sets = [name for name, one in datasets.DATASETS.items() if sets.get(name) is not one]
+    found, found_sets = (
+        [name for name, one in kinds.items() if old.get(name) is not one]
+        for (kinds, _), (old, _) in zip(_registries(), before, strict=True)
+    )
     if not found + found_sets:
         raise ValueError(
             "The file of the user's own cells registers no cell; put @register above the class."
@@ -83,6 +86,43 @@ def register_source(text):
     SOURCES.update(dict.fromkeys(found, text))
     datasets.TEXTS.update(dict.fromkeys(found_sets, text))
     return found
+
+
+@contextlib.contextmanager
+def registered(task, cell=None):
+    """Meanwhile the data set of a task, and a cell, are those of their texts. Afterwards names that
+    were known mean what they meant before; new ones stay.
+    """
+    before = _snapshot()
+    try:
+        if task.source is not None and datasets.TEXTS.get(task.dataset) != task.source:
+            register_source(task.source)
+        if cell and cell.source is not None and SOURCES.get(cell.name) != cell.source:
+            register_source(cell.source)
+        yield
+    finally:
+        if _snapshot() != before:
+            _restore(before)
+
+
+def _registries():
+    return (CELLS, SOURCES), (datasets.DATASETS, datasets.TEXTS)
+
+
+def _snapshot():
+    return [(dict(kinds), dict(texts)) for kinds, texts in _registries()]
+
+
+def _restore(before, new=True):
+    """Undo what was registered since; ``new``: but for names that were not known."""
+    for (kinds, texts), (old, old_texts) in zip(_registries(), before, strict=True):
+        for name in list(kinds):
+            if name in old:
+                texts.pop(name, None)
+            elif not new:
+                del kinds[name]
+        kinds.update(old)
+        texts.update(old_texts)
 
 
 def _at_hand():

@@ -167,6 +167,26 @@ def adopt(run):
     return any(files.whole(attempt) and publish(attempt) for attempt in run.glob("attempt-*"))
 
 
+def check(config):
+    """Refuse what cannot run, or has a key that does not tell versions of what a user added apart
+    (ValueError).
+    """
+    from lib import cells, datasets, train
+
+    train.check(config)
+    task, cell = config.task, config.cell
+    for what, name, text, own in (
+        ("data set", task.dataset, task.source, task.dataset not in datasets.BUILT_IN),
+        ("cell", cell.name, cell.source, cell.name in cells.SOURCES),
+    ):
+        if own and text is None:
+            raise ValueError(
+                f"The {what} {name} is known to this process alone, as its text is no part of the "
+                "run; register it with cells.register_source(text of a file), and make the run "
+                "with grid."
+            )
+
+
 def check_place(device, backend="auto", here=True):
     """Refuse a device or backend that cannot be meant or, ``here``, is not there (ValueError)."""
     import torch
@@ -200,12 +220,13 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
     KeyboardInterrupt
         SIGTERM or SIGINT arrived; the state is saved and reads PAUSED.
     """
-    from lib import datasets, train
+    from lib import datasets
+    from lib.cells.registry import registered
 
     store = store or Store()
     configs = [configs] if isinstance(configs, RunConfig) else list(configs)
     for config in configs:
-        train.check(config)
+        check(config)
     check_place(device, backend)
     files.check_writable(store.root)
     pending = []
@@ -217,7 +238,8 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
             data = datasets.load(pending[0].task, data=data, device=device)
         train.steps_per_epoch(pending[0], data)  # refused before there is an attempt
         place = {"device": device, "backend": backend, "alike": alike}
-        _train(pending, store, data, place, callbacks)
+        with registered(pending[0].task, pending[0].cell):
+            _train(pending, store, data, place, callbacks)
     return [store.status(config.key())["state"] for config in configs]
 
 

@@ -272,10 +272,8 @@ def sweep(
 
 def check(configs, where="local", device="cpu", backend="auto", slots=None, cluster=None):
     """Refuse what cannot be trained, before anything is built or queued (ValueError)."""
-    from lib import train
-
     for config in configs:
-        train.check(config)
+        attempt.check(config)
     known = where in ("local", "slurm") or "://" in where
     rule = "local, slurm, or the address of a Dask scheduler such as tcp://10.0.0.1:8786"
     checks.require(known, "where", where, rule)
@@ -293,11 +291,6 @@ def _check_data(configs, data):
     loaded = {}
     for config in configs:
         name = config.task.dataset
-        if config.task.source is None and name not in datasets.BUILT_IN:
-            raise ValueError(
-                f"The data set {name} is known to this process alone, so that the processes that "
-                "train could not read it; register it with cells.register_source(text of a file)."
-            )
         if name not in loaded:
             loaded[name] = datasets.load(config.task, data=data)
         train.steps_per_epoch(config, loaded[name])

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lib import cells, checks, datasets, files, train, windows
+from lib.cells.registry import registered
 from lib.config import RunConfig
 from lib.files import StoreError, digest
 from lib.recurrence import SequenceClassifier
@@ -140,7 +141,8 @@ def record(
             return load(same)
     if not isinstance(data, datasets.Dataset):
         data = datasets.load(config.task, data=data)
-    arrays = _arrays(model, config, data, images, units, about)
+    with registered(config.task, config.cell):
+        arrays = _arrays(model, config, data, images, units, about)
     return _stored(arrays, about, store, name) if key and keep else Trace(arrays, about)
 
 
