@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lib import checks, files, paths
+from lib.config import RunConfig
 from lib.files import StoreError
 from lib.runs import attempt, sweep
 from lib.runs.status import FINISHED
@@ -118,13 +119,15 @@ def run(
     threads: int = 1,
 ):
     """Train one configuration in this process; a second call resumes or reuses it."""
+    from lib import train
     from lib.explore import live
 
     try:
-        configs = (json.loads(config.read_text(encoding="utf-8-sig")),)
+        values = json.loads(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{config} is no configuration: {error}.") from error
     checks.whole("--threads", threads, 1)
+    configs = (train.plain(RunConfig.from_dict(values)).to_dict(),)
     request = attempt.Request(configs, results, data, device, backend, threads)
     raise typer.Exit(attempt.run_request(request, [live.Live()]))
 

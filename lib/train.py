@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -57,6 +57,9 @@ class Outcome:
 def check(config):
     """Refuse a configuration that cannot run, before any file is read (ValueError)."""
     task, cell, training = config.task, config.cell, config.training
+    for name, value in (("dataset", task.dataset), ("name of the cell", cell.name)):
+        require(isinstance(value, str), name, value, "a text")
+    require(isinstance(cell.options, dict), "options", cell.options, "a mapping")
     with registered(task, cell):
         datasets.check_task(task)
         windows.check_task_window(task, config.window)
@@ -67,6 +70,27 @@ def check(config):
         number(name, getattr(training, name))
     whole("seed", config.seed)
     require(config.seed < 2**63, "seed", config.seed, "below 2**63", "choose a smaller one")
+
+
+def plain(config):
+    """The configuration as its key is made, so that a run has one key however it was written: with
+    Python's own numbers, and without options at their default. Refused as by `check`.
+    """
+    values = _own_numbers(config.to_dict())
+    for name in ("learning_rate", "clip_norm"):
+        if type(values["training"][name]) is int:
+            values["training"][name] = float(values["training"][name])
+    config = RunConfig.from_dict(values)
+    check(config)
+    with registered(config.task, config.cell):
+        options = cells.get(config.cell.name).changed_options(config.cell.options)
+    return replace(config, cell=replace(config.cell, options=options))
+
+
+def _own_numbers(value):
+    if isinstance(value, dict):
+        return {name: _own_numbers(part) for name, part in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def steps_per_epoch(config, data):

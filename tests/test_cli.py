@@ -89,9 +89,12 @@ def test_compare_trains_reuses_and_rebuilds(tmp_path, monkeypatch, capsys):
 def test_run_trains_one_configuration(tmp_path):
     path = tmp_path / "config.json"
     command = [sys.executable, "-m", "lib", "run", path, "--results", tmp_path]
+    written = config("rnn").to_dict()
+    written["training"]["clip_norm"] = 1  # as 1.0
     for text, code, said in (
         ("{", 2, "config.json is no configuration"),
-        (json.dumps(config("rnn").to_dict()), 0, "100% done"),
+        ('{"cell": {"options": null}}', 2, "options is None, but must be a mapping"),
+        (json.dumps(written), 0, "100% done"),
     ):
         path.write_text(text)
         ended = subprocess.run(command, capture_output=True, text=True, check=False)

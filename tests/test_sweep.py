@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import tiny
@@ -79,7 +80,10 @@ def test_a_users_cell_takes_its_text_along():
         ("windows: 8/4", "unknown field 'windows'; known fields are dataset"),
         ("- cells: rnn\n- cells: rnn\n  epochs: 0", "epochs is 0"),
         ("dataset: [digits, mnist]", r"dataset is \['digits', 'mnist'\], but must be one value"),
-        ("cells:", "cells is None, but must be one value"),
+        ("cells:", "cells is None, but must be names of cells, as a text or a list"),
+        ("cells: true", "cells is True, but must be names of cells"),
+        ("options: dt", "options is 'dt', but must be a mapping"),
+        ("options: 3", "options is 3, but must be a mapping"),
         ("cells: [rnn, ]\nseeds: []", r"seeds is \[\], but must be a list"),
         ("input_length: {first: 4}", "input_length is .*, but must be one value"),
         ("stride: [[4]]", r"stride is \[4\], but must be one value"),
@@ -95,6 +99,19 @@ def test_a_grid_file_is_refused_whole_with_field_and_value(tmp_path, text, messa
     with pytest.raises(ValueError, match=message) as error:
         sweep.read_grid(tmp_path / "grid.yaml")
     assert str(error.value).startswith(str(tmp_path / "grid.yaml"))
+
+
+def test_a_run_has_one_key_however_its_numbers_are_written():
+    usual = {"hidden_size": 8, "seeds": [1], "learning_rate": 1.0, "clip_norm": 1.0, "delay": 4}
+    (config,) = sweep.grid(cells="cb", **usual)
+    numpys = {name: np.int64(1) for name in ("learning_rate", "clip_norm")}
+    numpys |= {"hidden_size": np.int64(8), "seeds": [np.int64(1)], "delay": np.int32(4)}
+    for other in (
+        {**usual, "learning_rate": 1, "clip_norm": 1, "options": {"dt": np.float64(0.1)}},
+        numpys,
+    ):
+        (same,) = sweep.grid(cells="cb", **other)
+        assert same.key() == config.key()
 
 
 def test_an_exponent_is_a_number(tmp_path):

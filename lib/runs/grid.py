@@ -109,11 +109,10 @@ def grid(
     for (length, step), seed, name in itertools.product(dict.fromkeys(pairs), seeds, chosen):
         kind = registry.get(name)
         own = {option: value for option, value in options.items() if option in kind.defaults}
-        own = kind.changed_options(own)
         cell = CellSpec(name, hidden_size, initialisation, own, registry.SOURCES.get(name))
         training = Training(epochs, batch_size, rates[name], clip_norm, validations_per_epoch)
-        configs.append(RunConfig(task, Window(length, step, scan), cell, training, seed))
-        train.check(configs[-1])
+        config = RunConfig(task, Window(length, step, scan), cell, training, seed)
+        configs.append(train.plain(config))
     return unique(configs)
 
 
@@ -147,6 +146,12 @@ def _several(value):
 def _check_kind(name, value):
     """Refuse lists and mappings where one value is meant, and what was left empty."""
     inner = []
+    if name == "cells":
+        named = isinstance(value, (str, *LISTS))
+        checks.require(named, name, value, "names of cells, as a text or a list")
+    if name == "options":
+        holds = value is None or isinstance(value, dict)
+        checks.require(holds, name, value, "a mapping, such as {'dt': 0.3}")
     if name == "seeds":
         holds = isinstance(value, LISTS) and len(value) > 0
         checks.require(holds, name, value, "a list, such as [0, 1, 2]")
@@ -154,7 +159,6 @@ def _check_kind(name, value):
         checks.require(name in MAPPINGS, name, value, "one value", "write it without a mapping")
         inner = [(f"{name}: {key}", part) for key, part in value.items()]
     elif isinstance(value, LISTS):
-        checks.require(name != "options", name, value, "a mapping, such as {'dt': 0.3}")
         remedy = "write several grids, as a list of them, to vary it"
         checks.require(name in SEVERAL and len(value) > 0, name, value, "one value", remedy)
         inner = [(name, part) for part in value]
