@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -153,8 +154,7 @@ def sweep_(
     data, _ = _own_data(data_from, image_size, data)
     configs, store = sweep.read_grid(grid), Store(results)
     settings = sweep.read_cluster(cluster) if cluster else None
-    if not dry_run:
-        sweep.check(configs, where, device, slots=slots, cluster=settings)
+    sweep.check(configs, where, device, slots=slots, cluster=settings)
     print(sweep.preview(configs, store, slots, device))
     if not dry_run:
         runs = sweep.sweep(
@@ -244,7 +244,7 @@ def _own_data(folder, size, data, dataset=None):
 def _list(text):
     """Whole numbers, and words as they are; what they may be is for the grid to say."""
     parts = [part.strip() for part in text.split(",")]
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in parts if part]
+    return [int(part) if re.fullmatch(r"-?\d+", part) else part for part in parts if part]
 
 
 def _seeds(text):

@@ -112,6 +112,7 @@ def test_run_trains_one_configuration(tmp_path):
         (["--input-length", "9"], "input_length is 9, but"),
         (["--input-length", "2.5"], "input_length is '2.5', but"),
         (["--stride", "0"], "stride is 0, but"),
+        (["--stride=--5"], "stride is '--5', but"),
         (["--stride", "third"], "stride is 'third', but"),
         (["--hidden-size", "1", "--cells", "dale_cb"], "leaves no"),
         (["--epochs", "0"], "epochs is 0"),
@@ -206,6 +207,14 @@ def test_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "sweep", "~/g.yaml", "--cells-from", "~/none.py") == 2
     assert str(tmp_path / "none.py") in capsys.readouterr().err
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("wrong", ["--slots=-1", "--where=mars", "--device=toaster"])
+def test_a_dry_run_refuses_what_the_sweep_would(wrong, tmp_path, monkeypatch, capsys):
+    (tmp_path / "g.yaml").write_text("{cells: rnn, seeds: [0], epochs: 1}")
+    arguments = "sweep", tmp_path / "g.yaml", "--dry-run", "--results", tmp_path
+    assert call(monkeypatch, *arguments, wrong) == 2
+    assert wrong.rpartition("=")[2] in capsys.readouterr().err
 
 
 def test_configuration_round_trip():
