@@ -139,8 +139,9 @@ def _look(folder, parts):
             data = path.read_bytes()
             with Image.open(io.BytesIO(data)) as image:
                 mode, size = image.mode, image.size
-        except OSError as error:  # of the file, or of what is no image
-            reason = error.strerror or "it is no image, or damaged"
+        except Exception as error:  # of the file, or of what is no image: any, by its format
+            said = "it is no image, or damaged" if isinstance(error, OSError) else error
+            reason = str(getattr(error, "strerror", None) or said).rstrip(".")
             raise ValueError(f"{path} cannot be read: {reason}; delete or replace it.") from error
         if mode.startswith(DEEP):
             raise ValueError(f"{path} has more than 8 bits a value; save it with 8 bits.")
@@ -155,7 +156,7 @@ def _pixels(path, shape):
     try:
         with Image.open(path) as image:
             pixels = image.convert("L" if channels == 1 else "RGB")
-    except OSError as error:  # the end of the file is missing
+    except Exception as error:  # a part of the file is missing, or was changed
         raise ValueError(f"{path} is damaged: {error}; delete or replace it.") from error
     if pixels.size != (columns, rows):
         pixels = pixels.resize((columns, rows), Image.Resampling.BILINEAR)

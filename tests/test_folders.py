@@ -1,6 +1,7 @@
 """Folders of images as data sets: what is found, what is refused, and a comparison of them."""
 
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -104,6 +105,24 @@ def no_image(folder):
     (folder / "cats" / "1.png").write_bytes(b"<html>")
 
 
+def chunk(folder):
+    """The second half of the pixels is a chunk of an unknown kind."""
+    path = folder / "cats" / "1.png"
+    data = path.read_bytes()
+    at = data.index(b"IDAT")
+    half = data[at : at + 14]
+    first = (10).to_bytes(4) + half + zlib.crc32(half).to_bytes(4)
+    path.write_bytes(data[: at - 4] + first + (5).to_bytes(4) + bytes([255] * 4) + data[at + 14 :])
+
+
+def cut_header(folder):
+    (folder / "cats" / "1.png").write_bytes(b"P6 4")
+
+
+def bomb(folder):
+    (folder / "cats" / "1.png").write_bytes(b"P6 60000 60000 255\n")
+
+
 def empty_class(folder):
     (folder / "birds").mkdir()
 
@@ -129,6 +148,9 @@ def one_class(folder):
     [
         (deep, "1.png has more than 8 bits"),
         (cut, "1.png .*damaged"),
+        (chunk, "1.png is damaged: broken PNG file"),
+        (cut_header, "1.png cannot be read: Reached EOF"),
+        (bomb, "1.png cannot be read: Image size .* bomb DOS attack; delete"),
         (no_image, "1.png cannot be read: it is no image"),
         (empty_class, "birds holds no image"),
         (validation, r"\['cats', 'dogs', 'train', 'val'\], but must be train and test alone"),
