@@ -73,6 +73,11 @@ def explained(folder):
                 f"The disk of {folder} is full; make room and start again: "
                 "what was there before is kept."
             ) from error
+        # A write to an open file names none.
+        here, path = folder.absolute(), Path(error.filename or folder).absolute()
+        apart = not (path.is_relative_to(here) or here.is_relative_to(path))
+        if error is not raised or error.errno is None or apart:
+            raise
         raise StoreError(
             f"{folder} cannot be written ({error.strerror}); bring it back and start again."
         ) from error

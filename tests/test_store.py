@@ -301,6 +301,18 @@ def test_files_come_back_when_one_of_them_cannot_be_replaced(fails, tmp_path, mo
     assert tiny.contents(tmp_path) == before
 
 
+def test_only_what_the_folder_refuses_is_said_of_it(tmp_path):
+    with pytest.raises(FileNotFoundError), files.explained(tmp_path / "results"):
+        (tmp_path / "font.ttf").read_bytes()
+    with pytest.raises(KeyError), files.explained(tmp_path):
+        try:
+            (tmp_path / "absent").read_bytes()
+        except OSError:
+            {}["absent"]
+    with pytest.raises(StoreError, match="cannot be written"), files.explained(tmp_path):
+        raise OSError(errno.EIO, "Input/output error")  # as fsync says it, which names no file
+
+
 def test_a_run_needs_no_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert tiny.execute(tiny.config("rnn"), tmp_path) == ["DONE"]
