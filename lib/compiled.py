@@ -394,16 +394,17 @@ def check_compiler():
     with _explained():
         folder().mkdir(parents=True, exist_ok=True)
         kept = folder() / f"trial-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}.so"
-        if not kept.exists():
-            with tempfile.TemporaryDirectory(dir=folder()) as scratch:
-                source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
-                source.write_text(TRIAL)
-                options = "-std=c++20", "-fopenmp", "-shared", "-fPIC"
-                command = [compiler, *options, source, "-o", library]
-                made = subprocess.run(command, capture_output=True, text=True, check=False)
-                if made.returncode:
-                    raise OSError(f"{compiler} fails: {made.stderr.strip()}")
-                library.replace(kept)
+        with contextlib.suppress(OSError):  # there is none yet, or a power failure cut it short
+            return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(dir=folder()) as scratch:
+            source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
+            source.write_text(TRIAL)
+            options = "-std=c++20", "-fopenmp", "-shared", "-fPIC"
+            command = [compiler, *options, source, "-o", library]
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            if made.returncode:
+                raise OSError(f"{compiler} fails: {made.stderr.strip()}")
+            library.replace(kept)
         ctypes.CDLL(str(kept))
 
 

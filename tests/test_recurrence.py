@@ -246,6 +246,18 @@ def test_where_nothing_can_be_compiled_the_reference_path_runs(trouble, monkeypa
         assert small().prepare(2, "auto", 10**7) == "reference"
 
 
+def test_a_trial_library_that_was_cut_short_is_built_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "whole"))
+    compiled.check_compiler()
+    (whole,) = (tmp_path / "whole" / "workbook").iterdir()
+    cut = tmp_path / "cut" / "workbook" / whole.name
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(b"")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cut"))
+    compiled.check_compiler()
+    assert cut.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [((-1,), "seed is -1"), ((1, 1), "name each seed once"), ((0.5,), "seed is 0.5")],
