@@ -24,9 +24,9 @@ def whole(name, value, lowest=0, remedy=""):
 def number(name, value, at_most=math.inf):
     """Refuse what is no finite number above 0 and at most ``at_most`` (ValueError)."""
     number = isinstance(value, Real) and not isinstance(value, bool)
-    limit = "" if at_most == math.inf else f" and at most {at_most:g}"
+    bounded = f"a number above 0 and at most {at_most:g}"
     holds = number and math.isfinite(value) and 0 < value <= at_most
-    require(holds, name, value, f"a number above 0{limit}")
+    require(holds, name, value, "a finite number above 0" if at_most == math.inf else bounded)
 
 
 def one_of(name, value, known, remedy=""):

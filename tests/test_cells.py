@@ -467,7 +467,7 @@ def test_parameter_count_and_matching_size():
         (CellSpec("cb", options={"input_gate": ["free"]}), "input_gate is ['free'], but"),
         (CellSpec("dale", options={"readout": "none"}), "readout is 'none', but must be one of"),
         (CellSpec("cb", options={"conductance_gain": 0}), "conductance_gain is 0, but must be"),
-        (CellSpec("cb", options={"conductance_gain": math.inf}), "conductance_gain is inf"),
+        (CellSpec("cb", options={"conductance_gain": math.inf}), "must be a finite number above 0"),
         (
             CellSpec("cb", initialisation="notes", options={"conductance_gain": 12}),
             "belongs to the balanced initialisation",
