@@ -163,13 +163,13 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
                 "train them one after the other."
             )
     check_seeds([config.seed for config in configs])
-    if not isinstance(data, datasets.Dataset):
-        data = datasets.load(configs[0].task, data=data, device=device)
     # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they
     # were.
     devices = [device] if torch.device(device).type == "cuda" else []
     texts = registered(configs[0].task, configs[0].cell)
     with texts, torch.random.fork_rng(devices=devices), _denormals_are_zero():
+        if not isinstance(data, datasets.Dataset):
+            data = datasets.load(configs[0].task, data=data, device=device)
         torch.manual_seed(_mix(configs[0].seed, -1))
         return Trainer(configs, data, device, backend, alike, callbacks, resume).run()
 

@@ -16,6 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from lib import cells, datasets, explore
+from lib.cells.registry import registered
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.figures import plots
 from lib.paths import data_dir, project_root
@@ -623,6 +624,7 @@ def test_an_older_version_is_read_by_its_text_and_the_newest_stays(trained):
     cells.register_source(newest.replace("np.arange(100)", "np.arange(80)"))
     (config,) = (trained.config(key) for key in trained.runs()["key"])
     folder = trained.root / "signals"
-    assert len(datasets.load(config.task, data=folder).labels["train"]) == 64
+    with registered(config.task):
+        assert len(datasets.load(config.task, data=folder).labels["train"]) == 64
     assert datasets.TEXTS["signals"] != SIGNALS
     assert len(datasets.load(Task("signals"), data=folder).labels["train"]) == 51

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from matplotlib.colors import to_hex
 
-from lib import analysis, datasets, train, windows
+from lib import analysis, datasets, windows
+from lib.cells.registry import registered
 from lib.explore.choice import NotRun
 from lib.explore.explorer import Explorer
 from lib.explore.figure import Figure
@@ -108,8 +109,8 @@ class Recorded:
 def images_of(config, folder=None):
     """The data set that a run was trained on; ValueError where it is not at hand."""
     try:
-        train.check(config)  # registers a data set of one's own
-        return datasets.load(config.task, data=folder)
+        with registered(config.task):
+            return datasets.load(config.task, data=folder)
     except ValueError as error:
         raise ValueError(
             f"The images of {config.task.dataset} are not at hand, only what was stored while it "

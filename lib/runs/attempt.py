@@ -220,7 +220,7 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
     KeyboardInterrupt
         SIGTERM or SIGINT arrived; the state is saved and reads PAUSED.
     """
-    from lib import datasets
+    from lib import datasets, train
     from lib.cells.registry import registered
 
     store = store or Store()
@@ -234,11 +234,11 @@ def execute(configs, store=None, *, data=None, device="cpu", backend="auto", ali
         if not (adopt(store.folder(config.key())) or store.finished(config.key())):
             pending.append(config)
     if pending:
-        if not isinstance(data, datasets.Dataset):
-            data = datasets.load(pending[0].task, data=data, device=device)
-        train.steps_per_epoch(pending[0], data)  # refused before there is an attempt
         place = {"device": device, "backend": backend, "alike": alike}
         with registered(pending[0].task, pending[0].cell):
+            if not isinstance(data, datasets.Dataset):
+                data = datasets.load(pending[0].task, data=data, device=device)
+            train.steps_per_epoch(pending[0], data)  # refused before there is an attempt
             _train(pending, store, data, place, callbacks)
     return [store.status(config.key())["state"] for config in configs]
 

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from lib import files, memory
+from lib.cells.registry import registered
 
 STATES = ("initial", "best")
 MEASURED = (("W", "spectral_radius"), ("z", "saturated"), ("v", "outside"))  # while it trained
@@ -64,7 +65,8 @@ def lesions(store, data=None, images=1000):
             continue
         config = store.config(key)
         if config.task not in loaded:
-            loaded[config.task] = datasets.load(config.task, data)
+            with registered(config.task):
+                loaded[config.task] = datasets.load(config.task, data)
         found = memory.drops(model, loaded[config.task], config.window, images)
         measured.append(found.assign(key=key))
         files.write(path, files.to_parquet(pd.concat(measured).to_dict("list"), memory.TABLE))

@@ -287,12 +287,14 @@ def check(configs, where="local", device="cpu", backend="auto", slots=None, clus
 def _check_data(configs, data):
     """Read every data set once: what cannot be used is said before any run waits for it."""
     from lib import datasets, train
+    from lib.cells.registry import registered
 
     loaded = {}
     for config in configs:
         name = config.task.dataset
         if name not in loaded:
-            loaded[name] = datasets.load(config.task, data=data)
+            with registered(config.task):
+                loaded[name] = datasets.load(config.task, data=data)
         train.steps_per_epoch(config, loaded[name])
 
 

@@ -139,9 +139,9 @@ def record(
     for same in store.recordings(key) if key else ():
         if same.stem == name:
             return load(same)
-    if not isinstance(data, datasets.Dataset):
-        data = datasets.load(config.task, data=data)
     with registered(config.task, config.cell):
+        if not isinstance(data, datasets.Dataset):
+            data = datasets.load(config.task, data=data)
         arrays = _arrays(model, config, data, images, units, about)
     return _stored(arrays, about, store, name) if key and keep else Trace(arrays, about)
 
