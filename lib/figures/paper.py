@@ -193,7 +193,10 @@ def _of_changes(frames):
         yield Figure(question, "column", height, lead, runs, draw)
     rates = select.scan(frames.runs)
     if len(rates):
-        lead = "Learning rates, on the validation set, one panel a kind of run; ringed: the best."
+        lead = (
+            "Learning rates, on the validation set, one panel a kind of run; ringed: the best; "
+            "without those at which it diverged."
+        )
         kinds = rates.drop_duplicates(["cell", "options", "initialisation"])
         height = 0.5 + 0.85 * -(-len(kinds) // 6)
         draw = partial(plots.learning_rate_scan, rates)

@@ -754,7 +754,9 @@ def learning_rate_scan(frame: pd.DataFrame, fig=None):
         best = line.loc[line["mean"].idxmax()]
         ring = {"ms": 8, "mfc": "none", "mec": own.colour, "mew": 0.7, "clip_on": False}
         ax.plot(best["rate"], best["mean"], "o", **ring)
-        ax.set_title(_plain(textwrap.fill(group, 16)), size=_small())
+        parts = group.replace(" ", "\xa0").replace(",\xa0", ", ")  # broken between changes alone
+        title = textwrap.fill(parts, 20, break_long_words=False).replace("\xa0", " ")
+        ax.set_title(_plain(title), size=_small())
         ax.set(xscale="log", xlim=(table["rate"].min() / 2, table["rate"].max() * 2))
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     fig.supxlabel("Learning rate (per step)", size=mpl.rcParams["axes.labelsize"])
