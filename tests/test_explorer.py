@@ -19,6 +19,7 @@ from lib import analysis, cells, datasets, explore, memory
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
 from lib.explore.export import Form
+from lib.explore.view import Axis, Line, Panel
 from lib.figures import export, plots, select, style
 from lib.runs import attempt
 from lib.runs.store import Store
@@ -377,6 +378,18 @@ def test_every_choice_of_a_recording_is_drawn(store):
     final = {name: line["y"][-1] for name, line in lines(view).items()}
     read = view.run.data.class_names[view.run.trace.predictions[view.controls["image"].value]]
     assert max(final, key=final.get).removesuffix(" (true)") == read
+
+
+def test_names_of_lines_stand_inside_an_axis_of_logarithms():
+    lines = [Line(np.arange(2), np.full(2, y), "red", f"{y}", label=True) for y in (90, 95, 670)]
+    traces, layout = Panel(lines, y=Axis(range=(80, 700), log=True)).plotly(440)
+    go.Figure(traces, layout)
+    low, high = layout["yaxis"]["range"]
+    notes = layout["annotations"]
+    ends = np.array([note["y"] for note in notes])
+    np.testing.assert_allclose(ends, np.log10([90, 95, 670]))
+    places = (ends - low) / (high - low) * 364 - [note["ay"] for note in notes]
+    assert np.diff(places)[0] == pytest.approx(16) and 0 <= places.min() < places.max() <= 364
 
 
 def test_after_a_heat_map_axes_point_up_and_lines_are_not_filled(store):

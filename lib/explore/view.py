@@ -273,12 +273,16 @@ class Axis:
     ticks: tuple | None = None
     grid: bool = True
 
+    def at(self, values):
+        """Values as plotly counts them on the axis, in a range and for words."""
+        return np.log10(values) if self.log else values
+
     def plotly(self):
         title = {"text": plain(self.title), "standoff": 8, "font": {"size": 13}}
         axis = {"title": title, "type": "log" if self.log else "linear"}
         axis |= {"showgrid": self.grid, "automargin": True}
         if self.range is not None:
-            axis["range"] = list(np.log10(self.range) if self.log else self.range)
+            axis["range"] = list(self.at(self.range))
         if self.ticks is not None:
             axis |= {"tickmode": "array", "tickvals": self.ticks[0], "ticktext": self.ticks[1]}
         return axis
@@ -308,14 +312,17 @@ class Panel:
     zoom: str = ""  # a zoom of the reader's stays while this stays
 
     def labels(self, gap):
-        """(line, end (x, y), place of its name) of named lines, names ``gap`` of the axis apart."""
+        """(line, end (x, y), heights of end and name) of named lines, names ``gap`` apart; heights
+        are fractions of the axis.
+        """
         lines = [mark for mark in self.marks if isinstance(mark, Line) and mark.label]
         if not lines:
             return []
-        low, high = sorted(self.y.range)
+        low, high = self.y.at(self.y.range)
         ends = [(line.x[-1], line.y[-1]) for line in lines]
-        places = plots.spread([y for _, y in ends], gap * (high - low), low, high)
-        return list(zip(lines, ends, places, strict=True))
+        heights = [(self.y.at(y) - low) / (high - low) for _, y in ends]
+        places = plots.spread(heights, gap, 0, 1)
+        return list(zip(lines, ends, heights, places, strict=True))
 
     def plotly(self, height):
         """Traces and layout of a figure of so many pixels."""
@@ -324,10 +331,10 @@ class Panel:
         drawn = [mark for mark in self.marks if hasattr(mark, "shape")]
         notes = [mark.annotation() for mark in drawn if getattr(mark, "words", "")]
         labels = self.labels(GAP / inner)
-        for line, (x, y), place in labels:
+        for line, (x, y), end, place in labels:
             arrow = {"arrowhead": 0, "arrowwidth": 0.8, "arrowcolor": line.colour, "standoff": 2}
-            note = {"text": line.name, "x": x, "y": y, "ax": 18, "xanchor": "left", **arrow}
-            note["ay"] = (y - place) / (self.y.range[1] - self.y.range[0]) * inner
+            note = {"text": line.name, "x": x, "y": self.y.at(y), "xanchor": "left", **arrow}
+            note |= {"ax": 18, "ay": (end - place) * inner}
             notes.append(note | {"font": {"color": line.colour, "size": 13}})
         longest = max((len(line.name) for line, *_ in labels), default=0)
         x, y = self.x.plotly(), self.y.plotly()
@@ -359,13 +366,13 @@ class Panel:
         """Names beside lines, apart by the height that the layout gave to the axes."""
         size = mpl.rcParams["xtick.labelsize"]
         height = ax.get_window_extent().height / ax.figure.dpi * 72
-        for line, end, place in self.labels(1.15 * size / height):
+        for line, end, _, place in self.labels(1.15 * size / height):
             leader = {"arrowstyle": "-", "lw": 0.5, "color": line.colour, "relpos": (0, 0.5)}
             ax.annotate(
                 line.name.replace("_", r"$\_$"),
                 end,
                 xytext=(1.08, place),
-                textcoords=ax.get_yaxis_transform(),
+                textcoords="axes fraction",
                 va="center",
                 size=size,
                 color=line.colour,
