@@ -554,6 +554,15 @@ def test_the_sequence_shows_the_window(tmp_path):
     assert all(path.stat().st_size > 200 for path in view.export(tmp_path))
 
 
+def test_a_sequence_has_the_numbers_of_pixels_that_a_notebook_sets():
+    for length, stride in ((6, 2), (8, 4)):
+        view = explore.SequenceExplorer(input_length=length, stride=stride)
+        assert view.window == Window(length, stride)
+        assert drawn(view)[0][0]["z"].shape == (length, (256 - length) // stride + 1)
+    view = explore.SequenceExplorer(input_length=12)
+    assert "choose at most 8" in view.message.value
+
+
 def test_window_controls_give_the_configurations_of_a_notebook(store):
     choice = explore.WindowControls(store, [_config("cb"), _config("gru")])
     assert choice.window == Window(8, 8)

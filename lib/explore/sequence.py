@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib import datasets, windows
+from lib.checks import is_whole
 from lib.config import Task, Window
 from lib.explore.choice import STRIDES, lengths
 from lib.explore.explorer import Explorer
@@ -39,13 +40,16 @@ def step_axis(rows, first=0):
 class SequenceExplorer(Explorer):
     """How an image becomes a sequence: the window drawn on the image, and what each step reads.
 
-    Controls: dataset, image, scan, input_length, stride, step.
+    Controls: dataset, image, scan, input_length, stride, step. Numbers of pixels that it is made
+    with are offered beside the usual ones.
     """
 
     of_runs = False
 
     def __init__(self, split="test", data=None, **state):
         self.split, self.source, self._data = split, data, {}
+        given = (state.get(name) for name in ("input_length", "stride"))
+        self.lengths, strides = ([(f"{n} pixels", n)] * is_whole(n) for n in given)
         step = slider("Step")
         self.play = player(step)
         controls = {
@@ -53,7 +57,7 @@ class SequenceExplorer(Explorer):
             "image": integer("Image"),
             "scan": dropdown("Scan", windows.SCANS),
             "input_length": dropdown("Input length"),
-            "stride": dropdown("Stride", STRIDES),
+            "stride": dropdown("Stride", [*STRIDES, *strides]),
             "step": step,
         }
         super().__init__(controls, {"input_length": 8, **state})
@@ -71,7 +75,8 @@ class SequenceExplorer(Explorer):
     def refresh(self, name=None):
         _, rows, columns = datasets.get(self.controls["dataset"].value).shape
         usual = [(f"{length} pixels", length) for length in lengths(columns)]
-        offer(self.controls["input_length"], usual)
+        own = [option for option in self.lengths if option not in usual]
+        offer(self.controls["input_length"], usual + own)
         window = self.window
         steps = windows.sequence_length(rows, columns, window.input_length, window.stride)
         for control in (self.controls["step"], self.play):
