@@ -563,6 +563,20 @@ def test_a_sequence_has_the_numbers_of_pixels_that_a_notebook_sets():
     assert "choose at most 8" in view.message.value
 
 
+def test_an_image_beyond_the_end_of_a_data_set_is_its_last(monkeypatch):
+    shown = []
+    show = explore.SequenceExplorer._show
+    monkeypatch.setattr(
+        explore.SequenceExplorer, "_show", lambda *given: shown.append(1) or show(*given)
+    )
+    view = explore.SequenceExplorer(image=5000)
+    assert view.controls["image"].value == 359 and "image 359" in view.message.value
+    assert len(shown) == 1
+    view.controls["image"].max = 10**6  # as a larger data set that was read leaves it
+    view.controls["image"].value = 1500
+    assert view.controls["image"].value == 359 and "image 359" in view.message.value
+
+
 def test_window_controls_give_the_configurations_of_a_notebook(store):
     choice = explore.WindowControls(store, [_config("cb"), _config("gru")])
     assert choice.window == Window(8, 8)

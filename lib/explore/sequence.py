@@ -88,12 +88,12 @@ class SequenceExplorer(Explorer):
         if name not in self._data:
             self._tell(f"Reading {name} ...")
             self._data[name] = datasets.load(Task(name), data=self.source)
+        with self._hold():  # an image beyond the end is the last one
             self.controls["image"].max = len(self._data[name].labels[self.split]) - 1
         return self._data[name]
 
     def look(self):
         data, window, number = self.load(), self.window, self.controls["image"].value
-        number = min(number, len(data.labels[self.split]) - 1)
         images, labels = data.batch(self.split, [number])
         _, rows, columns = data.shape
         shape = window.input_length, window.stride, window.scan
