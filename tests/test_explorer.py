@@ -577,6 +577,11 @@ def test_an_image_beyond_the_end_of_a_data_set_is_its_last(monkeypatch):
     assert view.controls["image"].value == 359 and "image 359" in view.message.value
 
 
+def test_a_snake_says_what_it_leaves_unread():
+    view = explore.SequenceExplorer(scan="snake", input_length=8, stride=3)
+    assert "the last 2 pixels of the scan are not read" in view.message.value
+
+
 def test_window_controls_give_the_configurations_of_a_notebook(store):
     choice = explore.WindowControls(store, [_config("cb"), _config("gru")])
     assert choice.window == Window(8, 8)

@@ -132,14 +132,14 @@ class SequenceExplorer(Explorer):
         frame.insert(0, "row", read)
         frame.insert(0, "step", np.arange(len(sequence)))
         overlap = window.input_length - window.stride
-        unread = rows * columns - pixels.max() - 1 if window.scan == "raster" else 0
+        unread = rows * columns - len(np.unique(pixels))
         name = data.class_names[int(labels[0])]
         note = (
             f"{self.controls['dataset'].value}, image {number}: {name}. {window.label}: "
             f"{len(sequence)} steps of {sequence.shape[1]} values; neighbouring windows share "
             f"{overlap} of {window.input_length} pixels"
         )
-        note += f"; the last {unread} pixels are not read." if unread else "."
+        note += f"; the last {unread} pixels of the scan are not read." if unread else "."
         return View(panels, {"steps": frame}, note, height=400)
 
 
