@@ -454,6 +454,11 @@ def test_a_click_on_a_thumbnail_chooses_its_image(store):
     view = explore.TraceExplorer(store, stride=8, images=30)
     view._pick({"x": 18 * 3 + 5, "y": 18 + 5})
     assert view.controls["image"].value == 23
+    view.set(input_length=4)  # not run
+    assert view.album.layout.display == "none"
+    view._pick({"x": 5, "y": 5})
+    view.set(input_length=8)
+    assert view.album.layout.display is None and len(view.among) == 30
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,11 @@ class TraceExplorer(Explorer):
     def key(self):
         return self.controls["run"].value
 
+    def update(self):
+        self.among = ()  # nor are thumbnails left of what was shown before
+        super().update()
+        self.album.layout.display = None if self.view and not self.training else "none"
+
     def refresh(self, name=None):
         control, cache, self.run = self.controls, self.choice.cache, None
         if not len(self.choice.runs):
@@ -413,7 +418,6 @@ class TraceExplorer(Explorer):
         return cache.keep(what, Recorded, cache, key, label, self.count, self.folder)
 
     def look(self):
-        self.album.layout.display = "none" if self.training else None
         control = {name: c.value for name, c in self.controls.items()}
         if self.training:
             run = self.choice.runs.set_index("key", drop=False).loc[self.key]
