@@ -378,6 +378,7 @@ def test_every_choice_of_a_recording_is_drawn(store):
     final = {name: line["y"][-1] for name, line in lines(view).items()}
     read = view.run.data.class_names[view.run.trace.predictions[view.controls["image"].value]]
     assert max(final, key=final.get).removesuffix(" (true)") == read
+    assert len({line["line"]["color"] for line in lines(view).values()}) == len(final)
 
 
 def test_names_of_lines_stand_inside_an_axis_of_logarithms():

@@ -219,7 +219,7 @@ def class_read_out(seen):
     marks, frame = [], {}
     for place, index in enumerate(sorted({*best, truth}, key=lambda i: i == truth)):
         name = names[index] + " (true)" * int(index == truth)
-        colour = run.colour if index == truth else to_hex(plt.get_cmap("tab10")(place + 7))
+        colour = run.colour if index == truth else to_hex(plt.get_cmap("tab10")((place + 6) % 10))
         frame[name] = 100 * probabilities[:, index]
         hover = f"{name}, step %{{x}}<br>%{{y:.1f}} %"
         look = {"width": 2.4 if index == truth else 1.4, "label": True, "hover": hover}
