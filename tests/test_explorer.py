@@ -437,6 +437,10 @@ def test_a_variable_lies_over_the_image_up_to_the_step(store):
         z = drawn(view, panel)[0][1]["z"]
         assert cell == ("STPDaleCB", "CB")[panel] and len(own) == np.isfinite(z).sum()
         np.testing.assert_allclose(own["value"], z[own["row"], own["column"]])
+    view.set(over="UX")
+    assert len(view.view.panels) == 2 and "CB has no UX" in view.view.note
+    view.set(over="")
+    assert view.controls["beside"].disabled
 
 
 def test_a_voltage_is_blue_where_it_is_low_and_red_where_it_is_high(store):

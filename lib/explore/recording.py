@@ -392,6 +392,7 @@ class TraceExplorer(Explorer):
         offer(control["variable"], named(self.run.variables))
         known = [name for name in ("z", "tau", "UX") if name in self.run.variables]
         offer(control["over"], [("nothing", ""), *named(known)])
+        control["beside"].disabled = not control["over"].value
         self._offer_images()
         span(control["units"], len(self.run.trace.units))
         span(control["time"], len(self.run.trace.rows))
@@ -441,6 +442,8 @@ class TraceExplorer(Explorer):
         who = f"{run.label}, seed {run.config.seed}, run {run.key}"
         note = f"{who}; {self._said(run, number, step)}{note}"
         images, over = self._images(number, control)
+        if over and control["beside"] and len(images) == 1:
+            note += f" {control['beside']} has no {control['over']} to lie over its image."
         return View([*images, sequence], {"steps": where.join(frame), **over}, note)
 
     def _units(self, run, number):
