@@ -499,7 +499,7 @@ def test_an_export_draws_what_is_seen(store, tmp_path, show, variable):
         pd.testing.assert_frame_equal(read, table, check_dtype=False, rtol=1e-5)
 
 
-def test_a_lesion_changes_the_curve_beside_it(store):
+def test_a_lesion_changes_the_curve_beside_it(store, monkeypatch):
     view = explore.LesionExplorer(store, images=60, stride=8, cell="STPDaleCB", lesion="W")
     assert list(view.controls["lesion"].options) == ["z", "K r", "P_z x", "W", "UX"]
     curve = lines(view, 0)
@@ -513,7 +513,13 @@ def test_a_lesion_changes_the_curve_beside_it(store):
     assert list(table["points lost"]) == pytest.approx(list(bars["x"]), rel=1e-6)
     view.clicked(1, {"customdata": "UX"})
     assert view.controls["lesion"].value == "UX" and "without UX" in lines(view, 0)
-    assert "each unit's mean" in view.view.note
+    assert "each unit's mean" in view.view.note and "60 test images" in view.view.note
+    view.count = 500
+    view.update()
+    assert "360 test images" in view.view.note
+    monkeypatch.setattr(memory, "lesions", lambda model, data: [])
+    view.update()
+    assert "no signal to replace" in view.message.value and view.view is None
 
 
 def test_the_form_of_export_writes_links_and_latex(store, tmp_path, monkeypatch):

@@ -48,6 +48,8 @@ class LesionExplorer(Explorer):
 
     def look(self):
         colour, what = style.look(self.run["cell"]).colour, self.controls["lesion"].value
+        if what is None:
+            raise ValueError("There is nothing to show: this cell has no signal to replace.")
         _, rows, columns = self.data.shape
         heights = np.unique(np.linspace(0, rows, PARTS + 1).round().astype(int))[1:]
         curves = {
@@ -77,7 +79,8 @@ class LesionExplorer(Explorer):
             "lesions": pd.DataFrame({"lesion": names, "points lost": drops}),
         }
         who = f"{self.run['group']}, seed {self.run['seed']}, run {self.run.name}"
-        note = f"{who}: {what} is replaced by {memory.LESIONS[what]}; {self.count} test images."
+        count = min(self.count, len(self.data.labels["test"]))
+        note = f"{who}: {what} is replaced by {memory.LESIONS[what]}; {count} test images."
         return View(panels, tables, note)
 
     def _accuracy(self, what, height):
