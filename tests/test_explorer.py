@@ -342,6 +342,8 @@ def test_state_as_code_makes_the_same_view(store):
             over="z",
         ),
         explore.SequenceExplorer(image=4, scan="snake", stride="half", step=7),
+        explore.SequenceExplorer("train", image=8),
+        explore.LesionExplorer(store, images=30, stride=8),
     ):
         again = eval(view.code(), {"explore": explore, "store": store})
         assert again.code() == view.code() and again.message.value == view.message.value

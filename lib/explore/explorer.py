@@ -7,6 +7,7 @@ import html
 from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -39,6 +40,7 @@ class Explorer(Holding, ABC):
 
     # An explorer's own function of a figure's number and a point (`Figure.on_click`).
     clicked = None
+    given = MappingProxyType({})  # what it was made with beside its controls, for its code
     of_runs = True  # below the window controls given, or its own of a store
 
     def __init__(self, controls, state, store=None, choice=None):
@@ -139,7 +141,9 @@ class Explorer(Holding, ABC):
 
     def code(self):
         """Code that makes this view again."""
-        values = [f"{name}={control.value!r}" for name, control in self.controls.items()]
+        state = {name: control.value for name, control in self.controls.items()}
+        given = {name: value for name, value in self.given.items() if value is not None}
+        values = [f"{name}={value!r}" for name, value in {**given, **state}.items()]
         store = ["store"] if self.choice else []
         return f"explore.{type(self).__name__}({', '.join([*store, *values])})"
 

@@ -25,6 +25,7 @@ class LesionExplorer(Explorer):
 
     def __init__(self, store=None, choice=None, images=500, data=None, **state):
         self.count, self.folder = images, data
+        self.given = {"images": images, "data": data and str(data)}
         controls = {name: dropdown(name.capitalize()) for name in ("cell", "run", "lesion")}
         controls["readout"] = dropdown("Read-out", list(memory.READOUTS))
         super().__init__(controls, state, store, choice)

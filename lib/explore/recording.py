@@ -319,6 +319,7 @@ class TraceExplorer(Explorer):
 
     def __init__(self, store=None, choice=None, images=40, data=None, **state):
         self.count, self.folder = images, data
+        self.given = {"images": images, "data": data and str(data)}
         step = slider("Step")
         self.play, self.album, self._album = player(step), Figure(flex="1 1 100%"), None
         self.album.on_click(self._pick)

@@ -48,6 +48,7 @@ class SequenceExplorer(Explorer):
 
     def __init__(self, split="test", data=None, **state):
         self.split, self.source, self._data = split, data, {}
+        self.given = {"split": split, "data": data and str(data)}
         given = (state.get(name) for name in ("input_length", "stride"))
         self.lengths, strides = ([(f"{n} pixels", n)] * is_whole(n) for n in given)
         step = slider("Step")
