@@ -19,7 +19,7 @@ from lib import analysis, cells, datasets, explore, memory
 from lib.config import CellSpec, RunConfig, Training, Window
 from lib.explore import recording
 from lib.explore.export import Form
-from lib.explore.view import Axis, Line, Panel
+from lib.explore.view import Axis, Line, Panel, Rule, View
 from lib.figures import export, plots, select, style
 from lib.runs import attempt
 from lib.runs.store import Store
@@ -598,6 +598,17 @@ def test_an_image_beyond_the_end_of_a_data_set_is_its_last(monkeypatch):
 def test_a_snake_says_what_it_leaves_unread():
     view = explore.SequenceExplorer(scan="snake", input_length=8, stride=3)
     assert "the last 2 pixels of the scan are not read" in view.message.value
+
+
+def test_underscores_are_printed_as_mathematics_everywhere():
+    axis = Axis("CB, z_max 1, of $v_i$", (0, 1), ticks=([0], ["z_max"]))
+    line = Line([0, 1], [0, 1], "red", "z_max", label=True)
+    figure = View([Panel([line, Rule(0.5, "y", "v_e")], axis, axis, title="v_i")], {}).matplotlib()
+    (ax,) = figure.axes
+    assert ax.get_xlabel() == ax.get_ylabel() == r"CB, z$\_$max 1, of $v_i$"
+    texts = ax.title, *ax.texts, *ax.get_xticklabels()
+    assert {text.get_text() for text in texts} == {r"v$\_$i", r"v$\_$e", r"z$\_$max"}
+    plt.close(figure)
 
 
 def test_window_controls_give_the_configurations_of_a_notebook(store):

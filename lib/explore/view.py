@@ -240,7 +240,9 @@ class Rule:
             look["ha"] = "right"
         line[0](self.at, color=self.colour, ls=dash, lw=0.8)
         size = mpl.rcParams["xtick.labelsize"]
-        ax.annotate(self.words, place, xycoords=line[1], size=size, annotation_clip=True, **look)
+        ax.annotate(
+            printed(self.words), place, xycoords=line[1], size=size, annotation_clip=True, **look
+        )
 
 
 @dataclass
@@ -288,15 +290,14 @@ class Axis:
         return axis
 
     def draw(self, ax, name):
-        axis = {f"{name}label": self.title}
+        axis = {f"{name}label": printed(self.title)}
         if self.log:
             axis[f"{name}scale"] = "log"
         if self.range is not None:
             axis[f"{name}lim"] = self.range
         ax.set(**axis)
         if self.ticks is not None:
-            words = [str(word).replace("_", r"$\_$") for word in self.ticks[1]]
-            getattr(ax, f"set_{name}ticks")(self.ticks[0], words)
+            getattr(ax, f"set_{name}ticks")(self.ticks[0], [*map(printed, self.ticks[1])])
 
 
 @dataclass
@@ -360,7 +361,7 @@ class Panel:
             mark.draw(ax)
         self.x.draw(ax, "x")
         self.y.draw(ax, "y")
-        ax.set_title(self.title)
+        ax.set_title(printed(self.title))
 
     def name(self, ax):
         """Names beside lines, apart by the height that the layout gave to the axes."""
@@ -369,7 +370,7 @@ class Panel:
         for line, end, _, place in self.labels(1.15 * size / height):
             leader = {"arrowstyle": "-", "lw": 0.5, "color": line.colour, "relpos": (0, 0.5)}
             ax.annotate(
-                line.name.replace("_", r"$\_$"),
+                printed(line.name),
                 end,
                 xytext=(1.08, place),
                 textcoords="axes fraction",
@@ -451,6 +452,13 @@ def plain(label):
     for notation, without in {"$": "", r"\tau": "τ", r"\mathrm": "", "{": "", "}": ""}.items():
         label = label.replace(notation, without)
     return label
+
+
+def printed(text):
+    """Text for print: the font of the journals has no underscore outside mathematics."""
+    parts = str(text).split("$")
+    parts[::2] = (part.replace("_", r"$\_$") for part in parts[::2])
+    return "$".join(parts)
 
 
 def png(array):
