@@ -32,7 +32,7 @@ class Board(Explorer):
         self.folder, self.recording = data, None
         if choice is None and "task" not in state:
             store = store if isinstance(store, Cache) else Cache(store)
-            state |= _conclusive(store.tasks)
+            state |= _conclusive(store)
         self.headline, self.below = ipywidgets.HTML(), ipywidgets.VBox(layout={"width": "100%"})
         controls = {
             "metric": dropdown("Metric", list(METRICS)),
@@ -92,14 +92,14 @@ class Board(Explorer):
             what = make, *given, *place, tuple(looks)
             return cache.keep(what, make, cache, *place, looks, *given)
 
+        said = html.escape(seen(views.headline))
+        self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         shown = [
             seen(views.curves, over, front),
             seen(views.results, final, front, kind, baseline),
         ]
         if by_window := seen(views.heat, final, place=(task,)):
             shown.append(by_window)
-        said = html.escape(seen(views.headline))
-        self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
         panels = [panel for view in shown for panel in view.panels]
         height = max(view.height for view in shown)
         tables = dict(shown[1].tables)  # the first is what `frame` gives
@@ -129,7 +129,11 @@ class Board(Explorer):
             self.recording.set(cell=group, run=key)
 
 
-def _conclusive(tasks):
-    """The first task that is no demonstration: those are not what one concludes from."""
-    found = [name for name, (task, _) in tasks.items() if not is_demonstration(task.dataset)]
+def _conclusive(cache):
+    """The first task with a finished run that is no demonstration: those are not what one concludes
+    from.
+    """
+    done = set(cache.done["task"])
+    tasks = {name: task for name, (task, _) in cache.tasks.items() if name in done}
+    found = [name for name, task in tasks.items() if not is_demonstration(task.dataset)]
     return {"task": found[0]} if found else {}

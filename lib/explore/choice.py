@@ -56,7 +56,8 @@ class Cache:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def finished(self, task, window=None):
-        """`select.grouped` of the finished runs of a task, without a scan, at one window or all:
+        """`select.grouped` of the finished runs of a task at one window or all, without a scan but
+        where there is nothing else:
         of all of them a plain name is of the training that their cells share.
         """
         here = self.done["task"] == task
@@ -64,7 +65,9 @@ class Cache:
             here &= self.done["window"] == window
 
         def make():
-            runs = select.without_scan(self.done[here])
+            runs = self.done[here]
+            scan = select.scanned(runs)
+            runs = runs[~scan | ~runs["window"].isin(runs.loc[~scan, "window"])]
             return select.grouped(runs, select.shared_epochs(runs) if window is None else None)
 
         return self.keep(("runs", task, window), make)
@@ -158,6 +161,12 @@ def lengths(columns):
     return sorted({min(length, columns // 2) for length in LENGTHS if columns > 1} or {1})
 
 
+def _fits(stride, length):
+    with suppress(ValueError):  # half of an odd length
+        return windows.resolve_stride(stride, length) <= length
+    return False
+
+
 class WindowControls(Holding):
     """Data set, input length and stride, for one or more explorers; says what was not run, how long
     it would take, and runs it.
@@ -193,7 +202,9 @@ class WindowControls(Holding):
         self._find_tasks()
         if "task" in state:
             assign(self.controls, {"task": state["task"]}, self.refresh)
-        assign(self.controls, {**self._usual(), **state}, self.refresh)
+        with suppress(ValueError):  # a window that the data set of `state` has not
+            assign(self.controls, self._usual(), self.refresh)
+        assign(self.controls, state, self.refresh)
         keys = [config.key() for config in self.templates]
         self._made_with = (str(self.cache.store.root), *keys, *state.items())
         with suppress(ValueError):  # what was chosen may have left the store
@@ -241,9 +252,11 @@ class WindowControls(Holding):
 
     def set(self, **state):
         """Set controls by name; listeners are told once."""
-        with self._hold():
-            assign(self.controls, state, self.refresh)
-        self._changed()
+        try:
+            with self._hold():
+                assign(self.controls, state, self.refresh)
+        finally:  # what was set before something was refused is shown
+            self._changed()
 
     def _tell(self):
         self._report()
@@ -255,12 +268,15 @@ class WindowControls(Holding):
         runs = self.cache.runs[self.cache.runs["task"] == self.task]
         held = {*zip(runs["input_length"], runs["stride"], strict=True)}
         held |= {(c.window.input_length, c.window.stride) for c in self.templates}
-        known = sorted({*lengths(self.image_shape[2]), *(length for length, _ in held)})
+        columns = self.image_shape[2]
+        known = {*lengths(columns), *(length for length, _ in held if 2 * length <= columns)}
         with self._hold():
-            offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in known])
+            offer(self.controls["input_length"], [(f"{n} pixels", int(n)) for n in sorted(known)])
             longest = self.controls["input_length"].value
             other = sorted({s for n, s in held if not windows.conventions(n, s) and s <= longest})
-            offer(self.controls["stride"], [*STRIDES, *((f"{n} pixels", int(n)) for n in other)])
+            named = [(text, stride) for text, stride in STRIDES if _fits(stride, longest)]
+            other = other or ([] if named else [1])
+            offer(self.controls["stride"], [*named, *((f"{n} pixels", int(n)) for n in other)])
 
     def _follow(self):
         with self._hold():
@@ -335,8 +351,9 @@ class WindowControls(Holding):
         """What there is of the chosen combination, in a sentence."""
         window, found, missing = self.window, len(self.runs), len(self.missing())
         if not found and not missing:
+            plain = "a plain cell on " if self.task in set(self.cache.done["task"]) else ""
             return (
-                "not run: the store holds no finished run. Fill it with "
+                f"not run: the store holds no finished run of {plain}{self.task}. Fill it with "
                 "explore.load_or_run(grid()), or with: python -m lib compare."
             )
         has = f"{found} finished runs" if found else "not run"

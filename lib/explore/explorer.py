@@ -133,11 +133,13 @@ class Explorer(Holding, ABC):
     def set(self, **state):
         """Set controls by name, then draw once."""
         place = {name: state.pop(name) for name in PLACE if self.choice and name in state}
-        with self._hold():
-            if place:
-                self.choice.set(**place)
-            assign(self.controls, state, self.refresh)
-        self.update()
+        try:
+            with self._hold():
+                if place:
+                    self.choice.set(**place)
+                assign(self.controls, state, self.refresh)
+        finally:  # what was set before something was refused is shown
+            self.update()
 
     def code(self):
         """Code that makes this view again."""

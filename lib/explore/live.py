@@ -261,7 +261,8 @@ class Runner:
 
     def _follow(self, progress):
         while self.running:
-            progress.update(_shares(self.store, list(progress.rows)))
+            with suppress(*EXPECTED):  # the next look may succeed
+                progress.update(_shares(self.store, list(progress.rows)))
             if not self.button.disabled:
                 self.text.value = say(*progress.lines)
             time.sleep(1)
@@ -278,8 +279,8 @@ class Runner:
             failed = runs[runs["state"] == "FAILED"]
             if len(failed):
                 note = f"{len(failed)} runs failed; the first: {failed['message'].iloc[0]}"
-        except EXPECTED as error:
-            note = str(error)
+        except Exception as error:  # whatever ended the sweep, nothing runs any more
+            note = str(error) or repr(error)
         self._done()
         self.button.disabled = False
         if note:

@@ -9,6 +9,7 @@ from lib.figures import plots, report, select, style
 
 KINDS = ("bars", "sorted dots", "differences")
 FEW = 4  # groups in front; the bands and seeds of more are a tangle
+ROUNDING = 1e-6  # a span below is none
 STEM = 18  # pixels of a row of results where there are many
 
 
@@ -39,10 +40,12 @@ def curves(cache, task, window, looks, metric, front):
         )
     ]
     low, high = frame[metric].min() * shown.factor, frame[metric].max() * shown.factor
+    bands = table[table["group"].isin(seeds)]
+    low, high = np.nanmin([low, *bands["low"]]), np.nanmax([high, *bands["high"]])
     if shown.accuracy:
         marks += _references(cache, task, frame, "y")
         low = min(low, plots.chance(frame))
-    margin = 0.04 * (high - low) or 1
+    margin = _margin(low, high)
     y = Axis(shown.axis, (low - margin, high + margin))
     x = Axis("Training (epochs)", (0, table["epoch"].max()))
     panel = Panel(marks, x, y, share=1.1, zoom=f"{task} {window} {metric}")
@@ -91,11 +94,20 @@ def _curve(group, look, front, part, seeds, metric):
             data=np.insert(data, ends, data[ends], axis=0),
         )
         marks.append(own)
-    hover = f"{group}<br>mean %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
-    hover += ", n = %{customdata[2]}"
-    data = part[["low", "high", "n"]].to_numpy()
+    hover = f"{group}<br>mean %{{y:.4g}}%{{customdata[0]}}, n = %{{customdata[1]}}"
+    data = np.column_stack((_intervals(part), part["n"].astype(object)))
     line = Line(x, mean, look.colour, group, look.stp, 2.2, hover=hover, data=data, label=True)
     return [*marks, line]
+
+
+def _intervals(table):
+    """The interval of each row as a reader reads it: a number that is missing would read 0."""
+    ends = zip(table["low"], table["high"], strict=True)
+    return [f" [{low:.4g}, {high:.4g}]" if pd.notna(low) else "" for low, high in ends]
+
+
+def _margin(low, high):
+    return 0.04 * (high - low) if high - low > ROUNDING else 1
 
 
 def results(cache, task, window, looks, metric, front, kind="bars", baseline=None):
@@ -115,13 +127,13 @@ def results(cache, task, window, looks, metric, front, kind="bars", baseline=Non
     if kind == "sorted dots":
         table = table.sort_values("mean", ascending=shown.better == "lower", kind="stable")
     rows = dict(zip(table.index, range(len(table))[::-1], strict=True))
+    frame = frame[frame["group"].isin(rows)]
     y, means = np.array(list(rows.values())), table["mean"].to_numpy()
     colours = [looks[group].colour if group in front else style.CONTEXT for group in rows]
     named = {
         "name": "mean",
-        "hover": "%{customdata[0]}<br>mean %{x:.4g} [%{customdata[1]:.4g}, %{customdata[2]:.4g}], "
-        "n = %{customdata[3]}",
-        "data": table.reset_index()[["group", "low", "high", "n"]].to_numpy(object),
+        "hover": "%{customdata[0]}<br>mean %{x:.4g}%{customdata[1]}, n = %{customdata[2]}",
+        "data": np.column_stack((list(rows), _intervals(table), table["n"].astype(object))),
     }
     if kind == "bars":
         marks = [Bars(means, y, colours, [looks[group].stp for group in rows], **named)]
@@ -168,7 +180,7 @@ def _reach(table, seeds, start):
     """Range of the axis: means, seeds and intervals."""
     values = np.concatenate([seeds, table["mean"], table["low"], table["high"]])
     low, high = np.nanmin(values), np.nanmax(values)
-    margin = 0.04 * (high - (low if start is None else start)) or 1
+    margin = _margin(low if start is None else start, high)
     return (low - margin if start is None else start), high + margin
 
 
