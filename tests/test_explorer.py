@@ -395,6 +395,16 @@ def test_names_of_lines_stand_inside_an_axis_of_logarithms():
     assert np.diff(places)[0] == pytest.approx(16) and 0 <= places.min() < places.max() <= 364
 
 
+def test_long_names_beside_lines_leave_room_for_the_plot():
+    names = [f"DaleCB, P_z free, drive z, z_max 1, gate open, epochs {n}" for n in (10, 20)]
+    lines = [Line(np.arange(2), np.full(2, 0.5), "red", name, label=True) for name in names]
+    _, layout = Panel(lines, y=Axis(range=(0, 1))).plotly(440)
+    assert layout["margin"]["r"] < 200
+    one, other = layout["annotations"]
+    assert one["text"].replace("<br>", " ") == names[0] and one["text"].count("<br>") == 2
+    assert abs(one["ay"] - other["ay"]) == pytest.approx(48)
+
+
 def test_after_a_heat_map_axes_point_up_and_lines_are_not_filled(store):
     """What an earlier view set, a reversed axis or a filled line, does not stay."""
     view = explore.TraceExplorer(store, stride=8, cell="STPDaleCB")

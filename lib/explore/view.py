@@ -18,6 +18,7 @@ GROUND = "#FFFFFF"
 GREY = "#808080"
 LEFT, TOP, BOTTOM = 68, 28, 48  # pixels around a panel
 GAP = 16  # pixels between names beside lines
+LONGEST = 20  # characters of a name beside a line, which is broken where it is longer
 INCHES = 2.2  # the least width in print of a panel whose share is 1
 TEMPLATE = style.plotly_template()
 
@@ -313,8 +314,8 @@ class Panel:
     zoom: str = ""  # a zoom of the reader's stays while this stays
 
     def labels(self, gap):
-        """(line, end (x, y), heights of end and name) of named lines, names ``gap`` apart; heights
-        are fractions of the axis.
+        """(line, rows of its name, end (x, y), heights of end and name) of named lines; rows are
+        ``gap`` apart while there is room, heights are fractions of the axis.
         """
         lines = [mark for mark in self.marks if isinstance(mark, Line) and mark.label]
         if not lines:
@@ -322,8 +323,12 @@ class Panel:
         low, high = self.y.at(self.y.range)
         ends = [(line.x[-1], line.y[-1]) for line in lines]
         heights = [(self.y.at(y) - low) / (high - low) for _, y in ends]
+        names = [textwrap.wrap(line.name, LONGEST) for line in lines]
+        most = max(map(len, names))
+        if most > 1:
+            gap = min(gap * most, 1 / len(lines))
         places = plots.spread(heights, gap, 0, 1)
-        return list(zip(lines, ends, heights, places, strict=True))
+        return list(zip(lines, names, ends, heights, places, strict=True))
 
     def plotly(self, height):
         """Traces and layout of a figure of so many pixels."""
@@ -332,12 +337,12 @@ class Panel:
         drawn = [mark for mark in self.marks if hasattr(mark, "shape")]
         notes = [mark.annotation() for mark in drawn if getattr(mark, "words", "")]
         labels = self.labels(GAP / inner)
-        for line, (x, y), end, place in labels:
+        for line, name, (x, y), end, place in labels:
             arrow = {"arrowhead": 0, "arrowwidth": 0.8, "arrowcolor": line.colour, "standoff": 2}
-            note = {"text": line.name, "x": x, "y": self.y.at(y), "xanchor": "left", **arrow}
-            note |= {"ax": 18, "ay": (end - place) * inner}
+            note = {"text": "<br>".join(name), "x": x, "y": self.y.at(y), **arrow}
+            note |= {"ax": 18, "ay": (end - place) * inner, "xanchor": "left", "align": "left"}
             notes.append(note | {"font": {"color": line.colour, "size": 13}})
-        longest = max((len(line.name) for line, *_ in labels), default=0)
+        longest = max((len(row) for _, name, *_ in labels for row in name), default=0)
         x, y = self.x.plotly(), self.y.plotly()
         if self.square:
             x["constrain"] = "domain"
@@ -367,10 +372,10 @@ class Panel:
         """Names beside lines, apart by the height that the layout gave to the axes."""
         size = mpl.rcParams["xtick.labelsize"]
         height = ax.get_window_extent().height / ax.figure.dpi * 72
-        for line, end, _, place in self.labels(1.15 * size / height):
+        for line, name, end, _, place in self.labels(1.15 * size / height):
             leader = {"arrowstyle": "-", "lw": 0.5, "color": line.colour, "relpos": (0, 0.5)}
             ax.annotate(
-                printed(line.name),
+                printed("\n".join(name)),
                 end,
                 xytext=(1.08, place),
                 textcoords="axes fraction",
