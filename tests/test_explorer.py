@@ -621,6 +621,18 @@ def test_underscores_are_printed_as_mathematics_everywhere():
     plt.close(figure)
 
 
+def test_the_rows_of_many_cells_are_printed_apart(synthetic):
+    options = [json.dumps({"dt": value / 100}) for value in range(10, 34)]
+    runs = pd.concat([frames.runs(["cb"], ["8/4"], options=o) for o in options], ignore_index=True)
+    view = explore.Board(synthetic(runs)[0])
+    view.controls["cells"].value = view.controls["cells"].options
+    figure = view.paper("report", "text", 2.6)
+    boxes = [label.get_window_extent() for label in figure.axes[RESULTS].get_yticklabels()]
+    assert len(boxes) == 24
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+    plt.close(figure)
+
+
 def test_window_controls_give_the_configurations_of_a_notebook(store):
     choice = explore.WindowControls(store, [_config("cb"), _config("gru")])
     assert choice.window == Window(8, 8)

@@ -397,8 +397,11 @@ class View:
     height: int = 440  # pixels
 
     def matplotlib(self, journal="notebook", width="text", height=3.0):
-        """The view for print, in rows of this height, as many as the width asks for."""
+        """The view for print, in rows of this height, as many as the width asks for; they are
+        higher by as much as the view is than usual.
+        """
         rows, left = [], 0
+        height *= max(1, self.height / View.height)
         for panel in self.panels:
             if left < panel.share:
                 rows.append([])
