@@ -16,10 +16,12 @@ import plotly.graph_objects as go
 import pytest
 
 from lib import analysis, cells, datasets, explore, memory
-from lib.config import CellSpec, RunConfig, Training, Window
+from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.explore import recording
+from lib.explore.choice import task_label
 from lib.explore.export import Form
 from lib.explore.view import Axis, Line, Panel, Rule, View
+from lib.explore.widgets import values_of
 from lib.figures import export, plots, select, style
 from lib.runs import attempt
 from lib.runs.store import Store
@@ -723,6 +725,68 @@ def test_the_seed_of_a_scan_is_not_among_those_that_compare(synthetic):
     view = explore.Board(synthetic(runs)[0])
     assert sorted(view.frame.loc[view.frame["group"] == "CB", "seed"]) == [0, 1, 2]
     assert 100 in set(view.choice.cache.done["seed"])
+
+
+def hovers(board, panel):
+    traces = json.loads(board.figures[panel].traces)
+    trace = next(each for each in traces if "<br>mean " in each.get("hovertemplate", ""))
+    row = trace["customdata"][0]
+    values = {f"%{{customdata[{n}]}}": str(value) for n, value in enumerate(row)}
+    said = trace["hovertemplate"]
+    for name, value in values.items():
+        said = said.replace(name, value)
+    return said
+
+
+@pytest.mark.parametrize(("seeds", "said"), [((0,), ", n = 1"), ((0, 1, 2), "], n = 3")])
+def test_what_has_no_interval_says_none_under_the_pointer(synthetic, seeds, said):
+    board = explore.Board(synthetic(frames.runs(["cb"], ["8/4"], seeds))[0])
+    for panel in (CURVES, RESULTS):
+        assert said in hovers(board, panel) and "nan" not in hovers(board, panel)
+        assert (" [" in hovers(board, panel)) == (len(seeds) > 2)
+
+
+def test_only_windows_that_suit_the_images_are_offered(synthetic):
+    wide = _config("cb", window=(16, 8))
+    cifar10 = RunConfig(Task("cifar10"), Window(16, 8), wide.cell, wide.training)
+    choice = explore.WindowControls(synthetic(frames.runs(["cb"], ["16/8"]))[0], cifar10)
+    assert choice.window == Window(16, 8)
+    choice.set(task=task_label(Task("digits")))
+    assert choice.window.input_length <= 8 and "digits" in choice.message.value
+    assert explore.WindowControls(choice.cache, cifar10, task=task_label(Task("digits"))).window
+    odd = frames.runs(["cb"], ["7/4"])
+    choice = explore.WindowControls(synthetic(odd)[0])
+    assert choice.window == Window(7, 4) and "half" not in values_of(choice.controls["stride"])
+
+
+def test_a_window_that_holds_a_scan_alone_shows_it(synthetic):
+    scan = [frames.runs(["cb"], ["16/8"], [100], learning_rate=rate) for rate in (0.01, 0.1)]
+    every = pd.concat([frames.runs(["cb"], ["8/4"]), *scan], ignore_index=True)
+    board = explore.Board(synthetic(every)[0])
+    board.set(input_length=16, stride="half")
+    assert board.view is not None and set(board.frame["n"]) == {1}
+
+
+def test_what_is_refused_leaves_controls_and_view_alike(store):
+    board = explore.Board(store)
+    with pytest.raises(ValueError, match="no cell"):
+        board.set(metric="loss", cells=("no cell",))
+    assert "Cross-entropy" in board.figures[CURVES].axes
+
+
+def test_one_run_has_an_axis_around_its_dot(synthetic):
+    board = explore.Board(synthetic(frames.runs(["cb"], ["8/4"], [0]))[0], results="sorted dots")
+    low, high = board.view.panels[RESULTS].x.range
+    assert high - low > 1
+
+
+def test_a_board_opens_where_runs_are_finished_and_says_what_is_missing(synthetic):
+    digits = frames.runs(["cb"], ["8/4"], dataset="digits")
+    begun = frames.runs(["cb"], ["8/4"], [0], state="INTERRUPTED")
+    board = explore.Board(synthetic(pd.concat([digits, begun], ignore_index=True))[0])
+    assert "digits" in board.choice.task
+    board.set(task="cifar10")
+    assert "no finished run of cifar10" in board.choice.message.value
 
 
 def test_300_runs_change_without_reading(synthetic):

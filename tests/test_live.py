@@ -9,6 +9,7 @@ import tiny
 
 from lib import explore
 from lib.explore import live
+from lib.files import StoreError
 from lib.runs import sweep
 from lib.runs.store import Store
 
@@ -91,6 +92,22 @@ def test_the_button_stops_what_it_started(tmp_path):
     assert not store.finished(config.key()) and button.description == "Run 1 run"
     # On a busy machine a child may be killed before it has saved its state.
     assert store.status(config.key())["state"] in ("PAUSED", "INTERRUPTED")
+
+
+def test_a_button_tells_what_ended_its_training(tmp_path, monkeypatch):
+    def end(*_, **__):
+        time.sleep(0.2)
+        raise RuntimeError("No worker came.")
+
+    def damaged(*_):
+        raise StoreError("a status is damaged")
+
+    monkeypatch.setattr(sweep, "sweep", end)
+    monkeypatch.setattr(live, "_shares", damaged)
+    runner = explore.WindowControls(Store(tmp_path), tiny.config("cb")).runner
+    runner.button.click()
+    _wait(lambda: "No worker came." in runner.text.value)
+    assert runner.button.description == "Run 1 run" and not runner.button.disabled
 
 
 def test_a_button_trains_what_is_missing_of_a_grid_file(tmp_path, monkeypatch):

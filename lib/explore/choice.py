@@ -205,6 +205,7 @@ class WindowControls(Holding):
         with suppress(ValueError):  # a window that the data set of `state` has not
             assign(self.controls, self._usual(), self.refresh)
         assign(self.controls, state, self.refresh)
+        self.refresh()
         keys = [config.key() for config in self.templates]
         self._made_with = (str(self.cache.store.root), *keys, *state.items())
         with suppress(ValueError):  # what was chosen may have left the store
