@@ -263,8 +263,8 @@ class Runner:
         while self.running:
             with suppress(*EXPECTED):  # the next look may succeed
                 progress.update(_shares(self.store, list(progress.rows)))
-            if not self.button.disabled:
-                self.text.value = say(*progress.lines)
+                if not self.button.disabled:
+                    self.text.value = say(*progress.lines)
             time.sleep(1)
         kernel = getattr(get_ipython(), "kernel", None)
         if kernel is None:
