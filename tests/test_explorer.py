@@ -158,6 +158,14 @@ def test_bars_dots_and_differences(store):
     assert "Difference from CB" in drawn(view, RESULTS)[1]["xaxis"]["title"]["text"]
 
 
+def test_where_nothing_differs_curves_and_windows_stay(store):
+    view = explore.Board(store, stride=8, results="differences", baseline="CB")
+    view.controls["cells"].value = ("CB",)
+    assert [len(drawn(view, panel)[0]) > 0 for panel in range(3)] == [True, False, True]
+    assert "baseline CB" in view.message.value and "STPDaleCB" not in view.headline.value
+    plt.close(view.paper())
+
+
 def _answers(runs):
     """Predictions of 400 test images that are right as often as each run is."""
     image, parts = np.arange(400), []

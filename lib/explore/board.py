@@ -10,7 +10,7 @@ from lib.explore import results as views
 from lib.explore.choice import Cache, NotRun
 from lib.explore.explorer import Explorer
 from lib.explore.recording import TraceExplorer
-from lib.explore.view import View
+from lib.explore.view import Panel, View
 from lib.explore.widgets import TEXT, Checks, dropdown, offer, row
 from lib.figures import select, style
 from lib.figures.report import METRICS
@@ -68,16 +68,19 @@ class Board(Explorer):
         offer(self.controls["baseline"], names)
         offer(self.controls["highlight"], [*FAMILIES, *names])
 
+    def update(self):
+        with self.headline.hold_sync():  # a reader sees it change once
+            self.headline.value = ""
+            super().update()
+
     def look(self):
         if not len(self.choice.runs):
-            self.headline.value = ""
             raise NotRun(self.choice.report())
         cache, task, window = self.place
         groups = cache.finished(task, window)[["group", "cell"]].drop_duplicates()
         ticked, highlight = self.controls["cells"].value, self.controls["highlight"].value
         looks = {g: style.look(c) for g, c in groups.itertuples(index=False) if g in ticked}
         if not looks:
-            self.headline.value = ""
             raise ValueError("No cell is chosen; tick one.")
         front = tuple(
             group
@@ -94,10 +97,11 @@ class Board(Explorer):
 
         said = html.escape(seen(views.headline))
         self.headline.value = f"<div style='{TEXT}; font-size:16px; max-width:72em'>{said}</div>"
-        shown = [
-            seen(views.curves, over, front),
-            seen(views.results, final, front, kind, baseline),
-        ]
+        shown = [seen(views.curves, over, front)]
+        try:
+            shown.append(seen(views.results, final, front, kind, baseline))
+        except ValueError as error:  # such as nothing beside the baseline
+            shown.append(View([Panel([], title="nothing to show")], {}, str(error)))
         if by_window := seen(views.heat, final, place=(task,)):
             shown.append(by_window)
         panels = [panel for view in shown for panel in view.panels]
