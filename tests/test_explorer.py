@@ -797,6 +797,12 @@ def test_a_board_opens_where_runs_are_finished_and_says_what_is_missing(syntheti
     assert "no finished run of cifar10" in board.choice.message.value
 
 
+def test_a_metric_that_no_run_has_is_named(synthetic):
+    runs = frames.runs(["cb", "gru"], ["8/4"]).assign(ms_per_step=np.nan)
+    view = explore.Board(synthetic(runs)[0], metric="time of a step")
+    assert "No finished run here has a value of ms_per_step" in view.message.value
+
+
 def test_300_runs_change_without_reading(synthetic):
     store, reads = synthetic(frames.runs(frames.TEN, seeds=range(6)))
     view = explore.Board(store)

@@ -90,7 +90,9 @@ class Cache:
             if set(groups) & set(part.loc[part[metric].notna(), "group"]):
                 place = task, window, metric
                 tables.append(self.keep((kind, *place, by), self._summary, *place, part, by))
-        table = pd.concat(tables or [pd.DataFrame(columns=["group", "mean", "low", "high", "n"])])
+        if not tables:
+            raise ValueError(f"No finished run here has a value of {metric}.")
+        table = pd.concat(tables)
         return table[table["group"].isin(list(groups))]
 
     def _summary(self, task, window, metric, frame, by):
