@@ -659,6 +659,12 @@ def test_window_controls_give_the_configurations_of_a_notebook(store):
     assert {config.task.dataset for config in choice.configs} == {"mnist"}
 
 
+def test_images_that_no_window_fits_are_told_in_place(synthetic):
+    runs = frames.runs(["cb"], ["1/1"], [0]).assign(image_shape=[(3, 32, 1)])
+    choice = explore.WindowControls(synthetic(runs)[0])
+    assert "half a row of 1" in choice.message.value
+
+
 def test_a_window_that_was_chosen_is_kept_when_the_cell_runs_again(store):
     def cell(length=8):
         return explore.WindowControls(store, [_config("cb", window=(length, 4))])

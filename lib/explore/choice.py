@@ -370,5 +370,9 @@ class WindowControls(Holding):
         return f"{self.task}, {window.label}, {steps} steps a sequence: {has}.{note}"
 
     def _report(self):
-        self.message.value = say(self.report())
-        self.runner.offer(self.missing(), self.cache.done)
+        try:
+            said, missing = self.report(), self.missing()
+        except ValueError as error:  # no window fits images of one column
+            said, missing = str(error), []
+        self.message.value = say(said)
+        self.runner.offer(missing, self.cache.done)
