@@ -56,9 +56,9 @@ class Cache:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def finished(self, task, window=None):
-        """`select.grouped` of the finished runs of a task at one window or all, without a scan but
-        where there is nothing else:
-        of all of them a plain name is of the training that their cells share.
+        """`select.grouped` of the finished runs of a task at one window or all, without a scan
+        unless a window holds nothing else; of all windows a plain name is of the training that
+        their cells share.
         """
         here = self.done["task"] == task
         if window is not None:

@@ -33,7 +33,7 @@ OF_ALL = {
 OF_KIND = {"learning_rate": "rate", "source": "version"}
 KIND = ["dataset", "cell", "options", "epochs"]
 # What a figure has alike, beside window, size and epochs.
-ALIKE = ["dataset", "scan", "batch_size", "clip_norm", "data_seed", "validations_per_epoch"]
+ALIKE = ["dataset", *(name for name in OF_ALL if name not in ("hidden_size", "epochs"))]
 # Columns that change the images or their order, and how a name says so.
 IMAGES = {
     "permuted": "permuted",
@@ -399,8 +399,9 @@ def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     if not of_ladder.any():
         return None
     runs = _alike(runs, [*ALIKE, "window", "hidden_size", "epochs"], of_ladder)
-    chose = scanned(runs) & runs["cell"].isin([*ladder.cells, ladder.end])  # the rates of some rung
-    runs = runs[~scanned(runs) & ~runs["seed"].isin(runs.loc[chose, "seed"])]
+    scan = scanned(runs)
+    chose = scan & runs["cell"].isin([*ladder.cells, ladder.end])  # the rates of some rung
+    runs = runs[~scan & ~runs["seed"].isin(runs.loc[chose, "seed"])]
     if not len(runs):
         return None
     runs = grouped(_of_one_rate(runs))
