@@ -439,8 +439,9 @@ def test_parameter_count_and_matching_size():
     fraction = {"excitatory_fraction": 0.2}
     assert 40 < cells.matching_hidden_size("dale", target, 12, 10, **fraction) < 60
     assert cells.matching_hidden_size("dale", 50, 12, 10, **fraction) == 3
-    with pytest.raises(ValueError, match="has no option 'speed'"):
-        cells.matching_hidden_size("dale", target, 12, 10, speed=1)
+    for wrong in ("speed", "sequence_length"):
+        with pytest.raises(ValueError, match=f"has no option '{wrong}'"):
+            cells.matching_hidden_size("dale", target, 12, 10, **{wrong: 1})
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,7 @@ def test_state_as_code_makes_the_same_view(store):
     for view in (
         explore.Board(store, stride=8, metric="loss", highlight="with STP", cells=("CB",)),
         explore.Board(store, stride=8, results="differences", baseline="CB"),
+        explore.Board(store, data="photos", stride=8),
         explore.TraceExplorer(
             store,
             stride=8,
@@ -355,6 +356,7 @@ def test_state_as_code_makes_the_same_view(store):
         explore.LesionExplorer(store, images=30, stride=8),
     ):
         again = eval(view.code(), {"explore": explore, "store": store})
+        assert again.given == view.given
         assert again.code() == view.code() and again.message.value == view.message.value
         pd.testing.assert_frame_equal(again.frame, view.frame)
 

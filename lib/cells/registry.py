@@ -276,6 +276,8 @@ def matching_hidden_size(name, target, input_size, classes, **options):
         with contextlib.suppress(ValueError):  # too few units for Dale's law
             kind.check_options(low, options)
             break
+    else:
+        kind.check_options(target, options)  # no size will do: say why
     high = low
     while total(high) < target:
         high *= 2

@@ -29,7 +29,7 @@ class Board(Explorer):
     """
 
     def __init__(self, store=None, choice=None, data=None, **state):
-        self.folder, self.recording = data, None
+        self.given, self.recording = {"data": data and str(data)}, None
         if choice is None and "task" not in state:
             store = store if isinstance(store, Cache) else Cache(store)
             state |= _conclusive(store)
@@ -127,7 +127,7 @@ class Board(Explorer):
     def open(self, group, key):
         """Show the recording of a run below."""
         if self.recording is None:
-            self.recording = TraceExplorer(None, self.choice, data=self.folder, cell=group, run=key)
+            self.recording = TraceExplorer(None, self.choice, **self.given, cell=group, run=key)
             self.below.children = [self.recording.widget]
         else:
             self.recording.set(cell=group, run=key)
