@@ -20,6 +20,7 @@ from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.explore import recording
 from lib.explore.choice import task_label
 from lib.explore.export import Form
+from lib.explore.sequence import step_axis
 from lib.explore.view import Axis, Line, Panel, Rule, View
 from lib.explore.widgets import values_of
 from lib.figures import export, plots, select, style
@@ -476,6 +477,12 @@ def test_a_voltage_is_blue_where_it_is_low_and_red_where_it_is_high(store):
         assert heat["colorscale"][end][1] == f"rgb({', '.join(map(str, rgb))})"
         assert rgb[strong] > rgb[weak]
     plt.close(figure)
+
+
+def test_rows_that_are_read_in_a_delay_are_called_blank():
+    rows = np.repeat(np.arange(12), 2)
+    assert step_axis(rows, 0, 8).title == "Image row being read, blank from 8 on (steps 0 to 23)"
+    assert step_axis(rows[:16], 0, 8).title == "Image row being read (steps 0 to 15)"
 
 
 def test_a_click_on_a_thumbnail_chooses_its_image(store):

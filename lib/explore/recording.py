@@ -437,7 +437,8 @@ class TraceExplorer(Explorer):
         marks, y, frame, note = SHOWS[control["show"]](seen)
         mark = Rule(step, "x", "", FRAME, dashed=False)
         zoom = f"{self.key} {seen.variable} {control['show']} {control['time']}"
-        sequence = Panel([*marks, mark], step_axis(seen.rows, steps[0]), y, zoom=zoom)
+        height = run.data.images["test"].shape[-2]
+        sequence = Panel([*marks, mark], step_axis(seen.rows, steps[0], height), y, zoom=zoom)
         where = pd.DataFrame({"step": steps, "row": seen.rows, "pixel": run.trace.pixels[steps]})
         self._show_album(number)
         who = f"{run.label}, seed {run.config.seed}, run {run.key}"

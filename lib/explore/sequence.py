@@ -28,12 +28,15 @@ def boxes(pixels, columns):
     return [Box(int(part.min()), row, int(np.ptp(part)) + 1) for row, part in parts.items()]
 
 
-def step_axis(rows, first=0):
-    """Axis of the steps, from ``first`` on, with a tick where the window enters an image row."""
+def step_axis(rows, first=0, height=None):
+    """Axis of the steps, from ``first`` on, with a tick where the window enters an image row; those
+    from the ``height`` of the image on are blank, and read in a delay.
+    """
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     starts = starts[:: max(1, -(-len(starts) // 8))]
     ticks = first + starts, [str(rows[start]) for start in starts]
-    title = f"Image row being read (steps {first} to {first + len(rows) - 1})"
+    blank = "" if height is None or rows[-1] < height else f", blank from {height} on"
+    title = f"Image row being read{blank} (steps {first} to {first + len(rows) - 1})"
     return Axis(title, (first - 0.5, first + len(rows) - 0.5), ticks=ticks)
 
 
