@@ -367,17 +367,18 @@ def test_lesions_are_told_where_networks_were_measured():
 def test_ladders_are_drawn_and_told_where_their_rungs_ran():
     study = frames.only(frames.ladders())
     drawn = {item.name: item for item in paper.figures(study)}
-    assert {"ladder", "repairs"} <= set(drawn)
+    assert set(select.LADDERS) <= set(drawn)
     assert "P_z free: input weights of the gate of any sign" in drawn["repairs"].lead
     assert "sigmoid" in drawn["ladder"].lead and "sigmoid" not in drawn["repairs"].lead
     rows = {item.name: item.quoted() for item in paper.tables(study)}
-    row, runs = rows["repairs"]["added: K gain 12"], study.runs[study.runs["cell"] == "dale_cb"]
+    row = rows["repairs"]["added: K gain 12"]
+    runs = study.runs.query("cell == 'dale_cb' and initialisation == 'balanced'")
     means = 100 * runs.groupby("options")["test_accuracy"].mean()
     repaired = next(text for text in means.index if text.count(":") == 5)
     assert row["Difference"] == f"{means[repaired] - means['{}']:.1f}" and row["From"] == "DaleCB"
     assert row["DifferenceInterval"].startswith("[")
     plain = frames.only(frames.runs(frames.TEN, ["8/4"]))
-    assert not {"ladder", "repairs"} & {item.name for item in paper.figures(plain)}
+    assert not set(select.LADDERS) & {item.name for item in paper.figures(plain)}
 
 
 # ---- committed results

@@ -1,10 +1,12 @@
 """Grid files whose runs are trained: their cells' texts are part of the keys, and must stay."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
 from lib.paths import project_root
+from lib.runs import sweep
 
 GRIDS = project_root() / "notebooks" / "grids"
 
@@ -23,3 +25,12 @@ def test_the_text_of_trained_cells_stays(name, digest):
     assert hashlib.sha256((GRIDS / name).read_bytes()).hexdigest() == digest, (
         f"runs of {name} are stored under the old text; put new cells into a file of their own"
     )
+
+
+def test_growth_is_of_kinds_of_the_headline_at_their_rates_twice_as_long():
+    headline, growth = (
+        sweep.read_grid(GRIDS / f"cifar10_{name}.yaml") for name in ("headline", "growth")
+    )
+    assert {config.training.epochs for config in growth} == {40} and len(growth) == 6 * 3
+    half = [replace(config, training=replace(config.training, epochs=20)) for config in growth]
+    assert {config.key() for config in half} <= {config.key() for config in headline}

@@ -29,9 +29,9 @@ STEPS = 255
 TRACE = frames.trace(STEPS, 24)
 HISTORY = frames.history(MAIN[MAIN["cell"].isin(["cb", "stp_dale_cb"])])
 
-LADDER, REPAIRS = (select.rungs(frames.ladders(), item) for item in select.LADDERS.values())
+LADDER, REPAIRS, _ = (select.rungs(frames.ladders(), item) for item in select.LADDERS.values())
 HEADLINE = frames.curves(select.headline(frames.ladders()))
-GROWTH = pd.concat([MAIN, frames.runs(frames.LONGER, ["8/4"], [0], epochs=40)])
+GROWTH = select.growth(pd.concat([RUNS, frames.runs(frames.LONGER, ["8/4"], epochs=40)]))
 
 FIGURES = {
     "learning_curves": ("text", lambda: plots.learning_curves(CURVES)),
@@ -641,10 +641,17 @@ def test_a_repaired_cell_is_filled_where_the_plain_one_is_open():
 
 
 def test_growth_has_a_line_a_cell_over_its_epochs():
-    ax = drawn("growth").axes[0]
+    fig = drawn("growth")
+    ax = fig.axes[0]
     assert ax.get_xscale() == "log" and list(ax.get_xticks()) == [10, 40]
-    ends = {line.get_label(): line.get_xdata()[-1] for line in ax.lines}
-    assert (ends["vanilla RNN"], ends["simple GRU"], ends["full GRU"]) == (40, 10, 40)
+    lines = {line.get_label(): line for ax in fig.axes for line in ax.lines}
+    for name in frames.LONGER:
+        own = GROWTH[GROWTH["cell"] == name]
+        means = 100 * own.groupby("epochs")["test_accuracy"].mean()
+        line = lines[own["label"].iat[0]]
+        assert list(line.get_xdata()) == [10, 40] and line.get_ydata() == pytest.approx(means)
+    table = plots.growth_summary(GROWTH)
+    assert set(table["cell"]) == set(frames.LONGER) and (table["low"] < table["mean"]).all()
 
 
 def test_windows_are_compared_with_the_main_one_of_the_same_cell():
@@ -682,14 +689,6 @@ def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
     assert fig.axes[2].texts[0].get_text() == "chance"
     apart = runs.assign(test_accuracy=np.where(runs["seed"] == 0, 0.1, 0.5))
     assert plots.delays(apart).axes[0].get_ylim() == (0, pytest.approx(54))
-
-
-def test_growth_is_one_line_a_cell_also_of_runs_that_are_grouped():
-    for frame in (GROWTH, select.grouped(GROWTH)):
-        axes = plots.growth(frame).axes
-        drawn = [line for ax in axes for line in ax.lines if list(line.get_xdata()) == [10, 40]]
-        colours = {line.get_color() for line in drawn}
-        assert {style.look(name).colour for name in frames.LONGER} <= colours
 
 
 def test_core_seconds_stretch_each_cell_by_its_own_pace():

@@ -1,5 +1,7 @@
 """Which runs compare: groups and their names, the plain runs, variants, scans, windows."""
 
+import json
+
 import frames
 import pandas as pd
 import pytest
@@ -28,7 +30,7 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(m
         for s in (["8/4"], frames.WINDOWS)
     )
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
-    assert set(select.variants(study.runs)) == set(select.VARIANTS)
+    assert set(select.variants(study.runs)) == set(select.VARIANTS) - {"longer"}
     found = select.variants(study.runs)
     shown, own = found["initialisation"]
     assert len(shown) == (2 + 2) * 3 and own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
@@ -36,12 +38,8 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(m
     assert found["steps"].plain["STPDaleCB, stp dt 0.1"] == "STPDaleCB"
     assert "STPDaleCB, excitatory fraction 0.8" in found["equation"].plain
     assert "full GRU, H 61" in found["size"].plain
-    images, longer = (
-        select.variants(study.runs)["tasks"][0],
-        select.variants(study.runs)["epochs"][0],
-    )
+    images, _ = found["tasks"]
     assert len(images) == (4 + 2) * 3 and "full GRU, last 8 rows" in set(images["group"])
-    assert set(longer["epochs"]) == {10, 20} and set(longer["cell"]) == set(frames.LONGER)
     assert set(select.scan(study.runs)["seed"]) == {100}
 
 
@@ -111,12 +109,30 @@ def test_a_longer_training_of_all_cells_is_what_compares_at_its_window():
     assert list(named["CB"]) == [20] and list(named["CB, epochs 10"]) == [10]
     begun = runs[(runs["epochs"] == 10) | (runs["seed"] < 13)]  # two seeds say nothing yet
     assert set(select.at_main_window(begun)["epochs"]) == {10}
-    longer = frames.runs(["cb", "gru"], ["8/4"], epochs=20)  # seeds of the short ones
-    shown, plain = select.variants(pd.concat([runs, longer]))["epochs"]
-    assert plain["CB, epochs 20"] == "CB" and set(shown["cell"]) == {"cb", "gru"}
-    here, changed = runs[runs["window"] == "8/4"], frames.runs(["cb"], ["8/4"], permuted=True)
+    changed = frames.runs(["cb"], ["8/4"], permuted=True)
+    floor = frames.runs(["cb_floor"], ["8/4"], **late)
+    found = select.variants(pd.concat([runs, changed, floor]))
+    assert set(found) == {"tasks", "longer"} and set(found["longer"].runs["epochs"]) == {20}
+    assert found["longer"].plain == {"CB": "CB", "cb_floor": "CB"}
+    here = runs[runs["window"] == "8/4"]
     shown, plain = select.variants(pd.concat([here, changed]))["tasks"]
     assert set(shown["epochs"]) == {10} and plain["CB, permuted"] == "CB"
+
+
+def test_growth_holds_the_kinds_of_the_longest_training_at_every_length():
+    assert select.growth(frames.runs(frames.TEN)) is None
+    repairs = {"options": json.dumps(dict(select.REPAIRED), sort_keys=True)}
+    late = [
+        frames.runs(["cb", "gru"], ["8/4"], [11, 12, 13], epochs=40, learning_rate=0.01),
+        frames.runs(["cb"], ["8/4"], [11, 12, 13], epochs=40, **repairs),
+        frames.runs(["cb"], ["8/4"], [11, 12, 13], epochs=20, **repairs),
+        frames.runs(["cb"], ["8/4"], [1], epochs=40, options='{"dt": 0.3}'),
+        frames.runs(["cb"], ["8/4"], [1], epochs=80, permuted=True),
+        frames.runs(["cb"], ["8/4"], [1], epochs=80, initialisation="notes"),
+    ]
+    found = select.growth(pd.concat([frames.runs(frames.TEN), *late]))
+    lengths = found.groupby("group", sort=False)["epochs"].agg(lambda part: list(part.unique()))
+    assert lengths.to_dict() == {"full GRU": [10, 40], "CB": [10, 40], "CB, repaired": [20, 40]}
 
 
 def test_variants_are_compared_with_the_cell_they_are_named_after():
@@ -193,7 +209,11 @@ def test_repaired_cells_stand_beside_the_plain_ones():
     groups = list(shown["group"].unique())
     assert groups.index("DaleCB, repaired") == groups.index("DaleCB") + 1
     assert "STPDaleCB, repaired" in groups and len(groups) == len(frames.TEN) + 2
-    assert set(select.variants(frames.ladders())) == set()
+    varied = {name: set(kinds.plain) for name, kinds in select.variants(frames.ladders()).items()}
+    assert varied == {
+        "equation": {"DaleCB", "dale_cb_softplus"},
+        "initialisation": {"DaleCB", "DaleCB, notes"},
+    }  # no rung among them
 
 
 def test_a_window_of_both_conventions_stands_in_both():
@@ -209,7 +229,7 @@ def test_a_window_of_both_conventions_stands_in_both():
 
 def test_rungs_are_found_by_their_options():
     runs = frames.ladders()
-    ladder, repairs = (select.rungs(runs, item) for item in select.LADDERS.values())
+    ladder, repairs, notes = (select.rungs(runs, item) for item in select.LADDERS.values())
     panels = ladder.steps.groupby("panel", sort=False)["label"].apply(list)
     order = ["drive z", "z_max 1", "gate open", "r = v", "σ of drive"]
     assert panels.to_dict() == {"added": order, "alone": [*order, "rates read"], "without": order}
@@ -223,6 +243,10 @@ def test_rungs_are_found_by_their_options():
     assert panels["added"] == ["P_z free", *order[:3], "K gain 12"]
     assert panels["other cells"] == ["STPDaleCB"]
     assert repairs.steps["group"].iloc[-1] == "STPDaleCB, repaired"
+    assert panels["alone"][-1] == "dale_cb_softplus"
+    assert set(notes.steps["reference"]) == {"DaleCB, notes"} == set(notes.ends)
+    assert list(notes.steps["label"][:4]) == ["P_z free", *order[:3]]
+    assert notes.runs["initialisation"].unique() == ["notes"]
     assert set(ladder.runs["seed"]) == {1, 2, 3}
 
 

@@ -182,15 +182,18 @@ def _of_changes(frames):
         yield Figure(name, "column", height, lead, rungs.runs, draw)
     for question, (runs, plain) in variants(frames.runs).items():
         title, compared_with = VARIANTS[question]
-        if question == "epochs":
-            lead = f"{title}: test accuracy; means over seeds, bars: 95 % intervals over seeds."
-            draw = partial(plots.growth, runs, linear=_linear(frames, runs))
-            yield Figure(question, "text", 2.2, lead, runs, draw)
-            continue
         lead = f"{title}: difference from {compared_with}; {_family(frames)}."
         height = 0.5 + 0.14 * (len(plain) - len(set(plain.values())))
         draw = partial(plots.paired_differences, runs, plain, **evidence)
         yield Figure(question, "column", height, lead, runs, draw)
+    runs = select.growth(frames.runs)
+    if runs is not None:
+        lead = (
+            f"How test accuracy grows with training. Bars: {_intervals(frames)}, from three seeds "
+            "on; without those that diverged."
+        )
+        draw = partial(plots.growth, runs, linear=_linear(frames, runs), **evidence)
+        yield Figure("epochs", "text", 2.2, lead, runs, draw)
     rates = select.scan(frames.runs)
     if len(rates):
         lead = (
@@ -280,7 +283,7 @@ def tables(frames: Frames) -> list[Table]:
     found += [
         _differences_table(kind, *VARIANTS[kind], *varied, frames) for kind, varied in kinds.items()
     ]
-    return found + _delay_tables(frames)
+    return found + _growth_table(frames) + _delay_tables(frames)
 
 
 def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataFrame:
@@ -401,13 +404,30 @@ def _differences_table(name, title, compared_with, runs, plain, frames):
         lead += "; one or two seeds give no 95 % interval."
     shown = summary_table(runs, frames.predictions).set_index("Cell").loc[table["group"]]
     shown = shown.reset_index().drop(columns=["ms/step", "n"])
-    if name == "epochs":  # the best one says whether all of the training was of use
-        best = runs.groupby("group")["best_epoch"].median()
-        shown = shown.drop(columns="Parameters")
-        shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
     shown = shown.assign(**_interval("Difference", table), n=table["n"].to_numpy())
     runs = runs[runs["group"].isin([*table["group"], *table["reference"]])]
     return Table(name, shown, lead, runs, tuple(table["group"]), wide=True)
+
+
+def _growth_table(frames):
+    runs = select.growth(frames.runs)
+    if runs is None:
+        return []
+    own = plots.summary(runs, by=("group", "epochs"), predictions=frames.predictions)
+    shown = pd.DataFrame({"Cell": runs["group"].unique()})
+    lengths = sorted(runs["epochs"].unique())
+    shown = _beside(shown, own, "epochs", lengths)
+    last = runs[runs["epochs"] == lengths[-1]]
+    best = last.groupby("group")["best_epoch"].median()  # says whether all of it was of use
+    gain = plots.growth_summary(runs, frames.predictions).set_index("group")
+    shown = shown.assign(**_interval("Difference", gain.reindex(shown["Cell"])))
+    shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
+    lead = (
+        f"Test accuracy after {', '.join(map(str, lengths))} epochs (percent; {_intervals(frames)}"
+        "), how much the longest training adds to the one before it (percentage points; "
+        "simultaneous), and its best epoch."
+    )
+    return [Table("epochs", shown, lead, runs, tuple(shown["Cell"]), wide=True)]
 
 
 def _delay_tables(frames):

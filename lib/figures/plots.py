@@ -38,6 +38,19 @@ READ = "#D55E00"  # the window that a step reads
 # ---- what a frame holds, in words and numbers
 
 
+def growth_summary(runs, predictions=None) -> pd.DataFrame:
+    """What the longest training of `select.growth` adds to the one before it, in percentage points:
+    one family, by kind, as `analysis.comparisons`.
+    """
+    before, longest = sorted(runs["epochs"].unique())[-2:]
+    ran = set(zip(runs["group"], runs["epochs"], strict=True))
+    kinds = [name for name in runs["group"].unique() if {(name, before), (name, longest)} <= ran]
+    found = answers(runs, "test_accuracy", ["group", "epochs"], predictions)
+    pairs = [((name, longest), (name, before)) for name in kinds]
+    table = analysis.comparisons(found, pairs)
+    return _in_unit(table.assign(group=table["group"].str[0]), runs, "test_accuracy")
+
+
 def summary(
     frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",), predictions=None
 ) -> pd.DataFrame:
@@ -163,7 +176,7 @@ def caption(frame: pd.DataFrame, lead: str = "") -> str:
     """
     frame = frame if "group" in frame else grouped(frame)
     shapes = select.shapes(frame)
-    counts = frame.groupby(["group", "window", *{"task"} & set(frame)])["seed"].nunique()
+    counts = frame.groupby(["group", "window", "epochs", *{"task"} & set(frame)])["seed"].nunique()
     parts = [
         f"Data: {_tasks(frame)}",
         f"{_plural('window', len(shapes))} {', '.join(shapes)} pixels (input length/stride)",
@@ -725,19 +738,32 @@ def effects(frame: pd.DataFrame, ax=None, predictions=None):
     return ax
 
 
-def growth(frame: pd.DataFrame, fig=None, linear: float | None = None):
-    """Test accuracy against the epochs of training, as `learning_curves`; bars are intervals over
-    seeds.
+def growth(frame: pd.DataFrame, fig=None, linear: float | None = None, predictions=None):
+    """Test accuracy against the epochs of training (`select.growth`), panels as `learning_curves`;
+    a point, with its interval, is a training of its own.
     """
-    frame = frame.assign(epoch=frame["epochs"], epochs=0, learning_rate=0)
-    frame = frame.drop(columns="group", errors="ignore")  # a line goes through all lengths
-    fig = learning_curves(frame, fig, "test_accuracy", linear)
-    table = summary(grouped(frame), by=("group", "epoch"))
-    for ax in fig.axes:
-        own = table[table["group"].isin([line.get_label() for line in ax.lines])]
-        colours = [style.look(cell).colour for cell in own["cell"]]
-        ax.vlines(own["epoch"], own["low"], own["high"], colours, lw=0.8)
-        _log_values(ax, frame["epoch"], 1.15)
+    fig = fig or _figure()
+    panels = families(frame)
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    table = summary(frame, by=("group", "epochs"), predictions=predictions)
+    for ax, (family, groups) in zip(axes, panels.items(), strict=True):
+        for group, part in table.groupby("group", sort=False):
+            own = style.look(part["cell"].iat[0])
+            if group not in groups:
+                ax.plot(part["epochs"], part["mean"], color=style.CONTEXT, lw=0.8, zorder=1)
+                continue
+            mark = {"marker": own.marker, "mfc": _face(part.iloc[-1], own)}
+            ax.plot(
+                part["epochs"], part["mean"], label=group, ls=own.line, color=own.colour, **mark
+            )
+            ax.vlines(part["epochs"], part["low"], part["high"], own.colour, lw=0.8)
+        _log_values(ax, frame["epochs"], 1.15)
+        ax.set_title(family, loc="left")
+        ax.set_xlabel("Training (epochs)")
+        if linear is not None:
+            _reference(ax, "y", 100 * linear, "linear on pixels" if ax is axes[0] else "")
+    axes[0].set_ylabel(ACCURACY.axis)
+    _label_ends(axes)
     return fig
 
 

@@ -63,13 +63,14 @@ class Frames(NamedTuple):
 
 class Ladder(NamedTuple):
     """The ``changes`` that lead, one after the other, from the first of ``cells`` to ``end``; the
-    other cells are the first one with further options.
+    other cells are the first one with further options. All start from one ``initialisation``.
     """
 
     title: str
     cells: tuple
     changes: tuple
     end: str | None = None
+    initialisation: str = CellSpec().initialisation
 
 
 class Rungs(NamedTuple):
@@ -100,7 +101,7 @@ VARIANTS = {
     "initialisation": ("Other initialisation", ITSELF),
     "size": ("Other sizes", ITSELF),
     "tasks": ("Other images", "the same cell on whole images in their order"),
-    "epochs": ("Longer training", "the same cell in the comparison"),
+    "longer": ("Changes of the equation, trained as long as the comparison", ITSELF),
 }
 STEPS = {"dt", "stp_dt"}
 
@@ -128,6 +129,12 @@ LADDERS = {
         "Repairs of DaleCB",
         ("dale_cb",),
         (("input_gate", "free"), *GATED, ("conductance_gain", 12)),
+    ),
+    "notes": Ladder(  # where the size of K is fixed
+        "Repairs of DaleCB from the initialisation of the notes",
+        ("dale_cb",),
+        (("input_gate", "free"), *GATED),
+        initialisation="notes",
     ),
 }
 REPAIRED = frozenset(LADDERS["repairs"].changes)
@@ -379,21 +386,43 @@ def headline(runs: pd.DataFrame) -> pd.DataFrame:
     main = at_main_window(runs).drop(columns="group")
     like = main.iloc[0]
     others = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
-    for column in (*ALIKE, "window", "hidden_size", "initialisation", "epochs"):
-        others = others[others[column] == like[column]]
-    beside = others["options"].map(lambda text: set(changed(text)) == REPAIRED).astype(bool)
-    beside &= others["cell"].isin(main["cell"])
+    others = _as(like, others, [*ALIKE, "window", "hidden_size", "initialisation", "epochs"])
+    beside = _repaired_alone(others) & others["cell"].isin(main["cell"])
     return grouped(pd.concat([main, _of_one_rate(others[beside])]))
+
+
+def growth(runs: pd.DataFrame) -> pd.DataFrame | None:
+    """Runs at the main window of the kinds, plain and repaired, that were trained longest: all
+    their lengths, each at the rate chosen for it, with ``group`` the kind; None where there is one.
+    """
+    like = at_main_window(runs).iloc[0]
+    runs = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
+    runs = _as(like, runs, [*ALIKE, "window", "hidden_size", "initialisation"])
+    runs = runs[_as_defined(runs) | _repaired_alone(runs)]
+    longest = runs.loc[runs["epochs"] == runs["epochs"].max(), ["cell", "options"]]
+    runs = _of_one_rate(runs.merge(longest.drop_duplicates()), ("cell", "options", "epochs"))
+    runs = runs.sort_values("epochs", kind="stable")
+    kinds = grouped(runs.assign(epochs=like["epochs"], learning_rate=0), like["epochs"])
+    return kinds[["key", "group"]].merge(runs) if runs["epochs"].nunique() > 1 else None
+
+
+def _as(like, runs, columns):
+    """The runs that have every one of the columns as one run has it."""
+    return runs[(runs[columns] == like[columns]).all(axis=1)]
+
+
+def _repaired_alone(runs):
+    return runs["options"].map(lambda text: set(changed(text)) == REPAIRED).astype(bool)
 
 
 def rungs(runs: pd.DataFrame, ladder: Ladder) -> Rungs | None:
     """The rungs of a ladder that ran, at their most frequent number of epochs; None where none did.
 
     Panels: the changes *added* up in their order ("a ... c" where b did not run on its own); each
-    *alone*; all but one (*without*), where all of them make another cell; and *other cells* with
-    all of them, each from itself without any.
+    *alone*, a cell named after the first one too; all but one (*without*), where all of them make
+    another cell; and *other cells* with all of them, each from itself without any.
     """
-    done = (runs["state"] == "DONE") & (runs["initialisation"] == CellSpec().initialisation)
+    done = (runs["state"] == "DONE") & (runs["initialisation"] == ladder.initialisation)
     runs = runs[done & ~_other_images(runs)]
     of_ladder = runs["cell"].isin(ladder.cells) & runs["options"].map(_on_ladder).astype(bool)
     if not of_ladder.any():
@@ -443,10 +472,14 @@ def _steps(ladder, ran):
     alone = [next(iter(changes)) for of, changes in ran if of == cell and len(changes) == 1]
     for change in sorted(alone, key=lambda each: [*CHANGES, each].index(each)):
         yield "alone", change_name(*change), (cell, frozenset({change})), start
+    others = sorted({of for of, _ in ran} - {cell}, key=style.rank)
+    for other in others:
+        if style.kin(other) == cell and (other, plain) in ran:
+            yield "alone", ran[other, plain].split(", ")[-1], (other, plain), start
     for change in ladder.changes if ladder.end else ():
         kind = (cell, all_of_them - {change})
         yield "without", change_name(*change), kind, end
-    for other in sorted({of for of, _ in ran} - {cell}, key=style.rank):
+    for other in others:
         yield "other cells", style.look(other).label, (other, all_of_them), (other, plain)
 
 
@@ -474,20 +507,28 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     question that they answer: a key of `VARIANTS`; questions without a run are left out.
 
     A user's cell counts as a variant of the one it is named after. The learning-rate scan, rungs of
-    ladders and runs that share no seed with the plain ones are left out. A variant that was given
-    more seeds than most of its question, after a look at these, is judged on the fresh ones alone;
-    longer trainings were all planned, and keep all their seeds.
+    ladders, other lengths of training (`growth`) and runs that share no seed with the plain ones
+    are left out. A variant that was given more seeds than most of its question, after a look at
+    these, is judged on the fresh ones alone.
     """
     others = runs[
         (runs["state"] == "DONE") & ~scanned(runs) & ~runs["options"].map(_on_ladder).astype(bool)
     ]
     length = others.loc[~_unchanged(others), "epochs"].mode().get(0)
-    every = comparison(runs, length).drop(columns="group")
+    main, longest = comparison(runs, length), at_main_window(runs)
+    found = _variants(others, main)
+    if longest["epochs"].iat[0] > main["epochs"].iat[0]:
+        longer = _variants(others, longest)
+        found |= {"longer": longer["equation"]} if "equation" in longer else {}
+    return found
+
+
+def _variants(others, every):
+    """`variants` among other runs of what all ``every`` of a `comparison` are."""
+    every = every.drop(columns="group")
     main = every[every["window"] == main_window(every)]
     plain = main.iloc[0]
-    others = others[~others["key"].isin(main["key"])]
-    for column in (*ALIKE, "window"):
-        others = others[others[column] == plain[column]]
+    others = _as(plain, others[~others["key"].isin(main["key"])], [*ALIKE, "window", "epochs"])
     seeds = pd.MultiIndex.from_frame(main[["cell", "seed"]])
     own = pd.MultiIndex.from_arrays([others["cell"].map(style.kin), others["seed"]])
     others = others[own.isin(seeds)]
@@ -496,9 +537,8 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     question[others["initialisation"] != plain["initialisation"]] = "initialisation"
     question[others["hidden_size"] != plain["hidden_size"]] = "size"
     question[_other_images(others)] = "tasks"
-    question[others["epochs"] != plain["epochs"]] = "epochs"
     asked = [name for name in VARIANTS if (question == name).any()]
-    return {name: _beside(main, others[question == name], name != "epochs") for name in asked}
+    return {name: _beside(main, others[question == name]) for name in asked}
 
 
 def delays(runs: pd.DataFrame) -> pd.DataFrame | None:
@@ -532,12 +572,11 @@ def _on_ladder(options):
     return not CHANGES.keys().isdisjoint(changed(options))
 
 
-def _beside(main, others, fresh_alone):
+def _beside(main, others):
     plain = main[main["cell"].isin(others["cell"].map(style.kin))]
     both = pd.concat([plain, others], ignore_index=True)
     shown = grouped(both, main["epochs"].iat[0])
-    if fresh_alone:
-        shown = shown[~_looked_at(shown, ["group"], main["key"])]
+    shown = shown[~_looked_at(shown, ["group"], main["key"])]
     own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
     cells = shown.groupby("group")["cell"].first()
     return Variants(shown, cells.map(style.kin).map(own).to_dict())
