@@ -624,6 +624,18 @@ def test_plasticity_is_told_of_cells_that_differ_in_nothing_else():
 
 
 def test_a_caption_counts_the_runs_that_its_table_shows():
-    few = frames.runs(["gru"], ["8/4"], [0], epochs=40)
-    rows = [table for table in paper.tables(frames.study(extra=[few])) if table.name == "epochs"]
-    assert "10 to 20 epochs; n = 3 seeds" in rows[0].caption
+    few = frames.runs(["cb"], ["8/4"], [0], options='{"dt": 1.0}')
+    made = {table.name: table for table in paper.tables(frames.study(extra=[few]))}
+    assert "n = 3 seeds" in made["steps"].caption and "CB, dt 1.0" not in made["steps"].names
+
+
+def test_growth_is_told_at_every_length_beside_the_length_before():
+    few = frames.runs(["simple_gru"], ["8/4"], [0], epochs=20)
+    (table,) = (t for t in paper.tables(frames.study(extra=[few])) if t.name == "epochs")
+    rows = table.quoted()
+    assert set(rows) == {"vanilla RNN", "simple GRU", "full GRU", "CB", "DaleCB"}
+    runs = frames.study().runs.query("cell == 'cb' and window == '8/4' and options == '{}'")
+    means = 100 * runs.groupby("epochs")["test_accuracy"].mean()
+    assert rows["CB"]["20"] == f"{means[20]:.1f}" and rows["CB"]["20Interval"].startswith("[")
+    assert rows["simple GRU"]["DifferenceInterval"].startswith("(fewer than three")
+    assert "after 10, 20 epochs" in table.caption and "n = 1 to 3 seeds" in table.caption
