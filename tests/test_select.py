@@ -30,7 +30,7 @@ def test_comparison_leaves_out_the_scan_controls_and_partial_cells_of_ones_own(m
         for s in (["8/4"], frames.WINDOWS)
     )
     assert "mine_export" not in set(part["cell"]) and "mine_export" in set(full["cell"])
-    assert set(select.variants(study.runs)) == set(select.VARIANTS) - {"longer"}
+    assert set(select.variants(study.runs)) == set(select.VARIANTS) - {"longer", "clipping"}
     found = select.variants(study.runs)
     shown, own = found["initialisation"]
     assert len(shown) == (2 + 2) * 3 and own["DaleCB, notes"] == own["DaleCB"] == "DaleCB"
@@ -294,6 +294,22 @@ def test_runs_that_were_trained_otherwise_do_not_compare(column, value, name):
     assert set(select.headline(more)["group"]) == set(select.headline(frames.ladders())["group"])
     rungs = select.rungs(more, select.LADDERS["repairs"])
     assert set(rungs.runs["seed"]) == {1, 2, 3} and len(rungs.steps)
+
+
+def test_another_bound_of_the_gradient_is_compared_at_the_same_rate_and_length():
+    plain = frames.runs(["cb", "gru"], ["8/4"], range(4))
+    longer = frames.runs(["cb", "gru"], ["8/4"], epochs=20)
+    clipped = [plain, longer, frames.runs(["rnn"], ["8/4"], learning_rate=0.01)]
+    other = pd.concat([plain.query("cell == 'cb' and seed < 3"), longer.query("cell == 'cb'")])
+    other = pd.concat([other, frames.runs(["rnn"], ["8/4"])])
+    other = other.assign(key=other["key"] + "x", clip_norm=1e3)
+    found = select.variants(pd.concat([*clipped, other]))["clipping"]
+    assert found.plain == {
+        **{name: name for name in ("CB", "CB, epochs 10")},
+        "CB, clip norm 1000": "CB",
+        "CB, epochs 10, clip norm 1000": "CB, epochs 10",
+    }
+    assert "clipping" not in select.variants(pd.concat(clipped))
 
 
 def test_other_images_compare_where_there_are_no_whole_ones():

@@ -102,6 +102,7 @@ VARIANTS = {
     "size": ("Other sizes", ITSELF),
     "tasks": ("Other images", "the same cell on whole images in their order"),
     "longer": ("Changes of the equation, trained as long as the comparison", ITSELF),
+    "clipping": ("Other bounds of the gradient norm", "the same kind at the usual one"),
 }
 STEPS = {"dt", "stp_dt"}
 
@@ -399,6 +400,8 @@ def growth(runs: pd.DataFrame) -> pd.DataFrame | None:
     runs = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
     runs = _as(like, runs, [*ALIKE, "window", "hidden_size", "initialisation"])
     runs = runs[_as_defined(runs) | _repaired_alone(runs)]
+    if runs["epochs"].nunique() < 2:
+        return None
     longest = runs.loc[runs["epochs"] == runs["epochs"].max(), ["cell", "options"]]
     runs = _of_one_rate(runs.merge(longest.drop_duplicates()), ("cell", "options", "epochs"))
     runs = runs.sort_values("epochs", kind="stable")
@@ -520,7 +523,26 @@ def variants(runs: pd.DataFrame) -> dict[str, Variants]:
     if longest["epochs"].iat[0] > main["epochs"].iat[0]:
         longer = _variants(others, longest)
         found |= {"longer": longer["equation"]} if "equation" in longer else {}
-    return found
+    clipping = _otherwise_clipped(runs)
+    return found | ({"clipping": clipping} if clipping else {})
+
+
+def _otherwise_clipped(runs):
+    """Kinds that were trained at several bounds of the gradient norm, at one rate; None where there
+    are none.
+    """
+    runs = runs[(runs["state"] == "DONE") & ~scanned(runs)].reset_index(drop=True)
+    other = runs["clip_norm"] != runs["clip_norm"].mode().get(0)
+    alike = [*ALIKE, *IMAGES, "window", "cell", "source", "hidden_size", "initialisation"]
+    alike = [name for name in alike if name != "clip_norm"]
+    kind = runs.groupby([*alike, "options", "epochs", "learning_rate"], dropna=False).ngroup()
+    both = kind.isin(kind[other]) & kind.isin(kind[~other])
+    if not both.any():
+        return None
+    shown = grouped(runs[both].assign(kind=kind, other=other))
+    own = shown[~shown["other"]].groupby("kind")["group"].first()
+    of = shown.groupby("group")["kind"].first().map(own)
+    return Variants(shown.drop(columns=["kind", "other"]), of.to_dict())
 
 
 def _variants(others, every):
