@@ -185,6 +185,13 @@ def _optional(name, options, seeds, initialisation="balanced"):
     return made.assign(test_accuracy=made["test_accuracy"] + 0.015 * len(options))
 
 
+def repaired_design(seeds=(1, 2, 3)) -> pd.DataFrame:
+    """The cells of the design W x STP as they are and with all repairs."""
+    repaired = dict(select.REPAIRED)
+    kinds = [(name, options) for options in ({}, repaired) for name in cells.DESIGN]
+    return pd.concat([_optional(*kind, seeds) for kind in kinds], ignore_index=True)
+
+
 def delays(seeds=(0, 1, 2), waits=(0, 128, 512)) -> pd.DataFrame:
     """Runs that wait before they answer, of four cells as they are and repaired, one of them also
     with slow plasticity: 5 points are lost with every delay, 2 gained by plasticity.

@@ -566,6 +566,22 @@ def test_other_pages_and_names_with_specials_compile(tmp_path, monkeypatch, jour
     check_document(folder, compiled(archive, folder, pgf), pages=r"\d")
 
 
+def test_effects_of_the_design_are_told_of_plain_and_of_repaired_cells():
+    runs = frames.repaired_design()
+    tables = {table.name: table for table in paper.tables(frames.only(runs))}
+    means = 100 * runs.groupby([runs["options"] == "{}", "cell"])["test_accuracy"].mean()
+    for name, own in (("effects", means[True]), ("repaired_effects", means[False])):
+        found = tables[name].quoted()
+        signs = (own["dale"] - own["cb"], own["stp_dale"] - own["stp"])
+        assert found["W: sign - free"]["Difference"].replace("−", "-") == f"{sum(signs) / 2:.1f}"
+        change = f"{signs[1] - signs[0]:.1f}"
+        assert found["(sign - free) x STP"]["Difference"].replace("−", "-") == change
+    assert "of repaired cells" in tables["repaired_effects"].caption
+    lacking = (runs["options"] != "{}") & (runs["cell"] == "dale")
+    few = frames.only(runs[~lacking])
+    assert "repaired_effects" not in {table.name for table in paper.tables(few)}
+
+
 def test_tables_of_repaired_cells_say_what_they_gain_and_what_a_constraint_costs():
     made = frames.only(frames.ladders())
     tables = {table.name: table for table in paper.tables(made)}

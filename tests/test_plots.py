@@ -415,6 +415,20 @@ def test_effects_need_one_kind_of_run_per_cell():
         plots.effects(pd.concat([MAIN, frames.runs(["cb"], ["8/4"], initialisation="notes")]))
 
 
+def test_the_design_of_repaired_cells_has_a_panel_of_its_own():
+    runs = select.headline(frames.repaired_design())
+    plain, repaired = plots.effects(runs).axes
+    assert (plain.get_title("left"), repaired.get_title("left")) == ("plain", "repaired")
+    means = 100 * runs.groupby([runs["options"] == "{}", "cell"])["test_accuracy"].mean()
+    for ax, own in ((plain, means[True]), (repaired, means[False])):
+        lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+        orders = ["cb", "dale", "dale_cb"], ["stp", "stp_dale", "stp_dale_cb"]
+        for line, order in zip(lines, orders, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), own[order])
+    (alone,) = plots.effects(runs[runs["options"] == "{}"]).axes
+    assert alone.get_title("left") == ""
+
+
 def test_conductance_has_fixed_range_sorted_units_and_ticks_at_rows():
     fig = drawn("conductance")
     picture, heat = fig.axes[:2]
@@ -689,6 +703,22 @@ def test_delays_stand_in_a_panel_a_family_with_repaired_cells_below():
     assert fig.axes[2].texts[0].get_text() == "chance"
     apart = runs.assign(test_accuracy=np.where(runs["seed"] == 0, 0.1, 0.5))
     assert plots.delays(apart).axes[0].get_ylim() == (0, pytest.approx(54))
+
+
+def test_only_kinds_that_wait_as_long_share_a_spread():
+    runs = select.delays(frames.delays())
+    noise = np.random.default_rng(0).normal(0, 0.002, len(runs)) * (1 + 9 * (runs["task"] == "128"))
+    runs = runs.assign(test_accuracy=runs["test_accuracy"] + noise)
+    table = plots.delay_summary(runs).set_index(["group", "task"])
+    for task in ("128", "512"):
+        alone = plots.summary(runs[runs["task"] == task]).set_index("group")
+        found = table.xs(task, level="task")[["low", "high"]]
+        np.testing.assert_allclose(found, alone.loc[found.index, ["low", "high"]])
+    width = (table["high"] - table["low"]).groupby("task").median()
+    assert width["128"] > 3 * width["512"]
+    panel = plots.delays(runs).axes[0]
+    bars = {tuple(np.round(y, 6)) for y in panel.containers[0].lines[2][0].get_segments()[1]}
+    assert any(np.isclose(table["low"], low).any() for _, low in bars)
 
 
 def test_core_seconds_stretch_each_cell_by_its_own_pace():

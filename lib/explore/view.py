@@ -167,7 +167,7 @@ class Heat:
             rasterized=True,
         )
         if self.bar:
-            ax.figure.colorbar(mesh, ax=ax, label=self.title, pad=0.02, location=self.bar)
+            ax.figure.colorbar(mesh, ax=ax, label=printed(self.title), pad=0.02, location=self.bar)
         small = mpl.rcParams["xtick.labelsize"]
         for (row, column), words in np.ndenumerate([] if self.text is None else self.text):
             light = sum(mesh.cmap(mesh.norm(self.z[row, column]))[:3]) / 3

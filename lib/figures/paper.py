@@ -135,11 +135,13 @@ def _of_cells(frames, baseline):
         lead = f"Differences of test accuracy from {name}; {_family(frames)}."
         draw = partial(plots.paired_differences, main, baseline, **evidence)
         yield Figure("paired_differences", "column", _height(0.45, main), lead, main, draw)
-    design = main[main["cell"].isin(cells.DESIGN)]
-    if design["cell"].nunique() == len(cells.DESIGN):
+    designs = [part for part in _plain_and_repaired(shown).values() if _is_design(part)]
+    if designs:
         lead = f"How W is made and short-term plasticity (STP); {bars}."
-        draw = partial(plots.effects, design, **evidence)
-        yield Figure("effects", "column", 1.7, lead, design, draw)
+        design, width = pd.concat(designs), "column" if len(designs) == 1 else "text"
+        yield Figure(
+            "effects", width, 1.7, lead, design, partial(plots.effects, design, **evidence)
+        )
     history = frames.history
     gates = history[(history["variable"] == "z") & (history["statistic"] == "q50")]
     gated = shown[shown["key"].isin(gates["key"])]
@@ -173,8 +175,9 @@ def _of_changes(frames):
     evidence = {"predictions": frames.predictions}
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         lead = (
-            f"{ladder.title}: test accuracy. Bars: simultaneous {_intervals(frames)} of the "
-            "difference from the cell that a rung changes, a line; dots: seeds. "
+            f"{ladder.title}: mean test accuracy (large dots) and seeds (small dots). Bars: "
+            f"simultaneous {_intervals(frames)} of the difference from the cell that is changed, "
+            "drawn around the mean: a change tells where its bar leaves that cell's line. "
             f"{select.meanings(ladder, rungs)}."
         )
         height = 0.8 + 0.16 * len(rungs.steps) + 0.2 * rungs.steps["panel"].nunique()
@@ -274,7 +277,9 @@ def tables(frames: Frames) -> list[Table]:
     found = [Table("summary", cells_shown, lead, main, names, ("Accuracy (%)",))]
     found += _windows_table(frames)
     found += _contrasts_table("contrasts", "Planned contrasts", main, frames)
-    found += [*_effects_table(main, frames), *_repaired_tables(shown, frames)]
+    for form, part in _plain_and_repaired(shown).items():
+        found += _effects_table("effects" if form == "plain" else "repaired_effects", part, frames)
+    found += _repaired_tables(shown, frames)
     found += _lesions_table("lesions", shown, frames)
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         found.append(_ladder_table(name, ladder, rungs, frames))
@@ -346,9 +351,19 @@ def _contrasts_table(name, lead, runs, frames, contrasts=analysis.PLANNED):
     yield Table(name, frame.assign(n=table["n"]), lead, runs, tuple(table["name"]))
 
 
-def _effects_table(main, frames):
-    design = main[main["cell"].isin(cells.DESIGN)]
-    if design["cell"].nunique() < len(cells.DESIGN):
+def _plain_and_repaired(shown):
+    """The cells of the design W x STP as they are, and repaired."""
+    shown = shown[shown["cell"].isin(cells.DESIGN)]
+    plain = shown["options"] == "{}"
+    return {"plain": shown[plain], "repaired": shown[~plain]}
+
+
+def _is_design(runs):
+    return runs["cell"].nunique() == len(cells.DESIGN)
+
+
+def _effects_table(name, design, frames):
+    if not _is_design(design):
         return
     answers = plots.answers(design, "test_accuracy", ["cell"], frames.predictions)
     families = analysis.design_weights().values()
@@ -357,11 +372,12 @@ def _effects_table(main, frames):
         return
     lead = (
         "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy "
+        f"{'' if name == 'effects' else 'of repaired cells '}"
         f"(percentage points; simultaneous {_intervals(frames)})."
     )
     shown = pd.DataFrame({"Effect": table.index}).assign(**_interval("Difference", table, 100))
     shown["n"] = table["n"].to_numpy()
-    yield Table("effects", shown, lead, design, tuple(table.index))
+    yield Table(name, shown, lead, design, tuple(table.index))
 
 
 def _ladder_table(name, ladder, rungs, frames):
@@ -436,7 +452,7 @@ def _delay_tables(frames):
         return []
     evidence, tasks = {"predictions": frames.predictions}, runs["task"].unique()
     columns = "columns: blank pixels before the answer, and the rows that are read if not all"
-    own = plots.summary(runs, by=("group", "task"), **evidence)
+    own = plots.delay_summary(runs, **evidence)
     lead = f"Test accuracy after a delay (percent; {_intervals(frames)}); {columns}."
     found = [_tasks_table("delays", "Cell", own, tasks, lead, runs)]
     helps = plots.plasticity_summary(runs, **evidence)

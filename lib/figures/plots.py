@@ -91,6 +91,17 @@ def rung_summary(rungs, predictions=None) -> pd.DataFrame:
     return steps.merge(table, on=["group", "reference"])
 
 
+def delay_summary(runs, predictions=None) -> pd.DataFrame:
+    """`summary` of the kinds of `select.delays` for each task, with ``task``. Only kinds that wait
+    as long share a spread: seeds of a long delay lie further apart.
+    """
+    tasks = [runs[runs["task"] == task] for task in runs["task"].unique()]
+    parts = [summary(part, by=("group", "task"), predictions=predictions) for part in tasks]
+    order = {group: place for place, group in enumerate(runs["group"].unique())}
+    table = pd.concat(parts, ignore_index=True)
+    return table.sort_values("group", key=lambda names: names.map(order), kind="stable")
+
+
 def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
     """What short-term plasticity changes for each task of `select.delays`, in percentage points:
     the kinds with STP less those alike without, one family, by name; with ``task``, as
@@ -704,27 +715,40 @@ def _fill(convention, colour):
 PLACES = {"free": "free", "sign": "sign-\nconstrained", "reversal": "reversal\npotentials"}
 
 
-def effects(frame: pd.DataFrame, ax=None, predictions=None):
+def effects(frame: pd.DataFrame, fig=None, predictions=None):
     """The design W x STP: how W is made on the axis, without STP (solid) and with (dashed);
-    parallel lines mean no interaction.
+    parallel lines mean no interaction. Repaired cells have a panel of their own.
     """
     frame = _of_one_window(frame[frame["cell"].isin(cells.DESIGN)])
-    ax = ax or _axes()
     table = summary(frame, predictions=predictions)
-    if table["cell"].duplicated().any():
+    mended = table["form"] == "repaired"
+    panels = {"plain": table[~mended], "repaired": table[mended]}
+    panels = {title: part for title, part in panels.items() if len(part)}
+    if any(part["cell"].duplicated().any() for part in panels.values()):
         raise ValueError(
             "The design shows one kind of run a cell, but the frame holds "
             f"{', '.join(table['group'])}; filter it first."
         )
+    fig = fig or _figure()
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, part) in zip(axes, panels.items(), strict=True):
+        _design(ax, part, frame)
+        ax.set_title(title if len(panels) > 1 else "", loc="left")
+    axes[0].set_ylabel(ACCURACY.axis)
+    _label_ends(axes)
+    return fig
+
+
+def _design(ax, table, frame):
     looks = [style.look(name) for name in table["cell"]]
-    table["place"] = [list(PLACES).index(own.weights) for own in looks]
+    table = table.assign(place=[list(PLACES).index(own.weights) for own in looks])
     for stp, part in table.groupby([own.stp for own in looks]):
         side = 1 if stp else -1
         part = part.assign(x=part["place"] + 0.06 * side).sort_values("x")
         for row in part.itertuples():
             own = style.look(row.cell)
             errors = [[row.mean - row.low], [row.high - row.mean]]
-            mark = {"marker": own.marker, "ms": 4.5, "color": own.colour}
+            mark = {"marker": own.marker, "ms": 4.5, "color": own.colour, "mfc": _face(row, own)}
             ax.errorbar(row.x, row.mean, errors, elinewidth=1.1, **mark)
             seeds = frame.loc[frame["group"] == row.group, "test_accuracy"] * ACCURACY.factor
             x = np.full(len(seeds), row.x + 0.09 * side)
@@ -733,9 +757,7 @@ def effects(frame: pd.DataFrame, ax=None, predictions=None):
         line = {"color": "#666666", "ls": own.line, "lw": 0.9, "zorder": 1}
         ax.plot(part["x"].to_numpy(), part["mean"].to_numpy(), label=title, **line)
     ax.set_xticks(range(len(PLACES)), PLACES.values())
-    ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made", ylabel=ACCURACY.axis)
-    _label_ends([ax])
-    return ax
+    ax.set(xlim=(-0.4, 2.3), xlabel="How $W$ is made")
 
 
 def growth(frame: pd.DataFrame, fig=None, linear: float | None = None, predictions=None):
@@ -914,10 +936,10 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
     three seeds on, seeds as dots beside it, dotted where plasticity has another time step.
     """
     frame = frame[frame["first_rows"].isna()]
-    by = ["group", "delay"]
-    found = analysis.accuracies(answers(frame, "test_accuracy", by, predictions))
-    table = _in_unit(found, frame, "test_accuracy")
-    waits = {pixels: place for place, pixels in enumerate(sorted(frame["delay"].unique()))}
+    delays = frame.groupby("task")["delay"].first().sort_values()
+    table = delay_summary(frame, predictions)
+    table = table.assign(delay=table["task"].map(delays))
+    waits = {pixels: place for place, pixels in enumerate(delays)}
     fig = fig or _figure()
     axes = fig.subplots(2, 3, sharex=True, sharey=True)
     panels, options = families(frame), frame.groupby("group")["options"].first()
