@@ -39,5 +39,5 @@ def test_growth_is_of_kinds_of_the_headline_at_their_rates_and_the_next_lower_on
         for rate in (run.training.learning_rate, lower[run.training.learning_rate])
     }
     longest = [run for run in growth if run.training.epochs == 40]
-    assert len(longest) == 2 * 7 * 3 and {run.key() for run in longest} <= allowed
+    assert len(longest) == 2 * 6 * 3 and {run.key() for run in longest} <= allowed
     assert [run.training.epochs for run in growth if run not in longest] == [5] * 2 * 3

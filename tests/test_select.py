@@ -135,6 +135,19 @@ def test_growth_holds_the_kinds_of_the_longest_training_at_every_length():
     assert lengths.to_dict() == {"full GRU": [10, 40], "CB": [10, 40], "CB, repaired": [20, 40]}
 
 
+def test_of_rates_that_three_seeds_ran_longest_validation_chooses():
+    def late(rate, accuracy, seeds=(11, 12, 13)):
+        made = frames.runs(["cb"], ["8/4"], seeds, epochs=40, learning_rate=rate)
+        return made.assign(validation_accuracy=accuracy)
+
+    runs = frames.runs(frames.TEN)
+    every = pd.concat([runs, late(0.01, 0.4), late(0.003, 0.5), late(0.001, 0.6, (11, 12))])
+    found = select.growth(every)
+    assert set(found.loc[found["epochs"] == 40, "learning_rate"]) == {0.003}
+    assert set(found.loc[found["epochs"] == 40, "seed"]) == {11, 12, 13}
+    assert select.growth(pd.concat([runs, late(0.01, 0.4, (11,)), late(0.003, 0.5, (11,))])) is None
+
+
 def test_variants_are_compared_with_the_cell_they_are_named_after():
     variants = frames.runs(["dale_cb_all"], ["8/4"]).assign(label="DaleCB, all")
     frame = select.grouped(pd.concat([frames.runs(["cb", "dale_cb"], ["8/4"]), variants]))

@@ -140,7 +140,7 @@ def _of_cells(frames, baseline):
         lead = f"How W is made and short-term plasticity (STP); {bars}."
         design, width = pd.concat(designs), "column" if len(designs) == 1 else "text"
         yield Figure(
-            "effects", width, 1.7, lead, design, partial(plots.effects, design, **evidence)
+            "effects", width, 2.1, lead, design, partial(plots.effects, design, **evidence)
         )
     history = frames.history
     gates = history[(history["variable"] == "z") & (history["statistic"] == "q50")]
@@ -441,7 +441,7 @@ def _growth_table(frames):
     lead = (
         f"Test accuracy after {', '.join(map(str, lengths))} epochs (percent; {_intervals(frames)}"
         "), how much the longest training adds to the one before it (percentage points; "
-        "simultaneous), and its best epoch."
+        "simultaneous), and its best epoch; each kind and length at its own learning rate."
     )
     return [Table("epochs", shown, lead, runs, tuple(shown["Cell"]), wide=True)]
 

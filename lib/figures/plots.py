@@ -748,7 +748,7 @@ def _design(ax, table, frame):
         for row in part.itertuples():
             own = style.look(row.cell)
             errors = [[row.mean - row.low], [row.high - row.mean]]
-            mark = {"marker": own.marker, "ms": 4.5, "color": own.colour, "mfc": _face(row, own)}
+            mark = {"marker": own.marker, "ms": 3, "color": own.colour, "mfc": _face(row, own)}
             ax.errorbar(row.x, row.mean, errors, elinewidth=1.1, **mark)
             seeds = frame.loc[frame["group"] == row.group, "test_accuracy"] * ACCURACY.factor
             x = np.full(len(seeds), row.x + 0.09 * side)
@@ -1058,7 +1058,7 @@ def _plain(name):
 def _difference_axis(frame):
     """What the axis of `select.differences` says."""
     names = frame["baseline"].unique()
-    name = names[0] if len(names) == 1 else "the plain cell"
+    name = names[0] if len(names) == 1 else "the unchanged cell"
     return f"Difference from {name} ({ACCURACY.points})"
 
 

@@ -373,11 +373,12 @@ def comparison(runs: pd.DataFrame, epochs: int | None = None) -> pd.DataFrame:
 
 
 def _of_one_rate(runs, kind=("cell", "options")):
-    """Each kind of run in one version and at one rate, the most frequent; of those equally frequent
-    the best on validation.
+    """Each kind of run in one version and at one rate, the best on validation of those that three
+    seeds ran, else the most frequent.
     """
     kind, chosen = list(kind), ["source", "learning_rate"]
     found = runs.groupby([*kind, *chosen])["validation_accuracy"].agg(["size", "mean"])
+    found["size"] = found["size"].clip(upper=analysis.FEWEST)
     best = found.sort_values(["size", "mean"]).reset_index().drop_duplicates(kind, keep="last")
     return runs.merge(best[[*kind, *chosen]])
 
@@ -395,11 +396,18 @@ def headline(runs: pd.DataFrame) -> pd.DataFrame:
 def growth(runs: pd.DataFrame) -> pd.DataFrame | None:
     """Runs at the main window of the kinds, plain and repaired, that were trained longest: all
     their lengths, each at the rate chosen for it, with ``group`` the kind; None where there is one.
+
+    Of the longest training, too long for a scan beforehand, rates that three seeds ran each are
+    compared by these, on validation.
     """
-    like = at_main_window(runs).iloc[0]
-    runs = runs[(runs["state"] == "DONE") & ~scanned(runs) & ~_other_images(runs)]
+    like, runs = at_main_window(runs).iloc[0], runs.assign(chose=scanned(runs))
+    runs = runs[(runs["state"] == "DONE") & ~_other_images(runs)]
     runs = _as(like, runs, [*ALIKE, "window", "hidden_size", "initialisation"])
     runs = runs[_as_defined(runs) | _repaired_alone(runs)]
+    of_rate = runs.groupby(["cell", "options", "epochs", "learning_rate"])["seed"]
+    compared = of_rate.transform("nunique") >= analysis.FEWEST
+    compared &= runs["epochs"] == runs["epochs"].max()
+    runs = runs[~runs["chose"] | compared].drop(columns="chose")
     if runs["epochs"].nunique() < 2:
         return None
     longest = runs.loc[runs["epochs"] == runs["epochs"].max(), ["cell", "options"]]
