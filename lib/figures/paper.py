@@ -212,7 +212,8 @@ def _of_changes(frames):
         lead = (
             "Test accuracy where blank pixels follow the image before the network answers. Bars: "
             f"{_intervals(frames)}, those that reach the frame go beyond it; dots: seeds, alone "
-            "where fewer than three learned; dotted: plasticity in another time step, stp dt."
+            "where fewer than three learned; dotted: plasticity with a time step of its own, stp "
+            "dt (otherwise 1)."
         )
         draw = partial(plots.delays, runs, **evidence)
         yield Figure("delays", "text", 3.4, lead, runs, draw)
