@@ -135,13 +135,12 @@ def _of_cells(frames, baseline):
         lead = f"Differences of test accuracy from {name}; {_family(frames)}."
         draw = partial(plots.paired_differences, main, baseline, **evidence)
         yield Figure("paired_differences", "column", _height(0.45, main), lead, main, draw)
-    designs = [part for part in _plain_and_repaired(shown).values() if _is_design(part)]
+    designs = _designs(shown).values()
     if designs:
         lead = f"How W is made and short-term plasticity (STP); {bars}."
         design, width = pd.concat(designs), "column" if len(designs) == 1 else "text"
-        yield Figure(
-            "effects", width, 2.1, lead, design, partial(plots.effects, design, **evidence)
-        )
+        draw = partial(plots.effects, design, **evidence)
+        yield Figure("effects", width, 2.1, lead, design, draw)
     history = frames.history
     gates = history[(history["variable"] == "z") & (history["statistic"] == "q50")]
     gated = shown[shown["key"].isin(gates["key"])]
@@ -278,8 +277,8 @@ def tables(frames: Frames) -> list[Table]:
     found = [Table("summary", cells_shown, lead, main, names, ("Accuracy (%)",))]
     found += _windows_table(frames)
     found += _contrasts_table("contrasts", "Planned contrasts", main, frames)
-    for form, part in _plain_and_repaired(shown).items():
-        found += _effects_table("effects" if form == "plain" else "repaired_effects", part, frames)
+    for name, design in _designs(shown).items():
+        found += _effects_table(name, design, frames)
     found += _repaired_tables(shown, frames)
     found += _lesions_table("lesions", shown, frames)
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
@@ -352,20 +351,17 @@ def _contrasts_table(name, lead, runs, frames, contrasts=analysis.PLANNED):
     yield Table(name, frame.assign(n=table["n"]), lead, runs, tuple(table["name"]))
 
 
-def _plain_and_repaired(shown):
-    """The cells of the design W x STP as they are, and repaired."""
+def _designs(shown):
+    """Runs of the design W x STP as it is and repaired, by the name of their table of effects,
+    where all its cells ran.
+    """
     shown = shown[shown["cell"].isin(cells.DESIGN)]
     plain = shown["options"] == "{}"
-    return {"plain": shown[plain], "repaired": shown[~plain]}
-
-
-def _is_design(runs):
-    return runs["cell"].nunique() == len(cells.DESIGN)
+    parts = {"effects": shown[plain], "repaired_effects": shown[~plain]}
+    return {name: of for name, of in parts.items() if of["cell"].nunique() == len(cells.DESIGN)}
 
 
 def _effects_table(name, design, frames):
-    if not _is_design(design):
-        return
     answers = plots.answers(design, "test_accuracy", ["cell"], frames.predictions)
     families = analysis.design_weights().values()
     table = pd.concat([analysis.effects(answers, weights) for weights in families])

@@ -97,9 +97,7 @@ def delay_summary(runs, predictions=None) -> pd.DataFrame:
     """
     tasks = [runs[runs["task"] == task] for task in runs["task"].unique()]
     parts = [summary(part, by=("group", "task"), predictions=predictions) for part in tasks]
-    order = {group: place for place, group in enumerate(runs["group"].unique())}
-    table = pd.concat(parts, ignore_index=True)
-    return table.sort_values("group", key=lambda names: names.map(order), kind="stable")
+    return pd.concat(parts, ignore_index=True)
 
 
 def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
