@@ -60,51 +60,58 @@ class Unavailable(RuntimeError):
 
 def scan(tape, graphs):
     """Run a pass (`lib.recurrence.Tape`) through its compiled graphs and return the final state."""
-    tensors = (*tape.weights, *tape.theta.values(), *tape.initial)
-    final = _Scan.apply(tape, graphs, tape.P, tape.b, *tensors)
+    tensors = tape.P, tape.b, *tape.weights, *tape.theta.values(), *tape.initial
+    tape.chunks, tape.graded = [], torch.is_grad_enabled()
+    final = _Scan.apply(tape, graphs, *tensors) if tape.graded else _forward(tape, graphs, *tensors)
     if tape.keep:
-        chunks = zip(tape.initial, *(chunk[0] for chunk in tape.chunks), strict=True)
-        tape.states = type(tape.initial)(
-            *(
-                torch.cat([first[None], *(f[1:] for f in field)])[: len(tape.x) + 1]
-                for first, *field in chunks
-            )
-        )
+        states, _, saved, _ = (zip(*parts, strict=True) for parts in zip(*tape.chunks, strict=True))
+        whole = [torch.cat([f[0][:1], *(x[1:] for x in f)])[: len(tape.x) + 1] for f in states]
+        tape.states = type(tape.initial)(*whole)
+        if tape.cell.observe_saved:
+            tape.saved = [torch.cat(field)[: len(tape.x)] for field in saved]
+    if not tape.graded:
+        tape.chunks = None  # their memory is wanted again
     return type(tape.initial)(*final)
 
 
-class _Scan(torch.autograd.Function):
-    """The last chunk is padded; a padded step reaches no output and gets no gradient."""
+def _forward(tape, graphs, *tensors):
+    """The fields of the final state. The last chunk is padded; a padded step reaches no output and
+    gets no gradient.
+    """
+    # The graphs are compiled for contiguous operands.
+    P, b, *tensors = (t.contiguous() for t in tensors)
+    weights, theta, state = _split(tensors, tape)
+    columns = tuple(w.mT.contiguous() for w in weights)
+    for x in tape.x.split(graphs.steps):
+        last = len(x)
+        if last < graphs.steps:
+            x = torch.cat((x, x.new_zeros(graphs.steps - last, *x.shape[1:])))
+        states, signals, saved = graphs.forward(x, P, b, columns, theta, state)
+        state = tuple(field[last] for field in states)
+        if tape.graded:
+            tape.chunks.append((states, signals, saved, x))
+        elif tape.keep:
+            tape.chunks.append((states, (), saved if tape.cell.observe_saved else (), ()))
+    return tuple(field.clone() for field in state)  # a view would hold the last chunk
 
+
+class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tape, graphs, P, b, *tensors):
+    def forward(ctx, tape, graphs, *tensors):
         ctx.tape, ctx.graphs = tape, graphs
-        # The graphs are compiled for contiguous operands.
-        P, b, *tensors = (t.contiguous() for t in (P, b, *tensors))
-        weights, theta, state = _split(tensors, tape)
-        ctx.constants = weights, theta
-        columns = tuple(w.mT.contiguous() for w in weights)
-        tape.chunks = []
-        for start in range(0, len(tape.x), graphs.steps):
-            x = tape.x[start : start + graphs.steps]
-            ctx.last = len(x)
-            if ctx.last < graphs.steps:
-                x = torch.cat((x, x.new_zeros(graphs.steps - ctx.last, *x.shape[1:])))
-            states, signals, saved = graphs.forward(x, P, b, columns, theta, state)
-            state = tuple(field[ctx.last] for field in states)
-            if tape.keep or any(ctx.needs_input_grad):
-                tape.chunks.append((states, signals, saved, x))
-        return tuple(field.clone() for field in state)
+        return _forward(tape, graphs, *tensors)
 
     @staticmethod
     def backward(ctx, *grad_final):
-        tape, graphs, (weights, theta) = ctx.tape, ctx.graphs, ctx.constants
+        tape, graphs = ctx.tape, ctx.graphs
+        P, *weights = (t.contiguous() for t in (tape.P, *tape.weights))
+        weights, theta = tuple(weights), tuple(t.contiguous() for t in tape.theta.values())
         grad_final = tuple(x.contiguous() for x in grad_final)
         adjoint = tuple(torch.zeros_like(x) for x in grad_final)
-        sums = tuple(torch.zeros_like(t) for t in (tape.P.contiguous(), tape.b, *weights, *theta))
+        sums = tuple(torch.zeros_like(t) for t in (P, tape.b, *weights, *theta))
         nowhere = tape.x.new_zeros(graphs.steps)
         inject = nowhere.clone()
-        inject[ctx.last - 1] = 1
+        inject[(len(tape.x) - 1) % graphs.steps] = 1
         for chunk in reversed(tape.chunks):
             adjoint, sums = graphs.backward(
                 *chunk, weights, theta, adjoint, inject, grad_final, sums

@@ -101,11 +101,26 @@ class SequenceClassifier(nn.Module):
         """
         some = isinstance(record, torch.Tensor)
         final, tape = self._run(x, keep=some or record)
-        y = self.cell.output(final)
-        logits = y @ self.readout.weight.mT + self.readout.bias.unsqueeze(-2)
+        logits = self._read(final)
         if not tape.keep:
             return logits
         return logits, self._trace(tape, record if some else slice(None))
+
+    @torch.no_grad()
+    def predict(self, batches, record=slice(None), images=0):
+        """Logits of the sequences of several batches, and of the first ``images`` of them the
+        traces at the steps ``record``, a list. What passes share is made once.
+        """
+        made, finals, traces = self._step_weights(), [], []
+        for x in batches:
+            first, images = images, images - x.shape[-3]
+            final, tape = self._run(x, keep=first > 0, made=made)
+            finals.append(final)
+            if tape.keep:
+                traces.append(self._trace(tape, record, first))
+            del tape  # before the next pass takes its memory
+        fields = (torch.cat(field, -2) for field in zip(*finals, strict=True))
+        return self._read(type(final)(*fields)), traces
 
     @torch.no_grad()
     def states(self, x):
@@ -142,8 +157,12 @@ class SequenceClassifier(nn.Module):
             warnings.warn(str(error), stacklevel=4)
             self.backend = "reference"
 
-    def _run(self, x, keep):
-        tape = self._tape(x, keep)
+    def _read(self, final):
+        y = self.cell.output(final)
+        return y @ self.readout.weight.mT + self.readout.bias.unsqueeze(-2)
+
+    def _run(self, x, keep, made=None):
+        tape = self._tape(x, keep, made)
         # The gradient with respect to the inputs is wanted in analyses only, and there the
         # reference gives it.
         if self.backend == "fast" and not x.requires_grad:
@@ -151,8 +170,8 @@ class SequenceClassifier(nn.Module):
                 return compiled.scan(tape, compiled.graphs(tape)), tape
         return _reference(tape), tape
 
-    def _tape(self, x, keep):
-        (P, b), weights, theta = self._step_weights()
+    def _tape(self, x, keep, made=None):
+        (P, b), weights, theta = made or self._step_weights()
         x = x.movedim(-2, 0)
         if self.seeds is not None and x.dim() == 3:
             x = x.unsqueeze(1).expand(-1, len(self.seeds), -1, -1)
@@ -167,6 +186,7 @@ class SequenceClassifier(nn.Module):
             theta=theta,
             initial=self._initial_state(x.shape[-2], theta),
             keep=keep,
+            saved=None,
         )
 
     def _step_weights(self):
@@ -191,12 +211,23 @@ class SequenceClassifier(nn.Module):
         )
 
     @torch.no_grad()
-    def _trace(self, tape, steps):
-        previous = type(tape.states)(*(field[:-1][steps] for field in tape.states))
-        states = type(tape.states)(*(field[1:][steps] for field in tape.states))
-        a = _products(self.cell.presynaptic(previous, tape.theta), tape.weights)
-        g = _project(tape.x[steps], tape.P, tape.b)
-        observed = self.cell.observe(previous, states, a, g, tape.theta)
+    def _trace(self, tape, steps, images=None):
+        """Recorded variables at ``steps`` of the first ``images`` sequences, or of all."""
+
+        def part(tensor):
+            return tensor[steps][..., :images, :]
+
+        def state(fields):
+            return type(tape.initial)(*map(part, fields))
+
+        states = state(field[1:] for field in tape.states)
+        if tape.saved is None:
+            previous = state(field[:-1] for field in tape.states)
+            a = _products(self.cell.presynaptic(previous, tape.theta), tape.weights)
+            g = _project(part(tape.x), tape.P, tape.b)
+            observed = self.cell.observe(previous, states, a, g, tape.theta)
+        else:
+            observed = self.cell.observe_saved(states, tuple(map(part, tape.saved)))
         return {name: _batch_first(observed[name]) for name in self.cell.variables}
 
 
@@ -208,8 +239,9 @@ def check_seeds(seeds):
 
 
 class Tape(SimpleNamespace):
-    """One pass: cell, x, P, b, weights, theta, initial state; afterwards the states from the
-    initial one on (time leads), if they are kept.
+    """One pass: cell, x, P, b, weights, theta, initial state; afterwards, if they are kept, the
+    states from the initial one on (time leads), and, where the cell's `observe_saved` wants it,
+    what the fast path has saved of each step.
     """
 
 

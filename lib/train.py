@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib import cells, datasets, measures, windows
+from lib import cells, datasets, measures, system, windows
 from lib.cells.registry import registered
 from lib.checks import number, require, whole
 from lib.config import RunConfig
@@ -166,6 +166,7 @@ def fit(configs, data=None, *, device="cpu", backend="auto", alike=1, callbacks=
     # A user's cell may draw random numbers: they are the run's own, and the caller's stay as they
     # were.
     devices = [device] if torch.device(device).type == "cuda" else []
+    system.keep_memory()
     texts = registered(configs[0].task, configs[0].cell)
     with texts, torch.random.fork_rng(devices=devices), _denormals_are_zero():
         if not isinstance(data, datasets.Dataset):

@@ -46,6 +46,7 @@ def both(name, x, seeds=None, dtype=torch.float64, hidden=7, generic=False, **op
             name, x.shape[-1], hidden, 4, x.shape[-2], seeds=seeds, backend=backend, **options
         ).to(dtype)
         if generic:
+            model.cell.observe_saved = None
             for method in ("saved", "pullback"):
                 setattr(
                     model.cell, method, types.MethodType(getattr(cells.Cell, method), model.cell)
@@ -156,6 +157,47 @@ def test_a_step_that_is_mixed_in_loses_the_derivative_by_hand():
 
     assert Mixed.pullback is Heir.pullback is cells.Cell.pullback and not Heir.additive
     assert Own.pullback is cells.ConductanceCell.pullback
+
+
+def test_what_a_cell_records_of_its_own_is_what_it_observes():
+    """`observe_saved` belongs to the `observe` and the `saved` that it was written for."""
+
+    class Observes(cells.CB):
+        name = "observes"
+
+        def observe(self, previous, state, a, g, theta):
+            return {**super().observe(previous, state, a, g, theta), "r": state.v}
+
+    class Changed(cells.CB):
+        name = "changed"
+
+        def update(self, state, a, g, theta):
+            return cells.VoltageState(super().update(state, a, g, theta).v / 2)
+
+    class Saves(cells.CB):
+        name = "saves"
+
+        def saved(self, previous, state, signals, a, g, theta):
+            return (torch.sigmoid(self._products(a, g)[0]), g)
+
+    assert Observes.observe_saved is Changed.observe_saved is Saves.observe_saved is None
+    assert cells.STPDaleCB.observe_saved is cells.ConductanceCell.observe_saved
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+@pytest.mark.parametrize(("name", "seeds"), [("gru", None), ("stp_dale_cb", None), ("cb", (0, 3))])
+def test_several_batches_are_predicted_as_one_by_one(name, seeds, backend, monkeypatch):
+    monkeypatch.setattr(compiled, "graphs", uncompiled(4))
+    model = SequenceClassifier(name, 3, 6, 4, 9, seeds=seeds, backend=backend).double()
+    batches, steps = torch.randn(4, 5, 9, 3, dtype=torch.float64).unbind(), torch.tensor([0, 4, 8])
+    logits, traces = model.predict(iter(batches), steps, images=7)
+    assert not model.predict(batches)[1] and [t["z"].shape[-3] for t in traces] == [5, 2]
+    for i, x in enumerate(batches):
+        expected, trace = model(x, record=steps)
+        torch.testing.assert_close(logits[..., 5 * i : 5 * i + 5, :], expected, rtol=0, atol=1e-12)
+        for variable, values in traces[i].items() if i < 2 else ():
+            first = trace[variable][..., : values.shape[-3], :, :]
+            torch.testing.assert_close(values, first, rtol=0, atol=1e-12)
 
 
 def test_gradient_of_the_input_is_at_hand():

@@ -1,5 +1,6 @@
 """What stands in for the calls that an operating system or a file system lacks, by simulation."""
 
+import ctypes
 import errno
 import os
 import stat
@@ -26,6 +27,28 @@ def refuse(kind, code):
         return real(descriptor)
 
     return fsync
+
+
+@pytest.mark.parametrize("error", [OSError, TypeError, AttributeError])
+def test_memory_is_kept_where_the_library_can_and_else_nothing_happens(error, monkeypatch):
+    said = []
+
+    class Library:
+        def __init__(self, name):
+            pass
+
+        def mallopt(self, *values):
+            said.append(values)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    system.keep_memory()
+    assert said == list(system.HEAP.items())
+
+    def refuse(self, *values):
+        raise error
+
+    monkeypatch.setattr(Library, "mallopt", refuse)
+    system.keep_memory()
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])

@@ -41,6 +41,8 @@ class Cell(nn.Module):
     # whether a and g enter update only as their sum; then grad a is read off grad g
     additive = False
     excitatory = None  # number of excitatory units under Dale's law, which come first
+    # None, or a method (state, saved): as `observe`, from what `saved` has kept on the fast path
+    observe_saved = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -53,6 +55,8 @@ class Cell(nn.Module):
             # differentiated automatically.
             cls.saved, cls.pullback = Cell.saved, Cell.pullback
             cls.additive = vars(cls).get("additive", False)
+        if cls.observe_saved and place("observe", "saved") < place("observe_saved"):
+            cls.observe_saved = None
 
     def __init__(
         self,

@@ -275,11 +275,13 @@ class ConductanceCell(Cell):
         return grad_previous, None, grad_g, grad_theta
 
     def observe(self, previous, state, a, g, theta):
-        return {
-            "r": torch.sigmoid(state.v),
-            "z": self.z_max * torch.sigmoid(self._products(a, g)[0]),
-            **state._asdict(),
-        }
+        return self._observed(state, torch.sigmoid(self._products(a, g)[0]))
+
+    def observe_saved(self, state, saved):
+        return self._observed(state, saved[0])
+
+    def _observed(self, state, gate):
+        return {"r": torch.sigmoid(state.v), "z": self.z_max * gate, **state._asdict()}
 
     def output(self, state):
         return state.v[..., : self.readout_size]
