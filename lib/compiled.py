@@ -7,8 +7,8 @@ backward runs `Cell.pullback` step by step and forms the gradients of the matric
 over a chunk.
 
 Each of the two functions is traced to a graph, compiled ahead of time to a shared library, and kept
-on disk under a digest of that graph: cells whose steps are the same share a library, and a changed
-step, option or shape has another one. A later process traces two steps and loads.
+on disk under a digest of its operations: cells whose steps are the same share a library, and a
+changed step, option or shape has another one. A later process runs two steps and loads.
 
 This is the only module that uses private parts of torch.
 """
@@ -30,8 +30,8 @@ from types import SimpleNamespace
 
 import torch
 from filelock import FileLock, Timeout
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 CHUNK = 8  # steps in one compiled graph: 16 is no faster and compiles twice as long
 # For torch's inductor; part of every digest. A precompiled header costs more than it saves for ten
@@ -248,10 +248,47 @@ def traced(tape):
     return Graph("forward", tape), Graph("backward", tape)
 
 
+class _Operations(TorchDispatchMode):
+    """What is done with tensors while this is entered: a text for each operation. Tensors are
+    numbered as they come; one that is neither an input nor a result is a constant.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # there is nothing to skip, and asked to, torch imports its compiler
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.said, self._numbers, self._held = [], {}, []  # held: an id stands for a living object
+        for tensor in inputs:
+            self._number(tensor)
+
+    def _number(self, tensor):
+        self._numbers[id(tensor)] = len(self._held)
+        self._held.append(tensor)
+
+    def name(self, value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self._numbers:
+            self._number(value)
+            self.said.append(f"{value.dtype} {value.tolist()}")
+        return f"%{self._numbers[id(value)]}"
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.said.append(f"{operation} {tree_map(self.name, (args, kwargs))}")
+        out = operation(*args, **kwargs)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in self._numbers:
+                self._number(tensor)
+        return out
+
+
 class Graph:
     """One of the `functions` of a pass, "forward" or "backward", with its tuples flattened.
 
-    ``digest`` is the sha256 of all that its library depends on: the graph and its constants, shapes
+    ``digest`` is the sha256 of all that its library depends on: operations and constants, shapes
     and kinds of the inputs, threads, processor, torch and the options of its compiler. All steps
     are alike, so that two of them tell; all are traced where they are compiled.
     """
@@ -259,18 +296,17 @@ class Graph:
     def __init__(self, which, tape):
         self._which, self._tape = which, tape
         self.device = tape.x.device
-        module, inputs = self._traced(2)
-        digest = hashlib.sha256()
+        function, inputs = self._flattened(2)
         kinds = [(tuple(t.shape), str(t.dtype), t.device.type) for t in inputs]
         build = torch.__version__, torch.version.git_version, torch.get_num_threads(), OPTIONS
-        digest.update(f"{module.code}{CHUNK}{kinds}{build}{processor()}".encode())
-        for node in module.graph.find_nodes(op="get_attr"):
-            digest.update(getattr(module, node.target).cpu().numpy().tobytes())
-        self.digest = digest.hexdigest()
+        with torch.no_grad(), _Operations(inputs) as operations:
+            results = function(*inputs)
+        told = operations.said, [*map(operations.name, results)], CHUNK, kinds, build, processor()
+        self.digest = hashlib.sha256(str(told).encode()).hexdigest()
 
     @torch.no_grad()
-    def _traced(self, steps):
-        """The traced module for so many steps, and example inputs."""
+    def _flattened(self, steps):
+        """The function for so many steps, from a list of tensors to a list, and example inputs."""
         tape = self._tape
         rest = (t.contiguous() for t in (*tape.weights, *tape.theta.values(), *tape.initial))
         P, b = tape.P.contiguous(), tape.b.contiguous()
@@ -283,14 +319,21 @@ class Graph:
             chunk, inject, sums = forward(*example), x.new_zeros(steps), (P, b, *weights, *theta)
             function, example = backward, (*chunk, x, weights, theta, state, inject, state, sums)
         flat, layout = tree_flatten(example)
-        inputs = tuple(tensor.detach() for tensor in flat)
 
         def flattened(*tensors):
             out = function(*tree_unflatten(tensors, layout))
             self._sizes = [len(part) for part in out]
             return [tensor for part in out for tensor in part]
 
-        return make_fx(flattened, tracing_mode="fake")(*inputs), inputs
+        return flattened, tuple(tensor.detach() for tensor in flat)
+
+    @torch.no_grad()
+    def _traced(self):
+        """The module that is compiled, and example inputs."""
+        from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler
+
+        function, inputs = self._flattened(CHUNK)
+        return make_fx(function, tracing_mode="fake")(*inputs), inputs
 
     def function(self):
         """The compiled function; its library must have been loaded."""
@@ -332,7 +375,7 @@ class Graph:
         with self._lock():
             if self.load():
                 return
-            module, inputs = self._traced(CHUNK)
+            module, inputs = self._traced()
             if self.device.type == "cpu":
                 self._open(self._compile(module, inputs))
             else:
@@ -352,7 +395,6 @@ class Graph:
         """
         from torch import _inductor  # takes seconds to import, and most processes never compile
 
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder().parent))
         with tempfile.TemporaryDirectory(dir=folder()) as scratch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             path = Path(scratch) / "graph.so"
@@ -367,6 +409,7 @@ class Graph:
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
         from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -377,10 +420,14 @@ class Graph:
 
 
 def folder():
-    """Folder of the compiled libraries, below torch's own compile cache."""
-    user = getattr(os, "getuid", lambda: "user")()
-    default = Path(tempfile.gettempdir()) / f"torchinductor_{user}"
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default) / "workbook"
+    """Folder of the compiled libraries, below torch's own compile cache, of which torch and the
+    processes that this one starts are told.
+    """
+    if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        user = getattr(os, "getuid", lambda: "user")()
+        default = Path(tempfile.gettempdir()) / f"torchinductor_{user}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default)
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "workbook"
 
 
 @functools.cache
@@ -416,11 +463,9 @@ def check_compiler():
 
 
 def expect():
-    """Import what tracing needs, and what compiling needs where a compiler was found and has
-    compiled nothing yet: seconds that the children forked from this process need not spend.
+    """Import what compiling needs, where a compiler was found and has compiled nothing yet: seconds
+    that the children forked from this process need not spend.
     """
-    from torch import _inductor  # noqa: F401
-
     with contextlib.suppress(OSError):
         if any(folder().glob("trial-*.so")) and not any(folder().glob("*.lock")):
             from torch._inductor import compile_fx  # noqa: F401

@@ -15,8 +15,8 @@ from lib import cells, compiled
 from lib.checks import one_of, require, whole
 
 # Time steps of a run, times state variables of its cell, above which the fast path costs less than
-# it saves (0.02 to 0.1 ms a step, with plasticity 0.4): tracing and loading takes up to 0.6 s,
-# compiling 15 to 20 s, which later runs are spared.
+# it saves (0.02 to 0.1 ms a step, with plasticity 0.4): loading takes up to 0.1 s, compiling
+# 15 to 20 s, which later runs are spared.
 PAYS_CACHED, PAYS_COMPILED = 6_000, 100_000
 BACKENDS = ("auto", "reference", "fast")
 

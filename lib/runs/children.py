@@ -207,7 +207,9 @@ def serve():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
-    # Here, so that the children need not: what reading data and training import, and what is kept.
+    # Here, so that the children need not: what reading data, training and torch's optimiser import,
+    # and what is kept.
+    import torch._dynamo  # noqa: F401
     from sklearn import datasets, model_selection  # noqa: F401
 
     from lib import compiled, train  # noqa: F401
