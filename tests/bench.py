@@ -23,7 +23,7 @@ os.environ.setdefault(
 import torch
 from notes_loop import NotesLoop
 
-from lib import cells, datasets
+from lib import cells, datasets, system
 from lib.config import CellSpec, RunConfig, Task, Training, Window
 from lib.recurrence import SequenceClassifier
 from lib.runs import sweep
@@ -379,6 +379,34 @@ def digits_runs(names):
     return {"runs": rows, "wall": wall}
 
 
+def validations(names):
+    """For the digits, a training step and a validation in milliseconds, and the ratio of all
+    validations of a run to the training between them.
+    """
+    rows = []
+    print(
+        "\nthe digits: a training step, ms; a validation, ms; validations over the training between"
+    )
+    for name in names:
+        config = RunConfig(cell=CellSpec(name))
+        trainer = Trainer([config], datasets.load(config.task), backend="fast")
+        spent = {"step": [], "validation": []}
+        trainer.train_step(), trainer.validate()
+        while trainer.step < trainer.steps:
+            start = time.perf_counter()
+            trainer.train_step()
+            spent["step"].append(time.perf_counter() - start)
+            if trainer.step in trainer.validation_steps:
+                start = time.perf_counter()
+                trainer.validate()
+                spent["validation"].append(time.perf_counter() - start)
+        row = {"cell": name, **{kind: 1000 * statistics.median(s) for kind, s in spent.items()}}
+        row["ratio"] = sum(spent["validation"]) / sum(spent["step"])
+        rows.append(row)
+        print(f"{name:>11}  {row['step']:5.2f}  {row['validation']:5.1f}  {row['ratio']:.2f}")
+    return rows
+
+
 def throughput(seconds=10, name="cb"):
     """Seed-steps a second: four seeds as single-threaded processes, two at once, against one seed
     on two threads.
@@ -454,8 +482,9 @@ def main():
     parser.add_argument("--hidden", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json")
-    # As in training, and alike for all: gradients that vanish over 256 steps become denormal
-    # numbers, which some processors multiply ten times as slowly.
+    # As in training, and alike for all: memory is kept; and gradients that vanish over 256 steps
+    # become denormal numbers, which some processors multiply ten times as slowly.
+    system.keep_memory()
     torch.set_flush_denormal(True)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -481,6 +510,7 @@ def main():
     shape = options.batch, options.steps, options.features, options.hidden
     results["first passes"] = first_passes(cells.names(options.cells), shape)
     results["digits"] = digits_runs(cells.names(options.cells))
+    results["validations"] = validations(cells.names(options.cells))
     if options.hidden != 128:
         print("\nthe same at H = 128")
         results["H = 128"] = passes(
