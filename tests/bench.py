@@ -473,6 +473,21 @@ def markdown(results):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def shares(results):
+    """README's sentences on what a run takes beside its training, of the same run."""
+
+    def span(values, digits=0):
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    first, validated = results["first passes"], results["validations"]
+    return (
+        f"A first pass takes {span([row['cold']['s'] for row in first])} s where nothing is "
+        f"compiled, then {span([row['warm']['s'] for row in first], 2)} s. "
+        f"On the digits training is {span([row['share'] for row in results['digits']['runs']], 2)} "
+        f"of a run, and validations take {span([row['ratio'] for row in validated], 2)} of that."
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default="all,dale")

@@ -64,6 +64,10 @@ configs = grid(cells=["cb", "gru"], hidden_size=8, epochs=1, seeds=[0])
 choice = explore.WindowControls(store, configs)
 choice.widget
 explore.Board(choice.cache, choice)""",
+    "again": """choice = explore.WindowControls(store)
+choice.listen(lambda: setattr(choice.message, "value", f"{len(choice._listeners)} listen"))
+choice.widget
+explore.Board(choice.cache, choice)""",
     "long": """from lib.runs.grid import grid
 choice = explore.WindowControls(store, grid(cells=["cb"], hidden_size=8, epochs=900, seeds=[0]))
 choice.widget
@@ -385,6 +389,19 @@ def test_what_was_not_run_is_run_by_the_button_and_the_window_stays(browser, ser
         run_all(page)
         assert control(page, "Input length").input_value() == "4 pixels"
         assert page.get_by_role("button", name="Run 1 run").is_visible()
+        assert errors == []
+
+
+def test_a_cell_that_runs_again_takes_the_place_of_its_earlier_run(browser, server):
+    with opened(browser, server, "again") as (page, errors):
+        for _ in range(2):
+            page.evaluate("""() => {
+                window.jupyterapp.shell.currentWidget.content.activeCellIndex = 2;
+                return window.jupyterapp.commands.execute('notebook:run-cell');
+            }""")
+            page.wait_for_function(IDLE)
+        choose(page, "Input length", "4 pixels")
+        page.get_by_text("2 listen").wait_for()  # this line and the board
         assert errors == []
 
 

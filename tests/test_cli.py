@@ -250,6 +250,7 @@ def test_commands_of_the_readme_exist():
     assert len(text.splitlines()) <= 150
 
 
-def test_speed_table_of_the_readme_is_that_of_a_run():
+def test_speed_in_the_readme_is_that_of_a_run():
     results = json.loads((paths.project_root() / "results" / "bench.json").read_text())
-    assert bench.markdown(results) in (paths.project_root() / "README.md").read_text()
+    readme = (paths.project_root() / "README.md").read_text()
+    assert bench.markdown(results) in readme and bench.shares(results) in readme

@@ -7,6 +7,8 @@ import itertools
 import json
 import re
 import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import frames
 import matplotlib.pyplot as plt
@@ -17,7 +19,7 @@ import pytest
 
 from lib import analysis, cells, datasets, explore, memory
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.explore import recording
+from lib.explore import recording, widgets
 from lib.explore.choice import task_label
 from lib.explore.export import Form
 from lib.explore.sequence import step_axis
@@ -704,6 +706,31 @@ def test_one_change_draws_once(store, monkeypatch):
     choice.controls["input_length"].value = 8
     view.set(stride=8, metric="loss", highlight="baselines")
     assert len(drawings) == 3
+
+
+def test_what_an_earlier_run_of_a_cell_has_shown_is_drawn_no_more(store, monkeypatch):
+    choice, drawings = explore.WindowControls(store), []
+
+    def run_cell(name, count, views=1):
+        header = {"metadata": {"cellId": name} if name else {}}
+        shell = SimpleNamespace(parent_header=header, execution_count=count)
+        monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+        for i in range(views):
+            view = explore.Board(store, choice)
+            monkeypatch.setattr(view, "look", partial(_look, view, drawings, (name, count, i)))
+
+    run_cell("a", 1, views=2)
+    run_cell("b", 2)
+    run_cell("a", 3)
+    run_cell(None, 4)  # a front end that does not name its cells
+    run_cell(None, 5)
+    choice.set(stride=8)
+    assert drawings == [("b", 2, 0), ("a", 3, 0), (None, 4, 0), (None, 5, 0)]
+
+
+def _look(view, drawings, name):
+    drawings.append(name)
+    return view.view
 
 
 def test_many_variants_are_found_by_a_filter(synthetic):

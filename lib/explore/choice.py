@@ -10,7 +10,7 @@ import pandas as pd
 from lib import datasets, linear, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run
-from lib.explore.widgets import Holding, assign, dropdown, offer, row, say
+from lib.explore.widgets import Holding, assign, dropdown, offer, row, running, say
 from lib.figures import plots, select
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
@@ -189,7 +189,7 @@ class WindowControls(Holding):
     def __init__(self, store=None, configs=(), **state):
         self.cache = store if isinstance(store, Cache) else Cache(store)
         self.templates = [configs] if isinstance(configs, RunConfig) else list(configs)
-        self.listeners = []
+        self._listeners = {}  # function -> the run of a cell that it is of
         self.controls = {
             "task": dropdown("Data set"),
             "input_length": dropdown("Input length"),
@@ -216,6 +216,16 @@ class WindowControls(Holding):
         for control in self.controls.values():
             control.observe(self._changed, "value")
         self.cache.listeners.append(self._follow)
+
+    def listen(self, function):
+        """Call a function after every change, in place of those of earlier runs of this cell: what
+        they have shown is gone.
+        """
+        here = running()
+        for known, run in list(self._listeners.items()):
+            if here and run and run[0] == here[0] and run != here:
+                del self._listeners[known]
+        self._listeners[function] = here
 
     def _usual(self):
         """The place that a notebook trains; else the main window of what the store holds."""
@@ -263,7 +273,7 @@ class WindowControls(Holding):
 
     def _tell(self):
         self._report()
-        for listener in self.listeners:
+        for listener in list(self._listeners):
             listener()
 
     def refresh(self, name=None):

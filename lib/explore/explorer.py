@@ -71,7 +71,7 @@ class Explorer(Holding, ABC):
         for name in self.own:
             self.controls[name].observe(self._changed, "value")
         if choice:
-            choice.listeners.append(self._changed)
+            choice.listen(self._changed)
         self.update()
 
     def _repr_mimebundle_(self, **options):

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 
 import ipywidgets
 import traitlets
+from IPython import get_ipython
 from ipywidgets import HBox, VBox
 
 from lib.files import StoreError
@@ -49,6 +50,15 @@ def row(children):
     """A row that breaks where the page is narrow."""
     layout = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
     return HBox(list(children), layout=layout)
+
+
+def running():
+    """The cell of a notebook that runs, as its page names it, and the number of this run; None
+    where there is none.
+    """
+    shell = get_ipython()
+    cell = getattr(shell, "parent_header", {}).get("metadata", {}).get("cellId")
+    return cell and (cell, shell.execution_count)
 
 
 def say(*lines):
