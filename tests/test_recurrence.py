@@ -268,7 +268,7 @@ def test_a_digest_says_what_a_library_depends_on(own_cell):
         return [graph.digest for graph in compiled.traced(model._tape(torch.ones(batch, 1, 3), 0))]
 
     assert digests() == digests(seed=1) == digests("dale_cb")  # W is made before the loop
-    assert digests("two_signals") == digests("two_signals", seed=1)  # nor with vjp are there values
+    assert digests("two_signals") == digests("two_signals", seed=1)  # nor do values enter with vjp
     others = digests(dt=0.2), digests(batch=3), digests(hidden=5), digests("stp")
     assert len({tuple(digest) for digest in others} | {tuple(digests())}) == 5
 
