@@ -25,7 +25,7 @@ def parameter_rows(cell, constrained):
     """
     for name in ("K", "C", "b_z", "v_e", "v_i", "U_cap"):
         if name in constrained:
-            yield from _quantiles(name, constrained[name])
+            yield from _quantiles(name, constrained[name].copy())
     for name in ("x", "u"):
         if f"z_{name}" in constrained:
             z = constrained[f"z_{name}"].astype(np.float64)
@@ -34,7 +34,7 @@ def parameter_rows(cell, constrained):
     if W is None:
         return
     if cell.signs is None:
-        yield from _quantiles("W", W)
+        yield from _quantiles("W", W.copy())
     else:
         signs = cell.signs.cpu().numpy()
         yield from _quantiles("W_E", W[:, signs > 0])
@@ -49,17 +49,18 @@ def parameter_rows(cell, constrained):
 
 def dynamic_rows(cell, constrained, trace):
     """Quantiles of recorded variables, arrays (images, steps, hidden), and shares in 0..1: of the
-    gate near its largest value, of voltages outside the reversal potentials.
+    gate near its largest value, of voltages outside the reversal potentials. The arrays are sorted
+    in place, as they are large.
     """
     if "U" in trace and "X" in trace:
         trace = {**trace, "UX": trace["U"] * trace["X"]}
-    for name, values in trace.items():
-        yield from _quantiles(name, values)
     if "z" in trace and cell.z_max is not None:
         yield _row("z", "saturated", _share(trace["z"] > 0.95 * cell.z_max))
     if "v_e" in constrained and "v" in trace:
         outside = (trace["v"] < constrained["v_i"]) | (trace["v"] > constrained["v_e"])
         yield _row("v", "outside", _share(outside))
+    for name, values in trace.items():
+        yield from _quantiles(name, values)
 
 
 def _share(told):
@@ -67,10 +68,11 @@ def _share(told):
 
 
 def _quantiles(variable, values):
-    """As np.quantile, which takes many times as long."""
+    """As np.quantile, which takes many times as long; the values are sorted in place."""
     position = np.array(list(QUANTILES.values())) * (values.size - 1)
     ranks = np.floor(position).astype(int), np.ceil(position).astype(int)
-    ordered = np.sort(values, axis=None)
+    ordered = values.reshape(-1)
+    ordered.sort()
     low, high = ordered[np.array(ranks)].astype(float)
     found = low + (high - low) * (position % 1)
     if np.isnan(ordered[-1]):  # NaN comes last

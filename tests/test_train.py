@@ -371,6 +371,15 @@ def test_training_test_and_recording_read_the_delay(backend):
         train.check(replace(config, task=Task(delay=4)))
 
 
+@pytest.mark.parametrize("name", ["gru", "cb", "stp_dale_cb"])
+def test_what_is_followed_is_left_as_it_was(name):
+    cell = train.build(RunConfig(cell=CellSpec(name, 8))).cell
+    before = {key: value.clone() for key, value in cell.state_dict().items()}
+    constrained = {key: value.detach().numpy() for key, value in cell.constrained().items()}
+    assert list(measures.parameter_rows(cell, constrained))
+    assert all(torch.equal(value, before[key]) for key, value in cell.state_dict().items())
+
+
 @pytest.mark.parametrize("shape", [(1,), (2,), (7, 3, 5), (300, 301)])
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 0.0])
 def test_quantiles_are_those_of_numpy(shape, spread):
