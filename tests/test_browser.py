@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -336,9 +337,22 @@ def test_figures_take_the_width_of_the_page(browser, server, width):
         assert end - 60 < right <= end + 1
 
 
+# What a theme does while its style is loading, with a page that is hidden for less than a frame.
+FLICKER = """async theme => {
+    const {style} = document.querySelector('.js-plotly-plot').parentElement;
+    style.display = 'none';
+    document.body.dataset.jpThemeLight = theme;
+    for (let i = 0; i < 9; i++) await null;
+    style.display = '';
+}"""
+
+
 def test_figures_are_dark_on_a_dark_page(browser, server):
     with opened(browser, server, "board") as (page, _):
         light = drawn(page)[0]
+        for theme in ("false", "true"):
+            drawn(page, partial(page.evaluate, FLICKER, theme))
+        assert drawn(page)[0]["ink"] == light["ink"]
         page.evaluate(
             "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab "
             "Dark'})"

@@ -42,7 +42,10 @@ async function render({ model, el }) {
   function draw() {
     waiting = false;
     width = plot.offsetWidth;
-    if (!width) return;
+    if (!width) {
+      requestAnimationFrame(fit); // a theme that loads hides the page, too briefly to be observed
+      return;
+    }
     const dark = isDark();
     const text = model.get("traces");
     // The same object says that nothing changed, so that a moved mark draws no heat map again.
