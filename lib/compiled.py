@@ -104,11 +104,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_final):
         tape, graphs = ctx.tape, ctx.graphs
-        P, *weights = (t.contiguous() for t in (tape.P, *tape.weights))
-        weights, theta = tuple(weights), tuple(t.contiguous() for t in tape.theta.values())
+        weights = tuple(w.contiguous() for w in tape.weights)
+        theta = tuple(value.contiguous() for value in tape.theta.values())
         grad_final = tuple(x.contiguous() for x in grad_final)
         adjoint = tuple(torch.zeros_like(x) for x in grad_final)
-        sums = tuple(torch.zeros_like(t) for t in (P, tape.b, *weights, *theta))
+        sums = tuple(torch.zeros_like(t) for t in (tape.P.contiguous(), tape.b, *weights, *theta))
         nowhere = tape.x.new_zeros(graphs.steps)
         inject = nowhere.clone()
         inject[(len(tape.x) - 1) % graphs.steps] = 1

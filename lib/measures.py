@@ -116,7 +116,7 @@ def predict(model, data, config, split, probe=False):
         return tensor if model.seeds else tensor.unsqueeze(0)
 
     recorded = {}
-    for name in list(traces[0]) if probe else ():
+    for name in model.cell.variables if probe else ():
         recorded[name] = seeded(torch.cat([part.pop(name) for part in traces], -3)).cpu().numpy()
     return seeded(logits), recorded
 

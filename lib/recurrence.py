@@ -108,8 +108,9 @@ class SequenceClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, batches, record=slice(None), images=0):
-        """Logits of the sequences of several batches, and of the first ``images`` of them the
-        traces at the steps ``record``, a list. What passes share is made once.
+        """Logits (sequences, classes) of several batches (batch, time, features), and of the first
+        ``images`` sequences the traces at the steps ``record``: for each batch a dict of variable
+        to (batch, time, hidden). A seed axis leads. What passes share is made once.
         """
         made, finals, traces = self._step_weights(), [], []
         for x in batches:

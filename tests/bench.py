@@ -384,9 +384,7 @@ def validations(names):
     validations of a run to the training between them.
     """
     rows = []
-    print(
-        "\nthe digits: a training step, ms; a validation, ms; validations over the training between"
-    )
+    print("\non the digits: a training step and a validation, ms; all validations over all steps")
     for name in names:
         config = RunConfig(cell=CellSpec(name))
         trainer = Trainer([config], datasets.load(config.task), backend="fast")

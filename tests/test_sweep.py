@@ -437,6 +437,15 @@ def test_a_run_that_crashes_again_and_again_fails_and_the_rest_goes_on(drive):
     )
 
 
+def test_the_second_run_uses_the_graphs_of_the_first(drive):
+    cells = "rnn", "cb", "gru"
+    order = [tiny.config(cell, seed) for seed in (0, 1) for cell in cells]
+    asked, _, _ = drive(*((config, ["done"]) for config in order))
+    assert asked == [order[0], order[3], order[1], order[2], *order[4:]]
+    asked, _, _ = drive(*((tiny.config(cell, 5), ["done"]) for cell in cells))
+    assert [config.cell.name for config in asked] == list(cells)
+
+
 def test_attempts_that_come_further_are_not_counted(drive):
     assert (
         drive((ONE, [*((-9, "killed", step) for step in (-1, 14, 14, 28, 42)), "done"]), retries=1)[

@@ -41,7 +41,7 @@ class Cell(nn.Module):
     # whether a and g enter update only as their sum; then grad a is read off grad g
     additive = False
     excitatory = None  # number of excitatory units under Dale's law, which come first
-    # None, or a method (state, saved): as `observe`, from what `saved` has kept on the fast path
+    # None, or a method (state, saved): what `observe` returns, from tensors that `saved` has kept
     observe_saved = None
 
     def __init_subclass__(cls, **kwargs):

@@ -275,13 +275,11 @@ class ConductanceCell(Cell):
         return grad_previous, None, grad_g, grad_theta
 
     def observe(self, previous, state, a, g, theta):
-        return self._observed(state, torch.sigmoid(self._products(a, g)[0]))
+        gate = torch.sigmoid(self._products(a, g)[0])
+        return ConductanceCell.observe_saved(self, state, (gate,))
 
     def observe_saved(self, state, saved):
-        return self._observed(state, saved[0])
-
-    def _observed(self, state, gate):
-        return {"r": torch.sigmoid(state.v), "z": self.z_max * gate, **state._asdict()}
+        return {"r": torch.sigmoid(state.v), "z": self.z_max * saved[0], **state._asdict()}
 
     def output(self, state):
         return state.v[..., : self.readout_size]
