@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from lib import cells, datasets, explore
 from lib.cells.registry import registered
 from lib.config import CellSpec, RunConfig, Task, Training, Window
-from lib.figures import plots
+from lib.figures import summaries
 from lib.paths import data_dir, project_root
 from lib.runs import attempt
 from lib.runs.store import Store
@@ -581,7 +581,7 @@ def test_a_run_holds_what_reading_needs_of_its_data_set(trained):
     assert row.image_shape == (1, 2, 16)
     assert row.class_names == ("up", "down", "rest", "noise")
     for frame in (trained.runs(), trained.curves()):
-        assert plots.chance(frame) == 25 and "Data: signals" in plots.caption(frame)
+        assert summaries.chance(frame) == 25 and "Data: signals" in summaries.caption(frame)
     trained.pack([row.key], "bundle")
     assert Store(trained.root / "bundle").runs().class_names[0] == row.class_names
     assert row.source  # tells versions of the data set apart
@@ -603,7 +603,7 @@ def test_an_explorer_says_that_the_images_are_not_at_hand_and_shows_the_rest(tra
 
 def test_runs_from_before_their_data_set_was_stored_with_them_take_it_from_the_registry():
     runs = Store(project_root() / "results" / "cifar10" / "grid").runs()
-    assert set(runs.image_shape) == {(3, 32, 32)} and plots.chance(runs) == 10
+    assert set(runs.image_shape) == {(3, 32, 32)} and summaries.chance(runs) == 10
 
 
 def test_explorers_open_on_narrow_images(tmp_path, monkeypatch):

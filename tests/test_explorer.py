@@ -25,7 +25,7 @@ from lib.explore.export import Form
 from lib.explore.sequence import step_axis
 from lib.explore.view import Axis, Line, Panel, Rule, View
 from lib.explore.widgets import values_of
-from lib.figures import export, plots, select, style
+from lib.figures import export, select, style, summaries
 from lib.runs import attempt
 from lib.runs.store import Store
 
@@ -99,7 +99,7 @@ def lines(view, panel=-1):
 
 def test_curves_show_the_numbers_of_the_store(store):
     view = explore.Board(store, stride=8)
-    table = plots.summary(
+    table = summaries.groups(
         select.grouped(store.curves(window="8/8")), "validation_accuracy", ("group", "epoch")
     )
     means = lines(view, CURVES)
@@ -190,7 +190,7 @@ def test_intervals_count_seeds_and_images_from_three_seeds_on(synthetic, monkeyp
     )
     view = explore.Board(synthetic(runs)[0])
     rows = {row[0]: row for row in named(view, "mean", RESULTS)[0]["customdata"]}
-    table = plots.summary(select.grouped(runs), predictions=answers).set_index("group")
+    table = summaries.groups(select.grouped(runs), predictions=answers).set_index("group")
     low, high = table.loc["full GRU", ["low", "high"]]
     assert rows["full GRU"][1:] == [f" [{low:.4g}, {high:.4g}]", 3] and rows["CB"][1:] == ["", 2]
     assert lines(view, CURVES)["CB"]["customdata"][0] == ["", 2]

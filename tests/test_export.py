@@ -626,19 +626,6 @@ def test_cells_that_no_benchmark_timed_have_no_core_seconds(monkeypatch):
     assert ["core_seconds" in names for names in drawn] == [False, True]
 
 
-def test_plasticity_is_told_of_cells_that_differ_in_nothing_else():
-    runs = frames.delays()
-    other = runs[(runs["cell"] == "cb") & (runs["options"] == "{}")]
-    other = other.assign(key=other["key"] + "x", options='{"drive": "z"}', test_accuracy=0.2)
-    both = select.delays(pd.concat([runs, other], ignore_index=True))
-    pairs = plots.plasticity_summary(both)
-    assert set(zip(pairs["group"], pairs["reference"], strict=True)) == {
-        ("STP nonDale", "CB"),
-        ("STP nonDale, stp dt 0.1", "CB"),
-        ("STP nonDale, repaired", "CB, repaired"),
-    }
-
-
 def test_a_caption_counts_the_runs_that_its_table_shows():
     few = frames.runs(["cb"], ["8/4"], [0], options='{"dt": 1.0}')
     made = {table.name: table for table in paper.tables(frames.study(extra=[few]))}

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 
 from lib import analysis, cells
 from lib.config import Window
-from lib.figures import plots, select, style
+from lib.figures import plots, select, style, summaries
 
 mpl.use("Agg")
 
@@ -258,7 +258,7 @@ def test_context_gives_settings_back_and_refuses_unknown_pages():
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(-50, 150), min_size=1, max_size=9), st.floats(0.1, 10))
 def test_spread_keeps_order_gap_and_bounds(positions, gap):
-    moved = plots.spread(positions, gap, 0, 100)
+    moved = style.spread(positions, gap, 0, 100)
     ordered = moved[np.argsort(positions, kind="stable")]
     assert (
         np.all(np.diff(ordered) >= gap - 1e-9)
@@ -279,27 +279,6 @@ def test_nothing_to_show_is_one_sentence():
         plots.bars(RUNS)
     with pytest.raises(ValueError, match="share"):
         plots.bars(pd.concat([MAIN, MAIN.assign(key=MAIN["key"] + "x")]))
-
-
-def test_captions_name_data_window_size_epochs_seeds_and_interval():
-    assert plots.caption(MAIN, "Bars.") == (
-        "Bars. Data: sequential CIFAR-10; window 8/4 pixels (input length/stride); H = 48; "
-        "10 epochs; n = 3 seeds; "
-        "95 % intervals."
-    )
-    digits = plots.caption(frames.runs(["cb", "gru"], ["8/4"], [0], dataset="digits", epochs=30))
-    assert "digits, demonstration" in digits and "n = 1 seed; no interval" in digits
-    mixed = plots.caption(
-        pd.concat(
-            [
-                frames.runs(["cb"], ["4/2", "8/4"], range(12)),
-                frames.runs(["gru"], ["8/4"], range(5)),
-            ]
-        )
-    )
-    assert (
-        "windows 4/2, 8/4" in mixed and "n = 5 to 12" in mixed and mixed.endswith("95 % intervals.")
-    )
 
 
 # ---- single figures
@@ -534,60 +513,8 @@ def test_two_seeds_have_dots_and_no_interval():
     lines = [line.get_xdata() for line in ax.lines if line.get_linestyle() == "-"]
     lines = {bool(np.isnan(ends).any()): ends for ends in lines}
     assert set(lines) == {True, False} and len(ax.lines) == 6
-    table = plots.summary(select.grouped(few)).set_index("cell")
+    table = summaries.groups(select.grouped(few)).set_index("cell")
     assert lines[False] == pytest.approx(table.loc["cb", ["low", "high"]].tolist())
-
-
-def answered(runs, images=400):
-    """Predictions of runs, each right as often as its accuracy says."""
-    chance = np.random.default_rng(0).random((len(runs), images))
-    right = chance < runs["test_accuracy"].to_numpy()[:, None]
-    return pd.DataFrame(
-        {
-            "key": np.repeat(runs["key"].to_numpy(), images),
-            "image": np.tile(np.arange(images), len(runs)),
-            "label": 1,
-            "prediction": right.ravel().astype(int),
-        }
-    )
-
-
-def test_intervals_count_the_images_where_predictions_are_given():
-    predictions = answered(MAIN)
-    correct = analysis.correctness(MAIN, predictions)
-    cells_run = [cell for cell in MAIN["cell"].unique() if cell != "cb"]
-    expected = analysis.comparisons(correct, [(cell, "cb") for cell in cells_run])
-    main = select.grouped(MAIN)
-    found = plots.difference_summary(main, "cb", predictions=predictions).set_index("cell")
-    for name in ("mean", "low", "high"):
-        wanted = 100 * expected.set_index("group")[name]
-        assert found[name].to_dict() == pytest.approx(wanted.to_dict(), abs=0.05)
-    own = plots.summary(main, predictions=predictions).set_index("cell")
-    alone = analysis.accuracies(correct).set_index("cell")
-    assert own["low"].to_dict() == pytest.approx((100 * alone["low"]).to_dict())
-    ax = plots.bars(MAIN, predictions=predictions, linear=0.4)
-    texts = {text.get_text(): text.xy[0] for text in ax.texts}
-    assert texts == {"chance": 10, "linear on pixels": 40}
-    panels = plots.learning_curves(CURVES, linear=0.4).axes
-    level = [line.get_ydata()[0] for ax in panels for line in ax.lines if line.get_ls() == "--"]
-    assert level.count(40) == len(panels)
-
-
-def test_runs_with_a_delay_are_variants_and_say_so():
-    held = frames.runs(["gru", "cb"], ["8/4"])
-    waiting = frames.runs(["gru", "cb"], ["8/4"]).assign(delay=512, first_rows=8)
-    waiting["key"] = "w" + waiting["key"]
-    both = pd.concat([held, waiting])
-    assert set(select.comparison(both)["key"]) == set(held["key"])
-    groups = set(select.grouped(both)["group"])
-    assert groups == {
-        "full GRU",
-        "full GRU, first 8 rows, delay 512 pixels",
-        "CB",
-        "CB, first 8 rows, delay 512 pixels",
-    }
-    said = "sequential CIFAR-10 (whole images; first 8 rows, delay 512 pixels);"
-    assert said in plots.caption(both)
 
 
 def test_memory_curves_stand_in_their_families_and_are_means_of_seeds():
@@ -618,7 +545,7 @@ def test_lesions_have_a_dot_for_each_cell_that_has_the_signal():
 
 def test_a_rung_stands_at_its_accuracy_with_the_interval_of_its_difference():
     fig = drawn("ladder")
-    table = plots.rung_summary(LADDER).set_index(["panel", "label"])
+    table = summaries.rungs(LADDER).set_index(["panel", "label"])
     means = 100 * LADDER.runs.groupby("group")["test_accuracy"].mean()
     ax = fig.axes[2]
     assert ax.get_title(loc="left") == "all changes but one"
@@ -637,7 +564,7 @@ def test_a_rung_stands_at_its_accuracy_with_the_interval_of_its_difference():
 
 def test_rungs_of_one_or_two_seeds_are_dots():
     few = select.rungs(frames.ladders(seeds=(1, 2)), select.LADDERS["repairs"])
-    assert plots.rung_summary(few)["low"].isna().all()
+    assert summaries.rungs(few)["low"].isna().all()
     with style.context():
         assert len(plots.ladder(few).axes) == 3
 
@@ -664,16 +591,8 @@ def test_growth_has_a_line_a_cell_over_its_epochs():
         means = 100 * own.groupby("epochs")["test_accuracy"].mean()
         line = lines[own["label"].iat[0]]
         assert list(line.get_xdata()) == [10, 40] and line.get_ydata() == pytest.approx(means)
-    table = plots.growth_summary(GROWTH)
+    table = summaries.growth(GROWTH)
     assert set(table["cell"]) == set(frames.LONGER) and (table["low"] < table["mean"]).all()
-
-
-def test_windows_are_compared_with_the_main_one_of_the_same_cell():
-    found = plots.window_differences(select.grouped(RUNS))
-    cb = found[found["group"] == "CB"].set_index("window")
-    means = 100 * RUNS[RUNS["cell"] == "cb"].groupby("window")["test_accuracy"].mean()
-    assert cb["mean"].to_dict() == pytest.approx((means - means["8/4"]).to_dict())
-    assert cb.loc["16/4", "low"] < cb.loc["16/4", "mean"] < cb.loc["16/4", "high"]
 
 
 def test_each_kind_of_run_has_a_panel_of_rates_with_the_best_ringed():
@@ -709,9 +628,9 @@ def test_only_kinds_that_wait_as_long_share_a_spread():
     runs = select.delays(frames.delays())
     noise = np.random.default_rng(0).normal(0, 0.002, len(runs)) * (1 + 9 * (runs["task"] == "128"))
     runs = runs.assign(test_accuracy=runs["test_accuracy"] + noise)
-    table = plots.delay_summary(runs).set_index(["group", "task"])
+    table = summaries.delays(runs).set_index(["group", "task"])
     for task in ("128", "512"):
-        alone = plots.summary(runs[runs["task"] == task]).set_index("group")
+        alone = summaries.groups(runs[runs["task"] == task]).set_index("group")
         found = table.xs(task, level="task")[["low", "high"]]
         np.testing.assert_allclose(found, alone.loc[found.index, ["low", "high"]])
     width = (table["high"] - table["low"]).groupby("task").median()
@@ -733,3 +652,12 @@ def test_core_seconds_stretch_each_cell_by_its_own_pace():
         ends |= {line.get_label(): line.get_xdata()[-1] for line in named}
     steps = frame["step"].max()
     assert ends == {"CB": 0.01 * steps, "full GRU": 0.02 * steps}
+
+
+def test_references_are_chance_and_what_is_linear():
+    ax = plots.bars(MAIN, linear=0.4)
+    texts = {text.get_text(): text.xy[0] for text in ax.texts}
+    assert texts == {"chance": 10, "linear on pixels": 40}
+    panels = plots.learning_curves(CURVES, linear=0.4).axes
+    level = [line.get_ydata()[0] for ax in panels for line in ax.lines if line.get_ls() == "--"]
+    assert level.count(40) == len(panels)

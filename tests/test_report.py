@@ -9,7 +9,7 @@ import frames
 import pandas as pd
 import pytest
 
-from lib.figures import plots, report, select
+from lib.figures import report, select, summaries
 
 CHROMIUM = shutil.which("chromium")
 
@@ -48,7 +48,7 @@ def test_numbers_are_those_of_the_statistics(study):
         & (study.runs["dataset"] == "cifar10")
         & (study.runs["seed"] != 100)
     ]
-    expected = plots.summary(select.grouped(own)).set_index("group")
+    expected = summaries.groups(select.grouped(own)).set_index("group")
     cifar = shown["tasks"]["sequential CIFAR-10"]["windows"]
     for group, entry in cifar["8/4"]["values"]["test_accuracy"].items():
         assert (

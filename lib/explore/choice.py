@@ -11,7 +11,7 @@ from lib import datasets, linear, windows
 from lib.config import RunConfig, Task, Window
 from lib.explore.live import Runner, load_or_run
 from lib.explore.widgets import Holding, assign, dropdown, offer, row, running, say
-from lib.figures import plots, select
+from lib.figures import select, summaries
 from lib.runs.status import FINISHED
 from lib.runs.store import Store
 
@@ -80,7 +80,7 @@ class Cache:
         return self.keep(("curves", task, window), runs.merge, curves, on="key")
 
     def summary(self, task, window, metric, groups, by=("group",)):
-        """`plots.summary` of some groups at one window, over seeds and test images where those
+        """`summaries.groups` of some groups at one window, over seeds and test images where those
         count. Plain cells share their spread as in the paper, apart from that of variants; each
         kind is computed once.
         """
@@ -97,16 +97,16 @@ class Cache:
 
     def _summary(self, task, window, metric, frame, by):
         predictions = self._predictions(task, window, metric, frame)
-        return plots.summary(frame, metric, by, predictions)
+        return summaries.groups(frame, metric, by, predictions)
 
     def differences(self, task, window, metric, groups, baseline):
-        """`plots.difference_summary` of groups from a baseline: one family."""
+        """`summaries.differences` of groups from a baseline: one family."""
         frame = self.finished(task, window)
         frame = frame[frame["group"].isin([*groups, baseline])]
 
         def make():
             predictions = self._predictions(task, window, metric, frame)
-            return plots.difference_summary(frame, baseline, metric, predictions)
+            return summaries.differences(frame, baseline, metric, predictions)
 
         return self.keep(("differences", task, window, metric, *groups, baseline), make)
 

@@ -32,11 +32,11 @@ from lib.explore.view import (
     png,
 )
 from lib.explore.widgets import dropdown, offer, player, row, slider, span
-from lib.figures import plots, style
+from lib.figures import style
+from lib.measures import QUANTILES
 from lib.runs import traces
 
 VIEWS = ("variables over the sequence", "parameters over training")
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DERIVED = {"tau": "z", "UX": "U"}  # variable -> a recorded one that it follows from
 FRACTIONS = ("r", "X", "U", "UX")
 UNITS = 6  # single units that are drawn
@@ -242,9 +242,9 @@ def _fans(seen, parts, pooled="units"):
     marks, frame = _levels(seen), {}
     for name, values, colour in parts:
         flat = np.moveaxis(values[:, seen.steps][:, :, seen.units], 1, 0)
-        bounds = np.quantile(flat.reshape(len(seen.steps), -1), QUANTILES, axis=1)
+        bounds = np.quantile(flat.reshape(len(seen.steps), -1), [*QUANTILES.values()], axis=1)
         marks += fan(seen.steps, bounds, colour, name, seen.rows)
-        named = zip(plots.QUANTILES, bounds, strict=True)
+        named = zip(QUANTILES, bounds, strict=True)
         frame |= {f"{name} {quantile}".strip(): values for quantile, values in named}
     note = f" Bands: middle 50 and 90 % over {pooled}, line: median."
     return marks, _y(seen.variable, *frame.values()), pd.DataFrame(frame), note
@@ -298,8 +298,8 @@ def over_image(run, variable, number, units, step, trail):
 
 def over_training(history, variable, run, label, colour):
     """Quantiles of a parameter or variable at every validation."""
-    own = history[(history["variable"] == variable) & history["statistic"].isin(plots.QUANTILES)]
-    wide = own.pivot_table(index="epoch", columns="statistic", values="value")[plots.QUANTILES]
+    own = history[(history["variable"] == variable) & history["statistic"].isin([*QUANTILES])]
+    wide = own.pivot_table(index="epoch", columns="statistic", values="value")[[*QUANTILES]]
     x, bounds = wide.index.to_numpy(), wide.to_numpy().T
     axes = Axis("Training (epochs)", (0, x.max())), _y(variable, bounds)
     panel = Panel(fan(x, bounds, colour), *axes)
@@ -384,7 +384,7 @@ class TraceExplorer(Explorer):
             control[later].disabled = self.training
         if self.training:
             self.history = cache.keep(("history", self.key), cache.store.history, key=self.key)
-            quantiles = self.history[self.history["statistic"].isin(plots.QUANTILES)]
+            quantiles = self.history[self.history["statistic"].isin([*QUANTILES])]
             held = set(quantiles["variable"])
             offer(control["variable"], named(name for name in style.VARIABLES if name in held))
             return

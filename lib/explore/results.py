@@ -5,7 +5,7 @@ import pandas as pd
 
 from lib import analysis
 from lib.explore.view import Axis, Band, Bars, Heat, Line, Panel, Points, Rule, View, plain
-from lib.figures import plots, report, select, style
+from lib.figures import report, select, style, summaries
 
 KINDS = ("bars", "sorted dots", "differences")
 FEW = 4  # groups in front; the bands and seeds of more are a tangle
@@ -44,7 +44,7 @@ def curves(cache, task, window, looks, metric, front):
     low, high = np.nanmin([low, *bands["low"]]), np.nanmax([high, *bands["high"]])
     if shown.accuracy:
         marks += _references(cache, task, frame, "y")
-        low = min(low, plots.chance(frame))
+        low = min(low, summaries.chance(frame))
     margin = _margin(low, high)
     y = Axis(shown.axis, (low - margin, high + margin))
     x = Axis("Training (epochs)", (0, table["epoch"].max()))
@@ -64,7 +64,7 @@ def _drawn(table, seeds, by, metric, title):
 
 def _references(cache, task, frame, axis):
     """What guessing reaches, and a linear softmax where it is stored."""
-    yield Rule(plots.chance(frame), axis, "chance")
+    yield Rule(summaries.chance(frame), axis, "chance")
     if cache.linear(task) is not None:
         yield Rule(cache.linear(task), axis, "linear on pixels")
 
@@ -227,7 +227,7 @@ def _caption(cache, task, window, looks):
     runs = cache.finished(task, window)
     return cache.keep(
         ("caption", task, window, *looks),
-        lambda: plots.caption(runs[runs["group"].isin(list(looks))]),
+        lambda: summaries.caption(runs[runs["group"].isin(list(looks))]),
     )
 
 
@@ -236,7 +236,7 @@ def _caption(cache, task, window, looks):
 
 def headline(cache, task, window, looks):
     """What the finished runs say of the test set, in sentences."""
-    where = f"{plots.task_name(cache.finished(task, window).iloc[0])}, window {window}"
+    where = f"{summaries.task_name(cache.finished(task, window).iloc[0])}, window {window}"
     table = cache.summary(task, window, "test_accuracy", looks)
 
     def difference(one, other):

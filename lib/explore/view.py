@@ -11,7 +11,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
-from lib.figures import plots, style
+from lib.figures import style
 
 FRAME = "#D55E00"  # the window being read
 GROUND = "#FFFFFF"
@@ -327,7 +327,7 @@ class Panel:
         most = max(map(len, names))
         if most > 1:
             gap = min(gap * most, 1 / len(lines))
-        places = plots.spread(heights, gap, 0, 1)
+        places = style.spread(heights, gap, 0, 1)
         return list(zip(lines, names, ends, heights, places, strict=True))
 
     def plotly(self, height):

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from lib.figures import plots, style
+from lib.figures import style, summaries
 
 # Columns of runs and of audits: what the head says, a factor to the shown unit, and the format.
 COLUMNS = {
@@ -31,12 +31,12 @@ COLUMNS = {
 
 def show(drawn, frame=None, lead=""):
     """Show a figure (or its axes, as `lib.figures.plots` return) and, below it, its caption:
-    ``lead``, what it shows, and of a ``frame``, the runs or curves behind it, `plots.caption`.
+    ``lead``, what it shows, and of a ``frame``, the runs or curves behind it, `summaries.caption`.
     """
     figure = drawn.get_figure(root=True) if hasattr(drawn, "get_figure") else drawn
     display(figure)
     plt.close(figure)  # or Jupyter would show it once more, at the end of the cell
-    display(Markdown(f"*{lead if frame is None else plots.caption(frame, lead)}*"))
+    display(Markdown(f"*{lead if frame is None else summaries.caption(frame, lead)}*"))
 
 
 def table(frame: pd.DataFrame):

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from lib import analysis, cells, files, memory, paths
-from lib.figures import export, plots, select, style
+from lib import analysis, files, paths
+from lib.figures import export, plots, select, style, summaries
 from lib.figures.select import VARIANTS, Frames, comparison, main_window, variants
+from lib.figures.summaries import intervals
+from lib.figures.tables import Table, tables
 
-# Column of a table -> what a text calls it, where that is not its own name.
-QUOTED = {"Accuracy (%)": "Accuracy", "Above linear": "AboveLinear", "n": "Seeds"}
 # Table -> what of its rows becomes a command of LaTeX.
 COMMANDS = {
     "summary": ("Accuracy", "AccuracyInterval"),
@@ -58,41 +58,7 @@ class Figure(NamedTuple):
 
     @property
     def caption(self) -> str:
-        return plots.caption(self.runs, self.lead)
-
-
-class Table(NamedTuple):
-    """One table, as `export.export_table` takes it, the runs behind it, and what each row is called
-    where a text quotes it.
-    """
-
-    name: str
-    frame: pd.DataFrame
-    lead: str
-    runs: pd.DataFrame
-    names: tuple
-    best: tuple = ()
-    wide: bool = False
-
-    @property
-    def caption(self) -> str:
-        return plots.caption(self.runs, self.lead)
-
-    @property
-    def markdown(self) -> str:
-        return export.markdown(self.frame, self.caption, self.best)
-
-    def quoted(self) -> dict[str, dict[str, str]]:
-        """Name of a row -> what a text quotes of it: ``Difference``, ``DifferenceInterval``, ..."""
-        shown = {}
-        for column, (values, intervals) in export.as_text(self.frame).items():
-            name = QUOTED.get(column, column)
-            shown[name] = values
-            if intervals is not None:
-                none = "(fewer than three seeds, no interval)"
-                shown[f"{name}Interval"] = intervals.replace("", none)
-        rows = pd.DataFrame(shown).to_dict("records")
-        return dict(zip(self.names, rows, strict=True))
+        return summaries.caption(self.runs, self.lead)
 
 
 # ---- figures
@@ -106,7 +72,7 @@ def figures(frames: Frames, baseline: str = "cb") -> list[Figure]:
 def _of_cells(frames, baseline):
     shown, evidence = select.headline(frames.runs), {"predictions": frames.predictions}
     main = shown[shown["options"] == "{}"]
-    bars = f"bars: {_intervals(frames)}; dots: seeds"
+    bars = f"bars: {intervals(frames)}; dots: seeds"
     linear = _linear(frames, main)
     repaired = len(shown) > len(main)
     marked = "; open: a plain cell that also stands repaired" if repaired else ""
@@ -135,7 +101,7 @@ def _of_cells(frames, baseline):
         lead = f"Differences of test accuracy from {name}; {_family(frames)}."
         draw = partial(plots.paired_differences, main, baseline, **evidence)
         yield Figure("paired_differences", "column", _height(0.45, main), lead, main, draw)
-    designs = _designs(shown).values()
+    designs = select.designs(shown).values()
     if designs:
         lead = f"How W is made and short-term plasticity (STP); {bars}."
         design, width = pd.concat(designs), "column" if len(designs) == 1 else "text"
@@ -154,7 +120,7 @@ def _of_cells(frames, baseline):
 
 
 def _of_windows(frames):
-    wide = _wide(frames)
+    wide = select.wide(frames.runs)
     if not len(wide):
         return
     lead = "Mean test accuracy of every window, by stride convention; 8/4 belongs to both."
@@ -163,7 +129,7 @@ def _of_windows(frames):
     if wide["input_length"].nunique() > 1:
         lead = (
             f"Test accuracy less that at {main_window(wide)}, one line a stride convention; bars: "
-            f"simultaneous {_intervals(frames)}, a family each cell."
+            f"simultaneous {intervals(frames)}, a family each cell."
         )
         rows = -(-wide["group"].nunique() // 5)
         draw = partial(plots.accuracy_vs_input_length, wide, predictions=frames.predictions)
@@ -175,7 +141,7 @@ def _of_changes(frames):
     for name, (ladder, rungs) in select.ladders(frames.runs).items():
         lead = (
             f"{ladder.title}: mean test accuracy (large dots) and seeds (small dots). Bars: "
-            f"simultaneous {_intervals(frames)} of the difference from the cell that is changed, "
+            f"simultaneous {intervals(frames)} of the difference from the cell that is changed, "
             "drawn around the mean: a change tells where its bar leaves that cell's line. "
             f"{select.meanings(ladder, rungs)}."
         )
@@ -191,7 +157,7 @@ def _of_changes(frames):
     runs = select.growth(frames.runs)
     if runs is not None:
         lead = (
-            f"How test accuracy grows with training. Bars: {_intervals(frames)}, from three seeds "
+            f"How test accuracy grows with training. Bars: {intervals(frames)}, from three seeds "
             "on; without those that diverged."
         )
         draw = partial(plots.growth, runs, linear=_linear(frames, runs), **evidence)
@@ -210,7 +176,7 @@ def _of_changes(frames):
     if runs is not None and runs["first_rows"].isna().any():
         lead = (
             "Test accuracy where blank pixels follow the image before the network answers. Bars: "
-            f"{_intervals(frames)}, those that reach the frame go beyond it; dots: seeds, alone "
+            f"{intervals(frames)}, those that reach the frame go beyond it; dots: seeds, alone "
             "where fewer than three learned; dotted: plasticity with a time step of its own, stp "
             "dt (otherwise 1)."
         )
@@ -232,259 +198,18 @@ def _milliseconds(runs):
     return {row["cell"]: row["fast"] for row in found["passes"] if alike}, size["features"]
 
 
-def _wide(frames):
-    """The runs of cells that ran several windows."""
-    every = comparison(frames.runs)
-    return every[every.groupby("cell")["window"].transform("nunique") > 1]
-
-
 def _linear(frames, runs):
     found = frames.linear.get(runs["dataset"].iat[0])
     return found and found.accuracy
 
 
-def _intervals(frames):
-    over = "seeds" if frames.predictions is None else "seeds and test images"
-    return f"95 % intervals over {over}"
-
-
 def _family(frames):
-    return f"bars: simultaneous {_intervals(frames)}; dots: seeds"
+    return f"bars: simultaneous {intervals(frames)}; dots: seeds"
 
 
 def _height(edge, runs):
     """Inches of a figure with a row for each group."""
     return edge + 0.14 * runs["group"].nunique()
-
-
-# ---- tables
-
-
-def tables(frames: Frames) -> list[Table]:
-    """Every table that the runs allow; ``names`` are what texts call its rows.
-
-    Differences and effects are one family a table (main effects and interactions are their own),
-    whose intervals hold together; what rests on one or two seeds is in none.
-    """
-    shown = select.headline(frames.runs)
-    main = shown[shown["options"] == "{}"]
-    linear = frames.linear.get(main["dataset"].iat[0])
-    lead = f"Test accuracy (mean; {_intervals(frames)}), "
-    lead += "how far above a linear softmax on the pixels, " if linear else ""
-    lead += "trainable parameters and median time of a training step."
-    cells_shown = summary_table(main, frames.predictions, linear)
-    names = tuple(main["cell"].unique())
-    found = [Table("summary", cells_shown, lead, main, names, ("Accuracy (%)",))]
-    found += _windows_table(frames)
-    found += _contrasts_table("contrasts", "Planned contrasts", main, frames)
-    for name, design in _designs(shown).items():
-        found += _effects_table(name, design, frames)
-    found += _repaired_tables(shown, frames)
-    found += _lesions_table("lesions", shown, frames)
-    for name, (ladder, rungs) in select.ladders(frames.runs).items():
-        found.append(_ladder_table(name, ladder, rungs, frames))
-        found += _lesions_table(f"{name}_lesions", rungs.runs, frames)
-    kinds = variants(frames.runs)
-    found += [
-        _differences_table(kind, *VARIANTS[kind], *varied, frames) for kind, varied in kinds.items()
-    ]
-    return found + _growth_table(frames) + _delay_tables(frames)
-
-
-def summary_table(runs: pd.DataFrame, predictions=None, linear=None) -> pd.DataFrame:
-    """One row a cell: test accuracy in percent with interval (`plots.summary`), points above the
-    ``linear`` reference of the same images, n, trainable parameters, time of a training step.
-    """
-    runs = runs if "group" in runs else select.grouped(runs)
-    table = plots.summary(runs, predictions=predictions)
-    other = runs.groupby("group")[["parameters", "ms_per_step"]].median().loc[table["group"]]
-    shown = pd.DataFrame({"Cell": table["group"]}).assign(**_interval("Accuracy (%)", table))
-    if linear is not None and predictions is not None:
-        answers = plots.answers(runs, "test_accuracy", ["group"], predictions)
-        reference = linear.predictions.set_index("image")
-        right = (reference["label"] == reference["prediction"]).astype(float)
-        above = analysis.accuracies(answers - right.reindex(answers.columns))
-        shown = shown.assign(**_interval("Above linear", above, 100))
-    shown["n"] = table["n"].to_numpy()
-    shown["Parameters"] = other["parameters"].to_numpy()
-    shown["ms/step"] = other["ms_per_step"].to_numpy()
-    return shown
-
-
-def _interval(title, table, factor=1):
-    """Columns of a table of `lib.analysis`, as `export.formatted` takes them."""
-    ends = (("mean", ""), ("low", " low"), ("high", " high"))
-    return {f"{title}{end}": (table[column] * factor).to_numpy() for column, end in ends}
-
-
-def _beside(shown, table, column, values, factor=1):
-    """With an interval for each of the ``values`` of a column, of the group that a row names."""
-    for value in values:
-        part = table[table[column] == value].set_index("group")
-        shown = shown.assign(**_interval(value, part.reindex(shown.iloc[:, 0]), factor))
-    return shown
-
-
-def _windows_table(frames):
-    wide = _wide(frames)
-    if not len(wide):
-        return
-    base = main_window(wide)
-    own = plots.summary(wide[wide["window"] == base], predictions=frames.predictions)
-    shown = pd.DataFrame({"Cell": own["group"]}).assign(**_interval(f"{base} (%)", own))
-    differences = plots.window_differences(wide, frames.predictions)
-    others = [shape for shape in select.shapes(wide) if shape != base]
-    shown = _beside(shown, differences, "window", others)
-    lead = (
-        f"Test accuracy at {base} (mean; {_intervals(frames)}) and what other windows change it by "
-        "(percentage points; simultaneous intervals of each row)."
-    )
-    yield Table("windows", shown, lead, wide, tuple(own["cell"]), wide=True)
-
-
-def _contrasts_table(name, lead, runs, frames, contrasts=analysis.PLANNED):
-    table = plots.contrast_summary(runs, contrasts, frames.predictions).dropna(subset="low")
-    if table.empty:
-        return
-    lead += f" (percentage points of test accuracy; simultaneous {_intervals(frames)})."
-    frame = pd.DataFrame({"Pair": table["pair"]}).assign(**_interval("Difference", table))
-    yield Table(name, frame.assign(n=table["n"]), lead, runs, tuple(table["name"]))
-
-
-def _designs(shown):
-    """Runs of the design W x STP as it is and repaired, by the name of their table of effects,
-    where all its cells ran.
-    """
-    shown = shown[shown["cell"].isin(cells.DESIGN)]
-    plain = shown["options"] == "{}"
-    parts = {"effects": shown[plain], "repaired_effects": shown[~plain]}
-    return {name: of for name, of in parts.items() if of["cell"].nunique() == len(cells.DESIGN)}
-
-
-def _effects_table(name, design, frames):
-    answers = plots.answers(design, "test_accuracy", ["cell"], frames.predictions)
-    families = analysis.design_weights().values()
-    table = pd.concat([analysis.effects(answers, weights) for weights in families])
-    if table["low"].isna().any():
-        return
-    lead = (
-        "Effects of W (free, sign-constrained, reversal potentials) and STP on test accuracy "
-        f"{'' if name == 'effects' else 'of repaired cells '}"
-        f"(percentage points; simultaneous {_intervals(frames)})."
-    )
-    shown = pd.DataFrame({"Effect": table.index}).assign(**_interval("Difference", table, 100))
-    shown["n"] = table["n"].to_numpy()
-    yield Table(name, shown, lead, design, tuple(table.index))
-
-
-def _ladder_table(name, ladder, rungs, frames):
-    """One row a rung, called "added: drive z", "alone: drive z", ..."""
-    table = plots.rung_summary(rungs, frames.predictions)
-    own = plots.summary(rungs.runs, predictions=frames.predictions).set_index("group")
-    names = tuple(table["panel"] + ": " + table["label"])
-    shown = pd.DataFrame({"Change": names, "From": table["reference"]})
-    shown = shown.assign(**_interval("Accuracy (%)", own.loc[table["group"]]))
-    shown = shown.assign(**_interval("Difference", table), n=table["n"])
-    lead = (
-        f"{ladder.title}: test accuracy, and its difference (percentage points) from what it is a "
-        f"change of; {_intervals(frames)}, of the differences simultaneous."
-    )
-    return Table(name, shown, lead, rungs.runs, names, wide=True)
-
-
-def _repaired_tables(shown, frames):
-    """Repaired cells less the same cells as they are, and less what has one constraint fewer."""
-    repaired = shown["options"] != "{}"
-    if not repaired.any():
-        return
-    beside = shown[shown["cell"].isin(shown.loc[repaired, "cell"])]
-    own = beside[beside["options"] == "{}"].groupby("cell")["group"].first()
-    plain = beside.groupby("group")["cell"].first().map(own).to_dict()
-    yield _differences_table("repaired", "Repaired cells", select.ITSELF, beside, plain, frames)
-    alike = shown[repaired | (shown["cell"] == "simple_gru")]
-    lead = "What one constraint more changes in repaired cells, and CB in the simple GRU"
-    yield from _contrasts_table("constraints", lead, alike, frames, analysis.CONSTRAINTS)
-
-
-def _differences_table(name, title, compared_with, runs, plain, frames):
-    table = plots.difference_summary(runs, plain, predictions=frames.predictions)
-    lead = f"{title}: test accuracy, and its difference (percentage points) from {compared_with}"
-    told = table["low"].notna()
-    if told.any():
-        table = table[told]
-        lead += f"; {_intervals(frames)}, of the differences simultaneous."
-    else:
-        lead += "; one or two seeds give no 95 % interval."
-    shown = summary_table(runs, frames.predictions).set_index("Cell").loc[table["group"]]
-    shown = shown.reset_index().drop(columns=["ms/step", "n"])
-    shown = shown.assign(**_interval("Difference", table), n=table["n"].to_numpy())
-    runs = runs[runs["group"].isin([*table["group"], *table["reference"]])]
-    return Table(name, shown, lead, runs, tuple(table["group"]), wide=True)
-
-
-def _growth_table(frames):
-    runs = select.growth(frames.runs)
-    if runs is None:
-        return []
-    own = plots.summary(runs, by=("group", "epochs"), predictions=frames.predictions)
-    shown = pd.DataFrame({"Cell": runs["group"].unique()})
-    lengths = sorted(runs["epochs"].unique())
-    shown = _beside(shown, own, "epochs", lengths)
-    last = runs[runs["epochs"] == lengths[-1]]
-    best = last.groupby("group")["best_epoch"].median()  # says whether all of it was of use
-    gain = plots.growth_summary(runs, frames.predictions).set_index("group")
-    shown = shown.assign(**_interval("Difference", gain.reindex(shown["Cell"])))
-    shown["Best epoch"] = best.loc[shown["Cell"]].to_numpy()
-    lead = (
-        f"Test accuracy after {', '.join(map(str, lengths))} epochs (percent; {_intervals(frames)}"
-        "), how much the longest training adds to the one before it (percentage points; "
-        "simultaneous), and its best epoch; each kind and length at its own learning rate."
-    )
-    return [Table("epochs", shown, lead, runs, tuple(shown["Cell"]), wide=True)]
-
-
-def _delay_tables(frames):
-    runs = select.delays(frames.runs)
-    if runs is None:
-        return []
-    evidence, tasks = {"predictions": frames.predictions}, runs["task"].unique()
-    columns = "columns: blank pixels before the answer, and the rows that are read if not all"
-    own = plots.delay_summary(runs, **evidence)
-    lead = f"Test accuracy after a delay (percent; {_intervals(frames)}); {columns}."
-    found = [_tasks_table("delays", "Cell", own, tasks, lead, runs)]
-    helps = plots.plasticity_summary(runs, **evidence)
-    if len(helps):
-        helps = helps.assign(group=helps["group"] + " − " + helps["reference"])
-        lead = "What plasticity changes after a delay (percentage points of test accuracy; "
-        lead += f"simultaneous {_intervals(frames)}); {columns}."
-        found.append(_tasks_table("plasticity", "Pair", helps, tasks, lead, runs))
-    waits = runs[runs["delay"] > 0]
-    waits = waits.assign(group=waits["group"] + ", " + waits["task"])
-    return found + _lesions_table("delay_lesions", waits, frames)
-
-
-def _lesions_table(name, runs, frames):
-    """What kinds of runs lose by each lesion, where their networks were measured."""
-    runs = runs.merge(frames.lesions, on="key") if frames.lesions is not None else runs.iloc[:0]
-    if runs.empty:
-        return []
-    table = analysis.summarise(runs, ("group", "lesion"), "drop")
-    kinds = pd.DataFrame({"Cell": runs["group"].unique()})
-    intact = runs.drop_duplicates("key").groupby("group")["intact"].mean()
-    shown = kinds.assign(Intact=100 * intact.loc[kinds["Cell"]].to_numpy())
-    measured = [what for what in memory.LESIONS if what in set(table["lesion"])]
-    shown = _beside(shown, table, "lesion", measured, 100)
-    lead = (
-        "Accuracy of intact networks (percent of the first test images), and what they lose where "
-        "one signal of every step is replaced: by its mean, W by nothing, what is shuffled by that "
-        "of another image during the delay (percentage points; 95 % intervals over seeds)."
-    )
-    return [Table(name, shown, lead, runs, tuple(kinds["Cell"]), wide=True)]
-
-
-def _tasks_table(name, key, table, tasks, lead, runs):
-    shown = _beside(pd.DataFrame({key: table["group"].unique()}), table, "task", tasks)
-    return Table(name, shown, lead, runs, tuple(shown[key]), wide=True)
 
 
 # ---- numbers
@@ -512,7 +237,7 @@ def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
         found |= {f"{place}{name}": row[name] for name in ("Cell", "Accuracy", "AccuracyInterval")}
     if "Next" in places:
         pair = main[main["cell"].isin(order[-2:])]
-        lead = plots.difference_summary(pair, order[-2], predictions=frames.predictions).iloc[0]
+        lead = summaries.differences(pair, order[-2], predictions=frames.predictions).iloc[0]
         found["Lead"] = export.number(lead["mean"])
         found["LeadInterval"] = export.bracket(lead["low"], lead["high"])
     linear = frames.linear.get(main["dataset"].iat[0])
@@ -523,20 +248,20 @@ def numbers(frames: Frames, made: list[Table] | None = None) -> dict[str, str]:
     return {
         **found,
         **_diverged(frames.runs),
-        "Data": " and ".join(sorted(set(main.apply(plots.task_name, axis=1)))),
+        "Data": " and ".join(sorted(set(main.apply(summaries.task_name, axis=1)))),
         "Window": main["window"].iat[0],
         "Windows": ", ".join(select.shapes(every)),
         "Cells": str(every["cell"].nunique()),
-        "Seeds": plots.ranged(main.groupby("cell")["seed"].nunique()),
+        "Seeds": summaries.ranged(main.groupby("cell")["seed"].nunique()),
         "Epochs": str(main["epochs"].iat[0]),
-        "WindowSeeds": plots.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
+        "WindowSeeds": summaries.ranged(every.groupby(["cell", "window"])["seed"].nunique()),
         "WindowEpochs": str(every["epochs"].iat[0]),
         "HiddenSize": str(every["hidden_size"].iat[0]),
         "BatchSize": str(every["batch_size"].iat[0]),
         "Runs": str(len(every)),
         "AllRuns": str(len(done)),
         "Hours": f"{done['seconds'].sum() / 3600:.1f}",
-        "Chance": f"{plots.chance(main):.0f}",
+        "Chance": f"{summaries.chance(main):.0f}",
     }
 
 

@@ -18,231 +18,19 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from scipy.optimize import isotonic_regression
 
-from lib import analysis, cells, datasets, windows
-from lib.config import CellSpec
-from lib.figures import export, select, style
+from lib import analysis, cells, windows
+from lib.figures import export, select, style, summaries
 from lib.figures.select import FIXED, differences, families, grouped, one, window_columns
 from lib.figures.style import METRICS, VARIABLES
+from lib.measures import QUANTILES
 
 ACCURACY = METRICS["test_accuracy"]
-QUANTILES = ["q05", "q25", "q50", "q75", "q95"]
 DASHED = (0, (4, 3))
 LINEAR = {"color": style.INK, "ls": DASHED, "lw": 0.8, "zorder": 2.5}
 # A letter on its own, with or without an index.
 SYMBOL = re.compile(r"((?<![^\s(])[A-Za-zσ](?:_[A-Za-z]+)?(?![^\s,;)]))")
 READ = "#D55E00"  # the window that a step reads
-
-
-# ---- what a frame holds, in words and numbers
-
-
-def growth_summary(runs, predictions=None) -> pd.DataFrame:
-    """What the longest training of `select.growth` adds to the one before it, in percentage points:
-    one family, by kind, as `analysis.comparisons`.
-    """
-    before, longest = sorted(runs["epochs"].unique())[-2:]
-    ran = set(zip(runs["group"], runs["epochs"], strict=True))
-    kinds = [name for name in runs["group"].unique() if {(name, before), (name, longest)} <= ran]
-    found = answers(runs, "test_accuracy", ["group", "epochs"], predictions)
-    pairs = [((name, longest), (name, before)) for name in kinds]
-    table = analysis.comparisons(found, pairs)
-    return _in_unit(table.assign(group=table["group"].str[0]), runs, "test_accuracy")
-
-
-def summary(
-    frame: pd.DataFrame, metric: str = "test_accuracy", by=("group",), predictions=None
-) -> pd.DataFrame:
-    """Mean and own interval of the groups that have a value, in the shown unit, with their
-    ``cell``: over seeds and test images where ``predictions`` of the runs are given
-    (`analysis.accuracies`), else over seeds (`analysis.summarise`).
-    """
-    if predictions is not None and metric == "test_accuracy":
-        table = analysis.accuracies(answers(frame, metric, by, predictions))
-    else:
-        table = analysis.summarise(frame, list(by), metric).query("n > 0")
-    if not len(table):
-        raise ValueError(f"No finished run has a value of {metric}; {select.TRAIN}")
-    return _in_unit(table, frame, metric)
-
-
-def difference_summary(
-    frame: pd.DataFrame, baseline, metric: str = "test_accuracy", predictions=None
-) -> pd.DataFrame:
-    """Differences of the groups of one window from their ``baseline`` (`select.differences`), as
-    one family with simultaneous intervals (`analysis.comparisons`), in the shown unit.
-    """
-    frame = frame if "group" in frame else grouped(frame)
-    others = differences(frame, baseline, metric)
-    pairs = list(dict.fromkeys(zip(others["group"], others["baseline"], strict=True)))
-    found = answers(frame, metric, ["group"], predictions)
-    return _in_unit(analysis.comparisons(found, pairs), frame, metric)
-
-
-def rung_summary(rungs, predictions=None) -> pd.DataFrame:
-    """The ``steps`` of a ladder (`select.rungs`) with n and, in percentage points, the mean of the
-    difference from the reference and its interval: one family with simultaneous intervals.
-    """
-    runs, steps, _ = rungs
-    found = answers(runs, "test_accuracy", ["group"], predictions)
-    pairs = list(dict.fromkeys(zip(steps["group"], steps["reference"], strict=True)))
-    table = _in_unit(analysis.comparisons(found, pairs), runs, "test_accuracy")
-    return steps.merge(table, on=["group", "reference"])
-
-
-def delay_summary(runs, predictions=None) -> pd.DataFrame:
-    """`summary` of the kinds of `select.delays` for each task, with ``task``. Only kinds that wait
-    as long share a spread: seeds of a long delay lie further apart.
-    """
-    tasks = [runs[runs["task"] == task] for task in runs["task"].unique()]
-    parts = [summary(part, by=("group", "task"), predictions=predictions) for part in tasks]
-    return pd.concat(parts, ignore_index=True)
-
-
-def plasticity_summary(runs, predictions=None) -> pd.DataFrame:
-    """What short-term plasticity changes for each task of `select.delays`, in percentage points:
-    the kinds with STP less those alike without, one family, by name; with ``task``, as
-    `analysis.comparisons`. Empty where no such pair ran.
-    """
-    kinds = runs.drop_duplicates("group").set_index("group")
-
-    def alike(cell, run):
-        changes = dict(select.changed(run.options))
-        changes.pop("stp_dt", None)
-        return cell, *changes.items(), run.initialisation
-
-    without = {alike(run.cell, run): group for group, run in kinds.iterrows()}
-    design = {(cells.get(name).weights, cells.get(name).stp): name for name in cells.DESIGN}
-    plastic = {name: design[weights, False] for (weights, stp), name in design.items() if stp}
-    ran = set(zip(runs["group"], runs["task"], strict=True))
-    pairs = []
-    for group, run in kinds.iterrows():
-        reference = without.get(alike(plastic.get(run.cell), run))
-        for task in runs["task"].unique():
-            if {(group, task), (reference, task)} <= ran:
-                pairs.append(((group, task), (reference, task)))
-    if not pairs:
-        return pd.DataFrame()
-    found = answers(runs, "test_accuracy", ["group", "task"], predictions)
-    table = analysis.comparisons(found, pairs)
-    table["task"] = table["group"].str[1]
-    names = {name: table[name].str[0] for name in ("group", "reference")}
-    return _in_unit(table.assign(**names), runs, "test_accuracy")
-
-
-def contrast_summary(runs, contrasts=analysis.PLANNED, predictions=None) -> pd.DataFrame:
-    """The contrasts whose cells ran, in percentage points of test accuracy, one family: name, pair,
-    isolates, n, mean, low, high; empty where none did. A cell has one group here.
-    """
-    labels = runs.groupby("cell")["group"].first()
-    ran = set(labels.index)
-    contrasts = [item for item in contrasts if {item.cell, item.reference} <= ran]
-    found = answers(runs, "test_accuracy", ["cell"], predictions)
-    table = analysis.comparisons(found, [(item.cell, item.reference) for item in contrasts])
-    return _in_unit(table, runs, "test_accuracy").assign(
-        name=[item.name for item in contrasts],
-        pair=[f"{labels[item.cell]} − {labels[item.reference]}" for item in contrasts],
-        isolates=[item.isolates for item in contrasts],
-    )
-
-
-def answers(frame, metric, by, predictions):
-    """What the statistics need: right or wrong on every image, or one value a seed where there are
-    no ``predictions`` of the runs or the metric is another.
-    """
-    if predictions is None or metric != "test_accuracy":
-        return analysis.of_seeds(frame, by, metric)
-    return analysis.correctness(frame, predictions, by)
-
-
-def _in_unit(table, frame, metric):
-    """A table of `lib.analysis` in the shown unit, with the cell of each group and its ``form``:
-    "repaired", "plain" where its cell also stands repaired, else "".
-    """
-    kinds = frame.drop_duplicates("group").set_index("group")
-    repaired = kinds["options"].map(select.repaired).astype(bool)
-    twin = kinds["cell"].isin(kinds.loc[repaired, "cell"])
-    kinds["form"] = np.select([repaired, twin], ["repaired", "plain"], "")
-    scaled = table[["mean", "low", "high"]] * METRICS[metric].factor
-    cell, form = (table["group"].map(kinds[name]) for name in ("cell", "form"))
-    return table.assign(cell=cell, form=form, **scaled)
-
-
-def _face(row, own):
-    """Fill of a marker: a plain cell is open where it also stands repaired."""
-    return "white" if row.form == "plain" else own.colour
-
-
-def chance(frame: pd.DataFrame) -> float:
-    """Accuracy of guessing, in percent."""
-    return 100 / len(one(frame, "class_names"))
-
-
-def caption(frame: pd.DataFrame, lead: str = "") -> str:
-    """What a reader must know of the runs behind a figure: data set, window, hidden size, epochs,
-    seeds and interval.
-    """
-    frame = frame if "group" in frame else grouped(frame)
-    shapes = select.shapes(frame)
-    counts = frame.groupby(["group", "window", "epochs", *{"task"} & set(frame)])["seed"].nunique()
-    parts = [
-        f"Data: {_tasks(frame)}",
-        f"{_plural('window', len(shapes))} {', '.join(shapes)} pixels (input length/stride)",
-        f"H = {ranged(frame['hidden_size'])}",
-        f"{ranged(frame['epochs'])} {_plural('epoch', frame['epochs'].max())}",
-        f"n = {ranged(counts)} {_plural('seed', counts.max())}",
-    ]
-    if counts.max() < analysis.FEWEST:
-        parts.append("no interval")
-    elif "95 %" not in lead:
-        parts.append("95 % intervals")
-    policies = frame["initialisation"].unique()
-    if len(policies) == 1 and policies[0] != CellSpec().initialisation:
-        parts.append(f"initialisation {policies[0]}")
-    return f"{lead} {'; '.join(parts)}.".strip()
-
-
-def _plural(word, count):
-    return word if count == 1 else f"{word}s"
-
-
-TITLES = {"digits": "digits", "mnist": "sequential MNIST", "cifar10": "sequential CIFAR-10"}
-
-
-def task_name(run) -> str:
-    """What images a run reads, in words; the embedded digits are too easy to conclude from, and say
-    so.
-    """
-    return ", ".join(_task(run))
-
-
-def _task(run):
-    name = TITLES.get(run["dataset"], run["dataset"])
-    if run["permuted"]:
-        name = f"permuted {name}"
-    if datasets.is_demonstration(run["dataset"]):
-        name += ", demonstration"
-    return [name, *select.image_changes(run, ("last_rows", "first_rows", "delay"))]
-
-
-def _tasks(frame):
-    """`task_name` of all runs: each data set once, with what is done to its images."""
-    done = {}
-    for run in frame.drop_duplicates(["dataset", *select.IMAGES]).to_dict("records"):
-        name, *changes = _task(run)
-        done.setdefault(name, []).append(", ".join(changes) or "whole images")
-    whole = ["whole images"]
-    return " and ".join(
-        name if changes == whole else f"{name} ({'; '.join(changes)})"
-        for name, changes in done.items()
-    )
-
-
-def ranged(values) -> str:
-    """Values that are alike, or what they range over."""
-    low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 # ---- over training
@@ -257,7 +45,7 @@ def curve_panel(frame: pd.DataFrame, ax=None, metric: str = "validation_accuracy
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    table = summary(frame, metric, ("group", "epoch"))
+    table = summaries.groups(frame, metric, ("group", "epoch"))
     _draw_curves(ax, frame, table, metric, frame["group"].unique())
     limits = _limits(table, frame[metric], METRICS[metric])
     ax.set(xlabel="Training (epochs)", ylabel=METRICS[metric].axis, ylim=limits)
@@ -275,7 +63,7 @@ def learning_curves(
     fig = fig or _figure()
     panels = families(frame)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    table = summary(frame, metric, ("group", "epoch"))
+    table = summaries.groups(frame, metric, ("group", "epoch"))
     for ax, (family, groups) in zip(axes, panels.items(), strict=True):
         _draw_curves(ax, frame, table, metric, groups)
         ax.set_title(family, loc="left")
@@ -301,7 +89,7 @@ def core_seconds(frame: pd.DataFrame, ms: dict, fig=None, linear: float | None =
 
 
 def _draw_curves(ax, frame, table, metric, highlight):
-    """Draw all groups of a frame and its `summary`, those not highlighted in grey."""
+    """Draw all groups of a frame and its `summaries.groups`, those not highlighted in grey."""
     factor = METRICS[metric].factor
     for group, part in table.groupby("group", sort=False):
         own = style.look(part["cell"].iat[0])
@@ -354,19 +142,6 @@ def _limits(table, seeds, metric):
     return bottom - margin, top + margin
 
 
-def spread(positions, gap: float, low: float, high: float) -> np.ndarray:
-    """Move positions as little as possible (least squares) until they lie ``gap`` apart and inside
-    ``[low, high]``.
-    """
-    positions = np.asarray(positions, float)
-    order = np.argsort(positions, kind="stable")
-    steps = np.arange(len(positions)) * gap
-    moved = isotonic_regression(positions[order] - steps).x
-    result = np.empty_like(positions)
-    result[order] = np.clip(moved, low, max(low, high - steps[-1])) + steps
-    return result
-
-
 def _label_ends(axes):
     """Names beside the last points of the lines that carry a label, moved apart, with leader
     lines.
@@ -381,7 +156,7 @@ def _label_ends(axes):
         height = ax.get_window_extent().height / ax.figure.dpi * 72
         gap = 1.12 * size / height * (high - low)
         ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
-        places = spread([y for _, y in ends], gap, low, high) if ends else []
+        places = style.spread([y for _, y in ends], gap, low, high) if ends else []
         for line, end, place in zip(lines, ends, places, strict=True):
             leader = {"arrowstyle": "-", "lw": 0.5, "color": line.get_color()}
             ax.annotate(
@@ -411,7 +186,7 @@ def parameters_over_training(frame: pd.DataFrame, fig=None, variables=None):
     """
     frame = _of_one_window(frame)
     one(frame, "group")
-    frame = frame[frame["statistic"].isin(QUANTILES)]
+    frame = frame[frame["statistic"].isin([*QUANTILES])]
     variables = [name for name in variables or VARIABLES if name in set(frame["variable"])]
     if not variables:
         raise ValueError(
@@ -424,7 +199,7 @@ def parameters_over_training(frame: pd.DataFrame, fig=None, variables=None):
     for ax, name in zip(axes, variables, strict=True):
         own = frame[frame["variable"] == name]
         table = own.pivot_table("value", "epoch", "statistic", aggfunc="median")
-        _fan(ax, table.index, table[QUANTILES].to_numpy().T, colour)
+        _fan(ax, table.index, table[[*QUANTILES]].to_numpy().T, colour)
         # Stacked panels are too low for a label beside them.
         ax.set_title(VARIABLES[name], loc="left")
         ax.set_xlim(0, table.index.max())
@@ -436,12 +211,12 @@ def parameters_over_training(frame: pd.DataFrame, fig=None, variables=None):
 
 
 def bars(frame: pd.DataFrame, ax=None, predictions=None, linear: float | None = None):
-    """Bars from 0 with interval (`summary`), seeds as dots; dashed chance and what a ``linear``
-    softmax on the pixels reaches (0..1); cells in the fixed order of their families.
+    """Bars from 0 with interval (`summaries.groups`), seeds as dots; dashed chance and what a
+    ``linear`` softmax on the pixels reaches (0..1); cells in the fixed order of their families.
     """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    table = summary(frame, predictions=predictions)
+    table = summaries.groups(frame, predictions=predictions)
     dot = {"ms": 2.2, "mfc": style.INK, "mec": "white", "mew": 0.3, "clip_on": False, "zorder": 5}
     for y, row, seeds in _rows(ax, table, frame):
         own = style.look(row.cell)
@@ -452,7 +227,7 @@ def bars(frame: pd.DataFrame, ax=None, predictions=None, linear: float | None = 
         _interval_line(ax, y, row, "white", lw=2.2)  # seen on a dark bar
         _interval_line(ax, y, row, style.INK)
         ax.plot(seeds, np.full(len(seeds), y - 0.25), "o", **dot)
-    _reference(ax, "x", chance(frame), "chance")
+    _reference(ax, "x", summaries.chance(frame), "chance")
     if linear is not None:
         _reference(ax, "x", 100 * linear, "linear on pixels")
     ax.set_xlabel(ACCURACY.axis, loc="right")
@@ -474,21 +249,23 @@ def _reference(ax, axis, value, name):
 
 
 def dot_and_interval(frame: pd.DataFrame, ax=None, predictions=None):
-    """Mean and interval (`summary`) of each cell, best first; the axis does not start at 0."""
+    """Mean and interval (`summaries.groups`) of each cell, best first; the axis does not start
+    at 0.
+    """
     frame = _of_one_window(frame)
     ax = ax or _axes()
-    table = summary(frame, predictions=predictions)
+    table = summaries.groups(frame, predictions=predictions)
     _dots(ax, frame, table.sort_values("mean", ascending=False, kind="stable"))
     ax.set_xlabel(ACCURACY.axis, loc="right")
     return ax
 
 
 def paired_differences(frame: pd.DataFrame, baseline="cb", ax=None, predictions=None):
-    """`difference_summary`; a dot is one seed less the baseline's mean."""
+    """`summaries.differences`; a dot is one seed less the baseline's mean."""
     frame = _of_one_window(frame)
     shown = differences(frame, baseline)
     ax = ax or _axes()
-    _dots(ax, shown, difference_summary(frame, baseline, predictions=predictions))
+    _dots(ax, shown, summaries.differences(frame, baseline, predictions=predictions))
     ax.axvline(0, color=style.INK, lw=0.8, ls=DASHED, zorder=0)
     ax.set_xlabel(_difference_axis(shown), loc="right")
     return ax
@@ -506,11 +283,11 @@ PANELS = {
 def ladder(rungs, fig=None, predictions=None, linear: float | None = None):
     """Test accuracy of every rung of a ladder (`select.rungs`), a row each.
 
-    A bar is the simultaneous interval of the difference from the rung's reference (`rung_summary`),
-    drawn about the reference's mean: a rung differs where its bar leaves the reference's line.
-    Dashed what a ``linear`` softmax on the pixels reaches (0..1).
+    A bar is the simultaneous interval of the difference from the rung's reference
+    (`summaries.rungs`), drawn about the reference's mean: a rung differs where its bar leaves the
+    reference's line. Dashed what a ``linear`` softmax on the pixels reaches (0..1).
     """
-    table = rung_summary(rungs, predictions)
+    table = summaries.rungs(rungs, predictions)
     table["cell"] = table["cell"].map(style.kin)
     group = rungs.runs["group"]
     means = rungs.runs.groupby(group)["test_accuracy"].mean() * ACCURACY.factor
@@ -551,7 +328,7 @@ def before_after(runs: pd.DataFrame, history: pd.DataFrame, fig=None):
     """
     runs = grouped(runs)
     stride = one(runs, "stride")
-    table = summary(runs)
+    table = summaries.groups(runs)
     columns = {
         ("z", "saturated"): (METRICS["saturated"].axis, lambda share: 100 * share),
         ("z", "q50"): (VARIABLES["tau"], lambda z: analysis.time_constant(z, stride)),
@@ -611,7 +388,7 @@ def heatmap(frame: pd.DataFrame, ax=None, baseline: str | None = None):
     ax = ax or _axes()
     shown = frame if baseline is None else differences(frame, baseline)
     titles, shapes = zip(*window_columns(frame), strict=True)
-    table = summary(shown, by=("group", "window"))
+    table = summaries.groups(shown, by=("group", "window"))
     table = table.pivot(index="group", columns="window", values="mean")
     table = table.reindex(index=shown["group"].unique(), columns=shapes)
     if baseline is None:
@@ -641,13 +418,13 @@ def heatmap(frame: pd.DataFrame, ax=None, baseline: str | None = None):
 
 
 def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, predictions=None):
-    """Differences of the windows from the main one (`window_differences`): one panel a cell, one
+    """Differences of the windows from the main one (`summaries.windows`): one panel a cell, one
     line a stride convention, always 4 pixels (filled) or half the input length (open).
     """
     frame = grouped(frame)
     columns = window_columns(frame)
     titles = list(dict.fromkeys(title for title, _ in columns))
-    table = window_differences(frame, predictions)
+    table = summaries.windows(frame, predictions)
     groups = frame["group"].unique()
     fig = fig or _figure()
     axes = _grid(fig, len(groups), columns=5, sharex=True, sharey=True)
@@ -666,22 +443,6 @@ def accuracy_vs_input_length(frame: pd.DataFrame, fig=None, predictions=None):
     label = f"Difference from {select.main_window(frame)}\n({ACCURACY.points})"
     fig.supylabel(label, size=mpl.rcParams["axes.labelsize"])
     return fig
-
-
-def window_differences(frame: pd.DataFrame, predictions=None) -> pd.DataFrame:
-    """Test accuracy of each group at each window less that at the main one, in percentage points;
-    the windows of a group are one family with simultaneous intervals.
-    """
-    base = select.main_window(frame)
-    parts = []
-    for group, own in frame.groupby("group", sort=False):
-        shapes = list(own["window"].unique())
-        found = answers(own, "test_accuracy", ["window"], predictions)
-        table = analysis.comparisons(found, [(shape, base) for shape in shapes])
-        parts.append(table.rename(columns={"group": "window"}).assign(group=group))
-    lengths = frame.drop_duplicates("window").set_index("window")["input_length"]
-    table = _in_unit(pd.concat(parts), frame, "test_accuracy")
-    return table.assign(input_length=table["window"].map(lengths))
 
 
 def _draw_conventions(ax, rows, columns):
@@ -718,7 +479,7 @@ def effects(frame: pd.DataFrame, fig=None, predictions=None):
     parallel lines mean no interaction. Repaired cells have a panel of their own.
     """
     frame = _of_one_window(frame[frame["cell"].isin(cells.DESIGN)])
-    table = summary(frame, predictions=predictions)
+    table = summaries.groups(frame, predictions=predictions)
     mended = table["form"] == "repaired"
     panels = {"plain": table[~mended], "repaired": table[mended]}
     panels = {title: part for title, part in panels.items() if len(part)}
@@ -765,7 +526,7 @@ def growth(frame: pd.DataFrame, fig=None, linear: float | None = None, predictio
     fig = fig or _figure()
     panels = families(frame)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    table = summary(frame, by=("group", "epochs"), predictions=predictions)
+    table = summaries.groups(frame, by=("group", "epochs"), predictions=predictions)
     for ax, (family, groups) in zip(axes, panels.items(), strict=True):
         for group, part in table.groupby("group", sort=False):
             own = style.look(part["cell"].iat[0])
@@ -790,7 +551,7 @@ def growth(frame: pd.DataFrame, fig=None, linear: float | None = None, predictio
 def learning_rate_scan(frame: pd.DataFrame, fig=None):
     """Validation accuracy against learning rate, one panel a kind of run, the best rate ringed."""
     frame = _of_one_window(frame.assign(rate=frame["learning_rate"], learning_rate=0))
-    table = summary(frame, "validation_accuracy", ("group", "rate"))
+    table = summaries.groups(frame, "validation_accuracy", ("group", "rate"))
     fig = fig or _figure()
     axes = _grid(fig, table["group"].nunique(), columns=6, sharex=True, sharey=True)
     for ax, (group, line) in zip(axes, table.groupby("group", sort=False), strict=True):
@@ -845,7 +606,7 @@ def quantiles_over_sequence(values, variable: str, window, columns: int, ax=None
     ax = ax or _axes()
     steps = values.shape[-2]
     pooled = np.moveaxis(values, -2, 0).reshape(steps, -1)
-    quantiles = np.quantile(pooled, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+    quantiles = np.quantile(pooled, [*QUANTILES.values()], axis=1)
     if variable == "tau":  # falls with z; of a closed gate it would be infinite
         open_ = np.maximum(quantiles[::-1], analysis.CLOSED)
         quantiles = analysis.time_constant(open_, window.stride)
@@ -935,7 +696,7 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
     """
     frame = frame[frame["first_rows"].isna()]
     delays = frame.groupby("task")["delay"].first().sort_values()
-    table = delay_summary(frame, predictions)
+    table = summaries.delays(frame, predictions)
     table = table.assign(delay=table["task"].map(delays))
     waits = {pixels: place for place, pixels in enumerate(delays)}
     fig = fig or _figure()
@@ -960,7 +721,7 @@ def delays(frame: pd.DataFrame, fig=None, predictions=None):
                 x = seeds["delay"].map(waits) + nudge + 0.1
                 y = seeds["test_accuracy"] * ACCURACY.factor
                 ax.plot(x, y, "o", ms=2, mew=0, color=own.colour, zorder=3)
-            _reference(ax, "y", chance(frame), "chance" if ax is axes[0, 2] else "")
+            _reference(ax, "y", summaries.chance(frame), "chance" if ax is axes[0, 2] else "")
             ax.set_title(f"{family}, repaired" if row else family, loc="left")
             ax.set_xticks(list(waits.values()), [f"{pixels:g}" for pixels in waits])
             ax.set_visible(bool(shown))
@@ -999,6 +760,11 @@ def lesions(frame: pd.DataFrame, ax=None):
 
 
 # ---- shared pieces
+
+
+def _face(row, own):
+    """Fill of a marker: a plain cell is open where it also stands repaired."""
+    return "white" if row.form == "plain" else own.colour
 
 
 def _figure():

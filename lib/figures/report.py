@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import paths
-from lib.figures import export, plots, select, style
-from lib.figures.plots import ranged
+from lib.figures import export, select, style, summaries
 
 # What is chosen -> the metric over training, and that of the results; explorers offer the same.
 METRICS = {
@@ -35,7 +34,8 @@ def write(frames, path=None) -> Path:
     data = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     dark = (export.TEMPLATES / "dark.js").read_text("utf-8")
     main = pd.concat([select.comparison(frames.runs), select.at_main_window(frames.runs)])
-    method = {name: ranged(main[name]) for name in ("hidden_size", "epochs", "batch_size")}
+    said = ("hidden_size", "epochs", "batch_size")
+    method = {name: summaries.ranged(main[name]) for name in said}
     values = {"plotly": get_plotlyjs(), "dark": dark, "data": data, "method": method}
     done = (frames.runs["state"] == "DONE").sum()
     values |= {"date": date.today().isoformat(), "runs": done, "why": shown["why"]}
@@ -70,16 +70,17 @@ def content(frames) -> dict:
     }
     curves = frames.curves.merge(runs[["key", "group"]], on="key")
     over, final = (dict.fromkeys(names) for names in zip(*METRICS.values(), strict=True))
-    for task, part in runs.groupby(runs.apply(plots.task_name, axis=1), sort=False):
+    for task, part in runs.groupby(runs.apply(summaries.task_name, axis=1), sort=False):
         windows = {}
         for window in select.shapes(part):
             own = part[part["window"] == window]
+            usual = own[plain[own.index]]
             windows[window] = {
                 "length": int(own["input_length"].iat[0]),
                 "stride": int(own["stride"].iat[0]),
-                "caption": plots.caption(own[plain[own.index]] if plain[own.index].any() else own),
-                "all": plots.caption(own),
-                "chance": plots.chance(own),
+                "caption": summaries.caption(usual if len(usual) else own),
+                "all": summaries.caption(own),
+                "chance": summaries.chance(own),
                 "curves": {
                     name: _curves(curves[curves["key"].isin(own["key"])], name) for name in over
                 },
@@ -100,7 +101,7 @@ def content(frames) -> dict:
 def _curves(frame, metric):
     if frame[metric].isna().all():
         return {}
-    table = plots.summary(frame, metric, ("group", "epoch"))
+    table = summaries.groups(frame, metric, ("group", "epoch"))
     return {
         group: {name: _numbers(part[name]) for name in ("epoch", "mean", "low", "high", "n")}
         for group, part in table.groupby("group")
@@ -114,7 +115,7 @@ def _values(frame, metric, predictions):
         part = frame[select.plain(frame) == kind]
         if part[metric].isna().all():
             continue
-        table = plots.summary(part, metric, predictions=predictions).set_index("group")[columns]
+        table = summaries.groups(part, metric, predictions=predictions).set_index("group")[columns]
         shown = part[metric] * style.METRICS[metric].factor
         for group, row in table.iterrows():
             seeds = _numbers(shown[part["group"] == group])
@@ -123,18 +124,19 @@ def _values(frame, metric, predictions):
 
 
 def _headline(task, main, frames):
-    table = plots.summary(main, predictions=frames.predictions)
+    table = summaries.groups(main, predictions=frames.predictions)
 
     def difference(one, other):
         pair = main[main["group"].isin((one, other))]
-        return plots.difference_summary(pair, other, predictions=frames.predictions).iloc[0]
+        return summaries.differences(pair, other, predictions=frames.predictions).iloc[0]
 
     return headline(f"{task}, window {main['window'].iat[0]}", table, difference)
 
 
 def headline(where, table, difference) -> list[str]:
-    """What results say, in sentences; ``where`` names task and window, ``table`` is `plots.summary`
-    of test accuracy, ``difference(group, reference)`` a row of `plots.difference_summary`.
+    """What results say, in sentences; ``where`` names task and window, ``table`` is
+    `summaries.groups` of test accuracy, ``difference(group, reference)`` a row of
+    `summaries.differences`.
     """
     group = table.drop_duplicates("cell").set_index("cell")["group"]  # the plainest comes first
     table = table.sort_values("mean", ascending=False)
@@ -178,18 +180,18 @@ def _reasons(frames):
     """
     found = []
     main = select.at_main_window(frames.runs)
-    table = plots.contrast_summary(main, predictions=frames.predictions)
+    table = summaries.contrasts(main, predictions=frames.predictions)
     if len(table):
         notes = list(table["pair"] + ": " + table["isolates"] + ".")
         found.append(_reason("Planned contrasts", table["pair"], table, main) | {"notes": notes})
     for item, rungs in select.ladders(frames.runs).values():
-        table = plots.rung_summary(rungs, frames.predictions)
+        table = summaries.rungs(rungs, frames.predictions)
         names = table["panel"] + ": " + table["label"]
         best = table.loc[table["mean"].idxmax()]
         most = f"The most brings {best['label']}: {best['mean']:.1f} points{_interval(best)}."
         found.append(_reason(item.title, names, table, rungs.runs) | {"notes": [most]})
     if changes := select.variants(frames.runs).get("equation"):
-        table = plots.difference_summary(*changes, predictions=frames.predictions)
+        table = summaries.differences(*changes, predictions=frames.predictions)
         table = table[[style.kin(cell) == "dale_cb" for cell in table["cell"]]]
         if len(table):
             title = "Changes of DaleCB's equation"
@@ -199,7 +201,7 @@ def _reasons(frames):
 
 def _reason(title, names, table, runs):
     numbers = {name: _numbers(table[name]) for name in ("mean", "low", "high", "n")}
-    caption = plots.caption(runs, f"{title}: difference of test accuracy.")
+    caption = summaries.caption(runs, f"{title}: difference of test accuracy.")
     return {"names": list(names), "caption": caption, **numbers}
 
 

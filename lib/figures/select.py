@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lib import analysis, linear, memory, windows
+from lib import analysis, cells, linear, memory, windows
 from lib.config import CellSpec, Task
 from lib.figures import style
 
@@ -571,6 +571,22 @@ def _variants(others, every):
     return {name: _beside(main, others[question == name]) for name in asked}
 
 
+def wide(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the `comparison`, the runs of cells that ran several windows."""
+    every = comparison(runs)
+    return every[every.groupby("cell")["window"].transform("nunique") > 1]
+
+
+def designs(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Runs of the design W x STP as it is and repaired, by the name of their table of effects,
+    where all its cells ran.
+    """
+    runs = runs[runs["cell"].isin(cells.DESIGN)]
+    plain = runs["options"] == "{}"
+    parts = {"effects": runs[plain], "repaired_effects": runs[~plain]}
+    return {name: of for name, of in parts.items() if of["cell"].nunique() == len(cells.DESIGN)}
+
+
 def delays(runs: pd.DataFrame) -> pd.DataFrame | None:
     """Runs of one window and length that wait before they answer, and those of the same kinds that
     do not, each at the rate chosen for it, where more seeds were run after a look at the first the
@@ -608,8 +624,8 @@ def _beside(main, others):
     shown = grouped(both, main["epochs"].iat[0])
     shown = shown[~_looked_at(shown, ["group"], main["key"])]
     own = shown[shown["key"].isin(main["key"])].groupby("cell")["group"].first()
-    cells = shown.groupby("group")["cell"].first()
-    return Variants(shown, cells.map(style.kin).map(own).to_dict())
+    cell = shown.groupby("group")["cell"].first()
+    return Variants(shown, cell.map(style.kin).map(own).to_dict())
 
 
 def _looked_at(runs, kind, without=()):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
+from scipy.optimize import isotonic_regression
 
 from lib import cells
 
@@ -266,6 +268,19 @@ def context(journal: str = "report", width: str | float = "text", height: float 
     # of the context would turn that off.
     plt.switch_backend(mpl.rcParams["backend"])
     return plt.style.context(rc(journal, width, height), after_reset=True)
+
+
+def spread(positions, gap: float, low: float, high: float) -> np.ndarray:
+    """Move positions as little as possible (least squares) until they lie ``gap`` apart and inside
+    ``[low, high]``.
+    """
+    positions = np.asarray(positions, float)
+    order = np.argsort(positions, kind="stable")
+    steps = np.arange(len(positions)) * gap
+    moved = isotonic_regression(positions[order] - steps).x
+    result = np.empty_like(positions)
+    result[order] = np.clip(moved, low, max(low, high - steps[-1])) + steps
+    return result
 
 
 def plotly_template() -> dict:
