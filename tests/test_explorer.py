@@ -776,6 +776,22 @@ def test_the_seed_of_a_scan_is_not_among_those_that_compare(synthetic):
     assert 100 in set(view.choice.cache.done["seed"])
 
 
+def test_of_rates_that_three_seeds_ran_longest_the_best_is_shown(synthetic):
+    rates = {0.01: 0.4, 0.003: 0.5}
+    late = [
+        frames.runs(["cb"], ["8/4"], [11, 12, 13], epochs=40, learning_rate=rate).assign(
+            validation_accuracy=accuracy
+        )
+        for rate, accuracy in rates.items()
+    ]
+    board = explore.Board(synthetic(pd.concat([frames.runs(["cb", "gru"], ["8/4"]), *late]))[0])
+    shown = board.choice.cache.finished(board.choice.task, "8/4")
+    found = shown.groupby("group")[["epochs", "learning_rate"]].first().T.to_dict("list")
+    usual = frames.runs(["cb"], ["8/4"])["learning_rate"].iat[0]
+    expected = {"full GRU": [10, usual], "CB": [10, usual], "CB, epochs 40": [40, 0.003]}
+    assert found == expected
+
+
 def hovers(board, panel):
     traces = json.loads(board.figures[panel].traces)
     trace = next(each for each in traces if "<br>mean " in each.get("hovertemplate", ""))

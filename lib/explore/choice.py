@@ -56,9 +56,9 @@ class Cache:
         self.done = self.runs[self.runs["state"] == "DONE"]
 
     def finished(self, task, window=None):
-        """`select.grouped` of the finished runs of a task at one window or all, without a scan
-        unless a window holds nothing else; of all windows a plain name is of the training that
-        their cells share.
+        """`select.grouped` of the finished runs of a task at one window or all, at the rates that
+        are `select.chosen`, unless a window holds no such run; of all windows a plain name is of
+        the training that their cells share.
         """
         here = self.done["task"] == task
         if window is not None:
@@ -66,8 +66,8 @@ class Cache:
 
         def make():
             runs = self.done[here]
-            scan = select.scanned(runs)
-            runs = runs[~scan | ~runs["window"].isin(runs.loc[~scan, "window"])]
+            chosen = select.chosen(runs)
+            runs = runs[chosen | ~runs["window"].isin(runs.loc[chosen, "window"])]
             return select.grouped(runs, select.shared_epochs(runs) if window is None else None)
 
         return self.keep(("runs", task, window), make)

@@ -41,6 +41,8 @@ IMAGES = {
     "first_rows": "first {:.0f} rows",
     "delay": "delay {:.0f} pixels",
 }
+# What runs of one kind of cell share besides.
+SETTING = [*ALIKE, *IMAGES, "window", "hidden_size", "initialisation"]
 TRAIN = "train some first, for example with: python -m lib compare."
 FIXED, HALF, OTHER = "stride always 4", "stride length/2", "other strides"
 CONVENTIONS = {"fixed": FIXED, "half": HALF}
@@ -395,19 +397,13 @@ def headline(runs: pd.DataFrame) -> pd.DataFrame:
 
 def growth(runs: pd.DataFrame) -> pd.DataFrame | None:
     """Runs at the main window of the kinds, plain and repaired, that were trained longest: all
-    their lengths, each at the rate chosen for it, with ``group`` the kind; None where there is one.
-
-    Of the longest training, too long for a scan beforehand, rates that three seeds ran each are
-    compared by these, on validation.
+    their lengths, each at the rate `chosen` for it, with ``group`` the kind; None where there is
+    one.
     """
-    like, runs = at_main_window(runs).iloc[0], runs.assign(chose=scanned(runs))
-    runs = runs[(runs["state"] == "DONE") & ~_other_images(runs)]
+    like = at_main_window(runs).iloc[0]
+    runs = runs[(runs["state"] == "DONE") & ~_other_images(runs) & chosen(runs)]
     runs = _as(like, runs, [*ALIKE, "window", "hidden_size", "initialisation"])
     runs = runs[_as_defined(runs) | _repaired_alone(runs)]
-    of_rate = runs.groupby(["cell", "options", "epochs", "learning_rate"])["seed"]
-    compared = of_rate.transform("nunique") >= analysis.FEWEST
-    compared &= runs["epochs"] == runs["epochs"].max()
-    runs = runs[~runs["chose"] | compared].drop(columns="chose")
     if runs["epochs"].nunique() < 2:
         return None
     longest = runs.loc[runs["epochs"] == runs["epochs"].max(), ["cell", "options"]]
@@ -541,9 +537,9 @@ def _otherwise_clipped(runs):
     """
     runs = runs[(runs["state"] == "DONE") & ~scanned(runs)].reset_index(drop=True)
     other = runs["clip_norm"] != runs["clip_norm"].mode().get(0)
-    alike = [*ALIKE, *IMAGES, "window", "cell", "source", "hidden_size", "initialisation"]
-    alike = [name for name in alike if name != "clip_norm"]
-    kind = runs.groupby([*alike, "options", "epochs", "learning_rate"], dropna=False).ngroup()
+    alike = [name for name in SETTING if name != "clip_norm"]
+    alike += ["cell", "source", "options", "epochs", "learning_rate"]
+    kind = runs.groupby(alike, dropna=False).ngroup()
     both = kind.isin(kind[other]) & kind.isin(kind[~other])
     if not both.any():
         return None
@@ -649,9 +645,24 @@ def scanned(runs: pd.DataFrame) -> pd.Series:
     """Whether a run is of a learning-rate scan: a seed that one configuration ran at several
     rates.
     """
-    columns = [*ALIKE, *IMAGES, "window", "cell", "hidden_size", "initialisation", "options"]
-    same = runs.groupby([*columns, "source", "epochs", "seed"], dropna=False)
+    same = runs.groupby([*SETTING, "cell", "source", "options", "epochs", "seed"], dropna=False)
     return same["learning_rate"].transform("nunique") > 1
+
+
+def chosen(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run has the rate chosen for it: it is of no scan or, of the longest training, which
+    is too long for a scan beforehand, at the rate that did best on validation of those that three
+    seeds finished.
+    """
+    scan, longest = scanned(runs), runs.groupby(SETTING, dropna=False)["epochs"].transform("max")
+    counts = scan & (runs["epochs"] == longest) & (runs["state"] == "DONE")
+    kind = [runs[name] for name in (*SETTING, "cell", "options", "epochs")]
+    of_rate = [*kind, runs["source"], runs["learning_rate"]]
+    seeds = runs["seed"].where(counts).groupby(of_rate, dropna=False).transform("nunique")
+    accuracy = runs["validation_accuracy"].where(counts & (seeds >= analysis.FEWEST))
+    accuracy = accuracy.groupby(of_rate, dropna=False).transform("mean")
+    best = accuracy.groupby(kind, dropna=False).transform("max")
+    return ~scan | (counts & (accuracy == best))
 
 
 def without_scan(runs: pd.DataFrame) -> pd.DataFrame:
