@@ -157,19 +157,14 @@ def _label_ends(axes):
         gap = 1.12 * size / height * (high - low)
         ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
         places = style.spread([y for _, y in ends], gap, low, high) if ends else []
+        to_axes = ax.transData + ax.transAxes.inverted()
         for line, end, place in zip(lines, ends, places, strict=True):
-            leader = {"arrowstyle": "-", "lw": 0.5, "color": line.get_color()}
-            ax.annotate(
-                _plain(line.get_label()),
-                end,
-                xytext=(1.08, place),
-                textcoords=ax.get_yaxis_transform(),
-                va="center",
-                size=size,
-                color=_readable(line.get_color()),
-                arrowprops={**leader, "shrinkA": 1, "shrinkB": 2.5, "relpos": (0, 0.5)},
-                annotation_clip=False,
-            )
+            # An arrow would be shortened by bisection, whose outcome differs between processors.
+            (x, y), (_, beside) = to_axes.transform([end, (end[0], place)])
+            leader = {"color": line.get_color(), "lw": 0.5, "zorder": 1, "clip_on": False}
+            ax.plot([x, 1.06], [y, beside], transform=ax.transAxes, **leader)
+            look = {"size": size, "color": _readable(line.get_color()), "va": "center"}
+            ax.text(1.08, beside, _plain(line.get_label()), transform=ax.transAxes, **look)
 
 
 def statistic_over_training(frame: pd.DataFrame, variable: str, statistic: str, ax=None):
