@@ -1,5 +1,5 @@
-"""The paper of a comparison: which figures, tables and numbers it has, and the folder that compiles
-in Overleaf.
+"""The paper of a comparison: which figures and numbers it has beside its `lib.figures.tables`, and
+the folder that compiles in Overleaf.
 
 All is made from tidy frames, so that `python -m lib compare --from FOLDER` rebuilds it byte for
 byte from committed results. Words stand in templates: those of every study in ``templates/``, those

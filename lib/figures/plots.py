@@ -3,8 +3,8 @@ returns what it drew on.
 
 Single panels are ``f(frame, ax=None) -> ax``, several panels ``f(frame, fig=None) -> fig``. They
 neither train nor save; sizes and fonts come from `lib.figures.style.context`, which runs stand side
-by side from `lib.figures.select`. Accuracies are fractions in frames and percent in figures; error
-bars are the intervals of `lib.analysis`.
+by side from `lib.figures.select`, their means and intervals from `lib.figures.summaries`.
+Accuracies are fractions in frames and percent in figures.
 """
 
 import re
