@@ -49,6 +49,20 @@ def runs(names=NINE, shapes=WINDOWS, seeds=(0, 1, 2), **changed) -> pd.DataFrame
     )
 
 
+def answered(runs, images=400):
+    """Predictions of runs, each right as often as its accuracy says."""
+    chance = np.random.default_rng(0).random((len(runs), images))
+    right = chance < runs["test_accuracy"].to_numpy()[:, None]
+    return pd.DataFrame(
+        {
+            "key": np.repeat(runs["key"].to_numpy(), images),
+            "image": np.tile(np.arange(images), len(runs)),
+            "label": 1,
+            "prediction": right.ravel().astype(int),
+        }
+    )
+
+
 def scan(names=NINE, rates=(0.001, 0.003, 0.01), seed=100) -> pd.DataFrame:
     """A learning-rate scan at 8/4: every cell with both initialisations, the baselines with one."""
     frames = []

@@ -447,11 +447,12 @@ def test_one_change_is_one_redraw(browser, server):
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3")
         page.wait_for_timeout(1000)
         page.evaluate("""() => {
-            window.redraws = 0;
-            document.querySelector('.js-plotly-plot').on('plotly_afterplot', () => redraws++);
+            window.redraws = [];
+            const plot = document.querySelector('.js-plotly-plot');
+            plot.on('plotly_afterplot', () => redraws.push(plot._fullLayout.width));
         }""")
         choose(page, "Input length", "4 pixels")
-        assert page.evaluate("window.redraws") == 1
+        assert len(page.evaluate("window.redraws")) == 1
         boxes = [
             page.get_by_role("checkbox", name=name, exact=True)
             for name in ("CB", "DaleCB", "STPDaleCB")
@@ -459,10 +460,12 @@ def test_one_change_is_one_redraw(browser, server):
         for box in boxes:
             drawn(page, box.uncheck)
         assert [plot["traces"] for plot in drawn(page)] == [[]]  # says that no cell is chosen
-        page.evaluate("window.redraws = 0")
-        drawn(page, boxes[0].check)  # two plots beside it, which leave it less room: on a slow
-        # machine the page gives them theirs some frames after the first has its new lines
-        assert len(drawn(page)) == 3 and 1 <= page.evaluate("window.redraws") <= 2
+        page.evaluate("window.redraws = []")
+        drawn(page, boxes[0].check)  # two plots beside it, which leave it less room
+        assert len(drawn(page)) == 3
+        # On a slow machine they come some frames later: once more then, but for the new room alone.
+        widths = page.evaluate("window.redraws")
+        assert len(set(widths)) == len(widths) and 1 <= len(widths) <= 2
 
 
 def test_an_export_is_offered_for_download(browser, server):

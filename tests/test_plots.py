@@ -669,7 +669,7 @@ def test_core_seconds_stretch_each_cell_by_its_own_pace():
 
 
 def test_references_are_chance_and_what_is_linear():
-    ax = plots.bars(MAIN, linear=0.4)
+    ax = plots.bars(MAIN, predictions=frames.answered(MAIN), linear=0.4)
     texts = {text.get_text(): text.xy[0] for text in ax.texts}
     assert texts == {"chance": 10, "linear on pixels": 40}
     panels = plots.learning_curves(CURVES, linear=0.4).axes

@@ -1,7 +1,6 @@
 """What runs say in numbers and words: the statistics behind a figure, and captions."""
 
 import frames
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -34,22 +33,8 @@ def test_captions_name_data_window_size_epochs_seeds_and_interval():
     )
 
 
-def answered(runs, images=400):
-    """Predictions of runs, each right as often as its accuracy says."""
-    chance = np.random.default_rng(0).random((len(runs), images))
-    right = chance < runs["test_accuracy"].to_numpy()[:, None]
-    return pd.DataFrame(
-        {
-            "key": np.repeat(runs["key"].to_numpy(), images),
-            "image": np.tile(np.arange(images), len(runs)),
-            "label": 1,
-            "prediction": right.ravel().astype(int),
-        }
-    )
-
-
 def test_intervals_count_the_images_where_predictions_are_given():
-    predictions = answered(MAIN)
+    predictions = frames.answered(MAIN)
     correct = analysis.correctness(MAIN, predictions)
     cells_run = [cell for cell in MAIN["cell"].unique() if cell != "cb"]
     expected = analysis.comparisons(correct, [(cell, "cb") for cell in cells_run])
