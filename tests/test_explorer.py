@@ -3,6 +3,7 @@ holds.
 """
 
 import base64
+import io
 import itertools
 import json
 import re
@@ -639,6 +640,22 @@ def test_underscores_are_printed_as_mathematics_everywhere():
     texts = ax.title, *ax.texts, *ax.get_xticklabels()
     assert {text.get_text() for text in texts} == {r"v$\_$i", r"v$\_$e", r"z$\_$max"}
     plt.close(figure)
+
+
+def test_rounding_moves_no_pixel_of_an_export():
+    """What is exported on another processor, which sums in another order, is the same file."""
+
+    def pixels(rounded):
+        ends = np.random.default_rng(0).uniform(size=9) + rounded
+        lines = [Line([0, 1], [0, y], "red", f"{i}", label=True) for i, y in enumerate(ends)]
+        figure = View([Panel(lines, Axis("x", (0, 1)), Axis("y", (0, 1)))], {}).matplotlib()
+        file = io.BytesIO()
+        figure.savefig(file, format="rgba")
+        plt.close(figure)
+        return file.getvalue()
+
+    for rounded in (1e-15, -1e-15, 1e-13):
+        assert pixels(rounded) == pixels(0)
 
 
 def test_the_rows_of_many_cells_are_printed_apart(synthetic):

@@ -372,19 +372,14 @@ class Panel:
         """Names beside lines, apart by the height that the layout gave to the axes."""
         size = mpl.rcParams["xtick.labelsize"]
         height = ax.get_window_extent().height / ax.figure.dpi * 72
+        to_axes = ax.transData + ax.transAxes.inverted()
         for line, name, end, _, place in self.labels(1.15 * size / height):
-            leader = {"arrowstyle": "-", "lw": 0.5, "color": line.colour, "relpos": (0, 0.5)}
-            ax.annotate(
-                printed("\n".join(name)),
-                end,
-                xytext=(1.08, place),
-                textcoords="axes fraction",
-                va="center",
-                size=size,
-                color=line.colour,
-                annotation_clip=False,
-                arrowprops=leader,
-            )
+            # A plain line: an arrow's pixels depend on rounding, which processors do differently.
+            x, y = to_axes.transform(end)
+            leader = {"color": line.colour, "lw": 0.5, "zorder": 1, "clip_on": False}
+            ax.plot([x, 1.06], [y, place], transform=ax.transAxes, **leader)
+            look = {"size": size, "color": line.colour, "va": "center"}
+            ax.text(1.08, place, printed("\n".join(name)), transform=ax.transAxes, **look)
 
 
 @dataclass
