@@ -372,14 +372,8 @@ class Panel:
         """Names beside lines, apart by the height that the layout gave to the axes."""
         size = mpl.rcParams["xtick.labelsize"]
         height = ax.get_window_extent().height / ax.figure.dpi * 72
-        to_axes = ax.transData + ax.transAxes.inverted()
         for line, name, end, _, place in self.labels(1.15 * size / height):
-            # A plain line: an arrow's pixels depend on rounding, which processors do differently.
-            x, y = to_axes.transform(end)
-            leader = {"color": line.colour, "lw": 0.5, "zorder": 1, "clip_on": False}
-            ax.plot([x, 1.06], [y, place], transform=ax.transAxes, **leader)
-            look = {"size": size, "color": line.colour, "va": "center"}
-            ax.text(1.08, place, printed("\n".join(name)), transform=ax.transAxes, **look)
+            style.name_beside(ax, printed("\n".join(name)), end, place, line.colour, size)
 
 
 @dataclass

@@ -120,7 +120,7 @@ def _of_cells(frames, baseline):
 
 
 def _of_windows(frames):
-    wide = select.wide(frames.runs)
+    wide = select.across_windows(frames.runs)
     if not len(wide):
         return
     lead = "Mean test accuracy of every window, by stride convention; 8/4 belongs to both."

@@ -152,19 +152,14 @@ def _label_ends(axes):
     for ax in axes:
         lines = [line for line in ax.lines if not line.get_label().startswith("_")]
         lines = [line for line in lines if len(line.get_xdata())]
-        low, high = ax.get_ylim()
+        if not lines:
+            continue
         height = ax.get_window_extent().height / ax.figure.dpi * 72
-        gap = 1.12 * size / height * (high - low)
         ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
-        places = style.spread([y for _, y in ends], gap, low, high) if ends else []
-        to_axes = ax.transData + ax.transAxes.inverted()
+        heights = (ax.transData + ax.transAxes.inverted()).transform(ends)[:, 1]
+        places = style.spread(heights, 1.12 * size / height, 0, 1)
         for line, end, place in zip(lines, ends, places, strict=True):
-            # An arrow would be shortened by bisection, whose outcome differs between processors.
-            (x, y), (_, beside) = to_axes.transform([end, (end[0], place)])
-            leader = {"color": line.get_color(), "lw": 0.5, "zorder": 1, "clip_on": False}
-            ax.plot([x, 1.06], [y, beside], transform=ax.transAxes, **leader)
-            look = {"size": size, "color": _readable(line.get_color()), "va": "center"}
-            ax.text(1.08, beside, _plain(line.get_label()), transform=ax.transAxes, **look)
+            style.name_beside(ax, _plain(line.get_label()), end, place, line.get_color(), size)
 
 
 def statistic_over_training(frame: pd.DataFrame, variable: str, statistic: str, ax=None):
@@ -795,13 +790,6 @@ def _array(values) -> np.ndarray:
 def _small():
     """Size of the smallest text."""
     return mpl.rcParams["xtick.labelsize"]
-
-
-def _readable(colour):
-    """A colour dark enough for small text on white."""
-    red, green, blue = mpl.colors.to_rgb(colour)
-    light = 0.299 * red + 0.587 * green + 0.114 * blue
-    return tuple(part * min(1, 0.52 / light) for part in (red, green, blue))
 
 
 def _plain(name):

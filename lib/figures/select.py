@@ -567,7 +567,7 @@ def _variants(others, every):
     return {name: _beside(main, others[question == name]) for name in asked}
 
 
-def wide(runs: pd.DataFrame) -> pd.DataFrame:
+def across_windows(runs: pd.DataFrame) -> pd.DataFrame:
     """Of the `comparison`, the runs of cells that ran several windows."""
     every = comparison(runs)
     return every[every.groupby("cell")["window"].transform("nunique") > 1]

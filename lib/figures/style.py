@@ -283,6 +283,27 @@ def spread(positions, gap: float, low: float, high: float) -> np.ndarray:
     return result
 
 
+def name_beside(ax, name: str, end, height: float, colour, size):
+    """Write a name on the right of axes at a ``height`` (0..1), with a leader line from ``end``, a
+    point (x, y) of the data; the limits of the axes must be set.
+
+    The leader is a plain line: an arrow is shortened by bisection, whose outcome, and with it
+    pixels, differs between processors.
+    """
+    x, y = (ax.transData + ax.transAxes.inverted()).transform(end)
+    leader = {"color": colour, "lw": 0.5, "zorder": 1, "clip_on": False}
+    ax.plot([x, 1.06], [y, height], transform=ax.transAxes, **leader)
+    look = {"size": size, "color": _readable(colour), "va": "center"}
+    ax.text(1.08, height, name, transform=ax.transAxes, **look)
+
+
+def _readable(colour) -> tuple:
+    """A colour dark enough for small text on white."""
+    red, green, blue = mpl.colors.to_rgb(colour)
+    light = 0.299 * red + 0.587 * green + 0.114 * blue
+    return tuple(part * min(1, 0.52 / light) for part in (red, green, blue))
+
+
 def plotly_template() -> dict:
     """The same look for plotly's figures, on the ground of the page that shows them."""
     axis = {

@@ -2,6 +2,7 @@
 `lib.figures.select`, in the unit that is shown, and the captions of figures and tables.
 
 Accuracies are fractions in frames and percent here, their differences percentage points.
+``predictions``, where given, hold a row for each run and test image: key, image, label, prediction.
 """
 
 import numpy as np
@@ -23,7 +24,8 @@ def groups(
 ) -> pd.DataFrame:
     """Mean and own interval of the groups that have a value, in the shown unit, with their
     ``cell``: over seeds and test images where ``predictions`` of the runs are given
-    (`analysis.accuracies`), else over seeds (`analysis.summarise`).
+    (`analysis.accuracies`), else over seeds (`analysis.summarise`). Raises ValueError where none
+    has a value.
     """
     if predictions is not None and metric == "test_accuracy":
         table = analysis.accuracies(answers(frame, metric, by, predictions))

@@ -113,7 +113,7 @@ def _beside(shown, table, column, values, factor=1):
 
 
 def _windows_table(frames):
-    wide = select.wide(frames.runs)
+    wide = select.across_windows(frames.runs)
     if not len(wide):
         return
     base = select.main_window(wide)
